@@ -1,0 +1,46 @@
+"""Errors that a user can act on: each names the thing, the nearest right one and the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BenchError(Exception):
+    """A mistake of the input or the machine, told in one message without a traceback."""
+
+
+class UnknownName(BenchError):
+    """A name that is not in a table, with the nearest ones that are."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        super().__init__(f"no {kind} {name!r}; {nearest(name, known)}{hint and '; ' + hint}")
+
+
+class TaskFileError(BenchError):
+    """A task file that cannot be used, named with its key."""
+
+    def __init__(self, path: object, key: str, problem: str) -> None:
+        super().__init__(f"{path}: {key}: {problem}" if key else f"{path}: {problem}")
+
+
+class MissingData(BenchError):
+    """The images of a task are not on this machine."""
+
+
+class MissingWeights(BenchError):
+    """The weights of a model are not on this machine and cannot be had."""
+
+
+class UnreadableImages(BenchError):
+    """Images that cannot be decoded, each named with the reason."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names a wrong one was probably meant to be, or all of them if few."""
+    names = sorted(set(known))
+    folded = {n.casefold(): n for n in names}
+    near = [folded[n] for n in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if not names:
+        return "none is known"
+    return f"known: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
