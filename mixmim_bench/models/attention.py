@@ -1,0 +1,199 @@
+"""Window attention with Swin's relative position bias, and the transformer block around it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp, resize_rel_pos_bias_table, trunc_normal_, use_fused_attn
+from timm.models.swin_transformer import get_relative_position_index
+from torch import Tensor, nn
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows of `window_size` (h, w); N = h * w tokens each.
+
+    The bias of a window is a gather from a small learnt table. While gradients are off the gathered
+    form is kept (`_kept_bias`) and checked against the table before each use.
+    """
+
+    fused_attn: torch.jit.Final[bool]
+    relative_position_index: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
+        self.fused_attn = use_fused_attn()
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+        self.window_size = window_size
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty(self._table_rows(window_size), num_heads, **factory)
+        )
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self._index_windows()
+
+    @staticmethod
+    def _table_rows(window_size: tuple[int, int]) -> int:
+        return (2 * window_size[0] - 1) * (2 * window_size[1] - 1)
+
+    def _index_windows(self) -> None:
+        index = get_relative_position_index(
+            *self.window_size, device=self.relative_position_bias_table.device
+        )
+        self.register_buffer("relative_position_index", index, persistent=False)
+        self._drop_kept_bias()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill the index again, for timm's loaders that build on the meta device."""
+        self._index_windows()
+
+    @torch.no_grad()
+    def set_window_size(self, window_size: tuple[int, int]) -> None:
+        """Change the window; the bias table is interpolated as timm does for Swin."""
+        if window_size == self.window_size:
+            return
+        old = self.relative_position_bias_table
+        table = resize_rel_pos_bias_table(
+            old,
+            new_window_size=window_size,
+            new_bias_shape=(self._table_rows(window_size), self.num_heads),
+            old_window_size=self.window_size,
+        )
+        self.window_size = window_size
+        self.relative_position_bias_table = nn.Parameter(table, requires_grad=old.requires_grad)
+        self._index_windows()
+
+    # -- the gathered bias, kept only while nothing can need its gradient --------------------------
+
+    def _drop_kept_bias(self) -> None:
+        self._kept_bias: tuple[Tensor, int, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> "WindowAttention":
+        self._drop_kept_bias()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WindowAttention":
+        self._drop_kept_bias()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._drop_kept_bias()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are made without the kept bias."""
+        return {**self.__dict__, "_kept_bias": None}
+
+    def _gather_bias(self) -> Tensor:
+        """Look the bias of every pair of tokens up in the table: (heads, N, N)."""
+        tokens = self.window_size[0] * self.window_size[1]
+        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
+        return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
+
+    def position_bias(self, dtype: torch.dtype) -> Tensor:
+        """Return the relative position bias as (heads, N, N), gathered once while gradients are off."""
+        if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return self._gather_bias().to(dtype)
+        table = self.relative_position_bias_table
+        if self._kept_bias is not None:
+            seen, version, bias = self._kept_bias
+            # A write through `.data` does not raise the version, so on a CPU, where it costs no
+            # synchronisation, the numbers themselves are compared.
+            if (
+                bias.dtype == dtype
+                and version == _version(table)
+                and (not table.is_cpu or torch.equal(seen, table))
+            ):
+                return bias
+        with torch.inference_mode(False), torch.no_grad():  # usable outside of inference mode too
+            bias = self._gather_bias().to(dtype)
+            self._kept_bias = (table.detach().clone(), _version(table), bias)
+        return bias
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend inside each window.
+
+        x: tokens, (B, windows, N, C). mask: 0 where a query may see a key and -inf where not,
+        (windows, 1, N, N). Returns (B, windows, N, C).
+        """
+        B, windows, N, C = x.shape
+        qkv = self.qkv(x).reshape(B, windows, N, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, windows, heads, N, head_dim)
+        bias = self.position_bias(q.dtype)
+        if mask is not None:
+            bias = bias + mask.to(q.dtype)  # (windows, heads, N, N)
+        x = self._attend_fused(q, k, v, bias) if self.fused_attn else self._attend(q, k, v, bias)
+        x = x.transpose(2, 3).reshape(B, windows, N, C)
+        return self.proj_drop(self.proj(x))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        attention = (q * self.scale) @ k.transpose(-2, -1) + bias
+        return self.attn_drop(attention.softmax(dim=-1)) @ v
+
+    def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """Call torch's fused kernels, which want four dimensions.
+
+        Windows that share one bias join the batch, so that nothing is copied; windows with masks of
+        their own join the heads, so that one bias serves the whole batch.
+        """
+        join = (0, 1) if bias.ndim == 3 else (1, 2)
+        out = F.scaled_dot_product_attention(
+            q.flatten(*join),
+            k.flatten(*join),
+            v.flatten(*join),
+            attn_mask=bias.flatten(0, -3).unsqueeze(0),
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+        )
+        return out.reshape(q.shape)
+
+
+def _version(table: Tensor) -> int:
+    """Count the in-place changes of a tensor; a tensor made in inference mode keeps no count."""
+    return -1 if table.is_inference() else table._version
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block on tokens that lie window by window."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        proj_drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        norm_layer: type[nn.Module] = nn.LayerNorm,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.norm1 = norm_layer(dim, **factory)
+        self.attn = WindowAttention(dim, num_heads, window_size, qkv_bias, attn_drop, proj_drop, **factory)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.norm2 = norm_layer(dim, **factory)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop, **factory)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map tokens (B, windows, N, C) to the same shape; stochastic depth drops whole images."""
+        x = x + self.drop_path(self.attn(self.norm1(x), mask))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
