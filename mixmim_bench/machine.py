@@ -1,0 +1,170 @@
+"""The machine at hand: device, threads and memory, and what a record says of them."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+
+import mixmim_bench
+from mixmim_bench.errors import BenchError
+
+PRECISIONS = ("float32", "bfloat16")
+_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "accelerate", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where and how the suite computes."""
+
+    device: str
+    precision: str = "float32"
+    batch_size: int = 64  # images at a time when nothing is learnt; never changes a result
+    workers: int = 0  # processes that decode images
+
+    def autocast(self) -> torch.autocast:
+        """Compute in the chosen precision; parameters stay float32."""
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def matmul_gmacs_per_s(self) -> float:
+        """Measure the matrix-multiply peak in multiply-adds, the best of a few large products."""
+        n = 1024
+        kind = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        a = torch.randn(n, n, device=self.device, dtype=kind)
+        best = 0.0
+        for _ in range(5):
+            clock = time.perf_counter()
+            (a @ a)[0, 0].item()
+            best = max(best, n**3 / (time.perf_counter() - clock) / 1e9)
+        return best
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a speed depends on."""
+        cuda = self.device.startswith("cuda")
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else _processor(),
+            "threads": torch.get_num_threads(),
+        }
+
+
+def open_machine(
+    device: str = "auto",
+    precision: str = "float32",
+    threads: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Machine:
+    """Choose the device ('auto': a GPU if there is one) and set the number of threads.
+
+    Raises BenchError for a device that is not there.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return Machine(device=device, precision=precision, batch_size=batch_size, workers=workers)
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """Say which code makes a result: this package, its commit if it is a checkout, and libraries."""
+    versions = {name: metadata.version(name) for name in _LIBRARIES}
+    return {
+        "mixmim_bench": mixmim_bench.__version__,
+        **_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """Read the commit of the checkout that the package runs from; nothing if it was installed."""
+    root = Path(mixmim_bench.__file__).parent.parent
+    if not (root / ".git").exists():
+        return {}
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of a GPU or of the machine."""
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, Exception):
+        return False
+    texts = ("std::bad_alloc", "not enough memory", "out of memory")
+    return should_reduce_batch_size(error) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    )
+
+
+def _available_bytes() -> int:
+    """Read how much memory this process may still take, a container's limit included."""
+    available = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        if limit != "max":
+            available = min(available, max(int(limit) - used, 0))
+    except (OSError, ValueError):
+        pass
+    return available
+
+
+@contextmanager
+def memory_errors(machine: Machine) -> Iterator[None]:
+    """Turn the end of memory into an error that can be handled.
+
+    On Linux a process that takes too much is killed without a word. With a limit on its data just
+    under what the machine has left, the allocation fails instead, and the batch can be halved.
+    """
+    if not machine.device.startswith("cpu") or os.name != "posix" or platform.system() != "Linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    limit = held + int(0.95 * _available_bytes())
+    ceilings = [limit] + [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(ceilings), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -1,0 +1,199 @@
+"""The nouns of the suite: frozen descriptions that hold only JSON values.
+
+Nothing here imports torch: a plan can be made, hashed, stored and shown without building a model.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+RECORD_SCHEMA = 1
+
+ROLES = ("train", "val", "test")
+
+
+def canonical_json(value: Any) -> str:
+    """Write JSON in the one form that is hashed: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Hash a JSON value: the first `length` hexadecimal digits of the SHA-256 of its canonical form."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSpec:
+    """A published checkpoint of a backbone."""
+
+    name: str
+    file: str  # the file name that is looked for in the cache folder
+    url: str = ""  # empty: has to be fetched by hand from `home`
+    home: str = ""
+    sha256: str = ""  # the digest, or as much of its start as was published
+    pretraining: str = ""
+    finetuned: bool = False
+    published: Mapping[str, float] = field(default_factory=dict)  # metric -> percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A backbone: a timm architecture with its keyword arguments and its published weights.
+
+    Preprocessing is that of the architecture's timm configuration.
+    """
+
+    name: str
+    arch: str
+    aliases: tuple[str, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: tuple[WeightsSpec, ...] = ()
+    reference: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """A dataset, which slices of it play train, val and test, and its official metrics.
+
+    Read from one TOML file by `mixmim_bench.data.taskfile`; `tasks/README.md` tells what each key means.
+    """
+
+    name: str
+    path: str
+    version: int
+    kind: str
+    title: str
+    num_classes: int
+    metrics: tuple[str, ...]
+    suites: tuple[str, ...]
+    layouts: tuple[str, ...]
+    options: Mapping[str, Any]
+    counts: Mapping[str, int]
+    split: Mapping[str, str]
+    root: str = ""
+    image_size: int = 0  # 0: the model's own
+    crop_pct: float = 0.0  # 0: the model's own
+    forbid: tuple[str, ...] = ()
+    skip_unreadable: bool = False
+    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reference: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One thing to do: judge a model on a task under a protocol, with everything resolved.
+
+    `weights`, `preprocessing`, `data` and `protocol` are what `resolve` found: no value is 'auto'.
+    """
+
+    model: ModelSpec
+    weights: Mapping[str, Any]  # kind, name, sha256; path is where the file is here
+    preprocessing: Mapping[str, Any]  # size (h, w), crop_pct, interpolation, mean, std
+    task: TaskSpec
+    data: Mapping[str, Any]  # fingerprint; layout and root are where the images are here
+    protocol: Mapping[str, Any]  # name, version and every hyper-parameter
+    seed: int
+    precision: str
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the result, and nothing else: no path, no machine, no commit."""
+        weights = {k: v for k, v in self.weights.items() if k in ("kind", "sha256")}
+        task = self.task
+        return {
+            "arch": self.model.arch,
+            "kwargs": dict(self.model.kwargs),
+            "weights": weights,
+            "preprocessing": dict(self.preprocessing),
+            "task": {
+                "name": task.name,
+                "version": task.version,
+                "num_classes": task.num_classes,
+                "metrics": list(task.metrics),
+                "split": dict(task.split),
+                "forbid": sorted(task.forbid),
+                "skip_unreadable": task.skip_unreadable,
+            },
+            "data": self.data["fingerprint"],
+            "protocol": dict(self.protocol),
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+
+    @property
+    def run_id(self) -> str:
+        """The hash of the identity; two runs with one id would give one result."""
+        return digest(self.identity())
+
+    @property
+    def label(self) -> str:
+        """Name the run for people."""
+        seed = f" seed {self.seed}" if self.seed else ""
+        return f"{self.model.name} · {self.task.name} · {self.protocol['name']}{seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one image costs a model at one size; measured once per machine and kept.
+
+    `gmacs` counts multiply-adds, with fvcore's rule (5 operations an element for a LayerNorm).
+    """
+
+    model: str
+    arch: str
+    image_size: tuple[int, int]
+    precision: str
+    device: str
+    threads: int
+    params_m: float
+    gmacs: float
+    uncounted: tuple[str, ...]  # operations that multiply and that a counter left out
+    images_per_s: float
+    batch_size: int
+    peak_memory_mb: float
+
+    @staticmethod
+    def key(
+        arch: str,
+        kwargs: Mapping[str, Any],
+        image_size: tuple[int, int],
+        precision: str,
+        machine: Mapping[str, Any],
+    ) -> str:
+        """Identify a measurement: what was measured, and on what."""
+        return digest(
+            {
+                "arch": arch,
+                "kwargs": dict(kwargs),
+                "image_size": list(image_size),
+                "precision": precision,
+                "machine": dict(machine),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What came of a run: scores, or the error in their place. One JSON document."""
+
+    run_id: str
+    model: Mapping[str, Any]
+    task: Mapping[str, Any]
+    protocol: Mapping[str, Any]
+    seed: int
+    precision: str
+    image_size: tuple[int, int]
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+    schema: int = RECORD_SCHEMA
+
+    def to_json(self) -> str:
+        """Write the record as the text of its file."""
+        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
