@@ -1,0 +1,78 @@
+"""Lists of images with labels, in CSV files."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mixmim_bench.data.images import Files, Part
+from mixmim_bench.data.layout import LayoutError
+
+
+class CSVList:
+    """One CSV file a part, with the columns `path` (below the root) and `label`.
+
+    Labels that are all whole numbers are taken as they are; names are ranked in sorted order. The id
+    of an image is its path.
+    """
+
+    def __init__(self, root: Path, parts: Sequence[str], files: Mapping[str, str]) -> None:
+        self.root = root
+        self.parts = tuple(parts)
+        self.files = dict(files)
+        for part in self.parts:
+            if part not in self.files:
+                raise LayoutError(f"no CSV file is named for the part {part!r}", "data.options.files")
+
+    def missing(self) -> str:
+        absent = [str(self._file(p)) for p in self.parts if not self._file(p).is_file()]
+        return f"list files {', '.join(absent)}" if absent else ""
+
+    def _file(self, part: str) -> Path:
+        return self.root / self.files[part]
+
+    @cached_property
+    def _rows(self) -> dict[str, list[tuple[str, str]]]:
+        return {part: self._read(part) for part in self.parts}
+
+    def _read(self, part: str) -> list[tuple[str, str]]:
+        path = self._file(part)
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            absent = {"path", "label"} - set(reader.fieldnames or ())
+            if absent:
+                raise LayoutError(f"{path} has no column {' or '.join(sorted(absent))!s}")
+            rows = []
+            for row in reader:
+                if not row["path"] or not row["label"]:
+                    raise LayoutError(f"{path}:{reader.line_num}: path or label is empty")
+                rows.append((Path(row["path"]).as_posix(), row["label"].strip()))
+        if not rows:
+            raise LayoutError(f"{path} lists no image")
+        return rows
+
+    def classes(self) -> Sequence[str]:
+        return self._classes
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        names = {label for rows in self._rows.values() for _, label in rows}
+        if all(name.isdecimal() for name in names):
+            return tuple(str(i) for i in range(max(int(name) for name in names) + 1))
+        return tuple(sorted(names))
+
+    def part(self, name: str) -> Part:
+        """List the images of a part; raises LayoutError for one that is listed but absent."""
+        rank = {class_name: label for label, class_name in enumerate(self._classes)}
+        numbered = all(c.isdecimal() for c in self._classes)
+        paths = np.array([path for path, _ in self._rows[name]])
+        absent = [path for path in paths if not (self.root / path).is_file()]
+        if absent:
+            raise LayoutError(
+                f"{self._file(name)} lists {len(absent)} images that are not there, such as "
+                f"{self.root / absent[0]}"
+            )
+        labels = [rank[str(int(x)) if numbered else x] for _, x in self._rows[name]]
+        return Part(paths, np.array(labels, dtype=np.int64), Files(self.root, paths))

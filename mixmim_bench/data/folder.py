@@ -1,0 +1,82 @@
+"""Class folders: `PART/CLASS/**/IMAGE`."""
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mixmim_bench.data.images import EXTENSIONS, Files, Part
+from mixmim_bench.data.layout import LayoutError
+
+
+class ImageFolder:
+    """One folder a part, in it one folder a class, in it images at any depth.
+
+    Labels are the ranks of the sorted class names, and every part must have the same classes. The id
+    of an image is its path below the root.
+    """
+
+    def __init__(self, root: Path, parts: Sequence[str]) -> None:
+        self.root = root
+        self.parts = tuple(parts)
+
+    def missing(self) -> str:
+        absent = [str(self.root / part) for part in self.parts if not (self.root / part).is_dir()]
+        return f"class folders {', '.join(absent)}" if absent else ""
+
+    def classes(self) -> Sequence[str]:
+        return self._classes
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        found = {part: _class_folders(self.root / part) for part in self.parts}
+        everything = sorted(set().union(*found.values()))
+        for part, names in found.items():
+            lacking = sorted(set(everything) - set(names))
+            if lacking:
+                raise LayoutError(
+                    f"{self.root / part} has no class folder {_some(lacking)}, and another part has"
+                )
+        return tuple(everything)
+
+    def part(self, name: str) -> Part:
+        """List `root/name`; raises LayoutError for a class folder without images."""
+        paths: list[str] = []
+        labels: list[int] = []
+        empty: list[str] = []
+        for label, class_name in enumerate(self._classes):
+            images = sorted(_images_below(self.root, f"{name}/{class_name}"))
+            if not images:
+                empty.append(str(self.root / name / class_name))
+            paths += images
+            labels += [label] * len(images)
+        if empty:
+            raise LayoutError(f"no image in the class folder {_some(empty)}")
+        listed = np.array(paths)
+        return Part(listed, np.array(labels, dtype=np.int64), Files(self.root, listed))
+
+
+def _class_folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+
+
+def _images_below(root: Path, folder: str) -> list[str]:
+    found: list[str] = []
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = f"{folder}/{entry.name}"
+            if entry.is_dir():
+                found += _images_below(root, path)
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122 (fast)
+                found.append(path)
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -1,0 +1,142 @@
+"""Images as they lie in files or arrays, and their decoding to RGB."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
+)
+
+
+class UnreadableImage(Exception):
+    """One image that cannot be decoded."""
+
+
+class Images(Protocol):
+    """A sequence of images that are decoded when asked for."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, row: int) -> Image.Image:
+        """Decode one image to RGB; raises UnreadableImage."""
+
+    def name(self, row: int) -> str:
+        """Name one image for people."""
+
+    def stamp(self, row: int) -> str:
+        """Say what would change if the image did: its size and time, or its digest."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images in files; `paths` are relative to `root`."""
+
+    root: Path
+    paths: np.ndarray  # (n,) of str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, row: int) -> Image.Image:
+        try:
+            with Image.open(self.name(row)) as image:
+                return to_rgb(image)
+        except Exception as error:  # PIL raises many kinds, down to struct.error
+            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+    def name(self, row: int) -> str:
+        return str(self.root / str(self.paths[row]))
+
+    def stamp(self, row: int) -> str:
+        status = Path(self.name(row)).stat()
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images in memory: uint8 pixels, (n, h, w) or (n, h, w, 3)."""
+
+    pixels: np.ndarray
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def load(self, row: int) -> Image.Image:
+        return Image.fromarray(self.pixels[row]).convert("RGB")
+
+    def name(self, row: int) -> str:
+        return f"{self.source}[{row}]"
+
+    def stamp(self, row: int) -> str:
+        return hashlib.sha256(self.pixels[row].tobytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Some images of others, in the order of `rows`; each row is (member, row in it)."""
+
+    members: tuple[Images, ...]
+    rows: np.ndarray  # (n, 2) int64
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _find(self, row: int) -> tuple[Images, int]:
+        member, inner = self.rows[row]
+        return self.members[member], int(inner)
+
+    def load(self, row: int) -> Image.Image:
+        images, inner = self._find(row)
+        return images.load(inner)
+
+    def name(self, row: int) -> str:
+        images, inner = self._find(row)
+        return images.name(inner)
+
+    def stamp(self, row: int) -> str:
+        images, inner = self._find(row)
+        return images.stamp(inner)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a dataset: images with their canonical ids and their labels."""
+
+    ids: np.ndarray  # (n,) of str
+    labels: np.ndarray  # (n,) int64
+    images: Images
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> "Part":
+        """Keep some rows, in the order given."""
+        inner = np.stack([np.zeros_like(rows), rows], axis=1)
+        return Part(self.ids[rows], self.labels[rows], Taken((self.images,), inner))
+
+
+def join(parts: Sequence[Part]) -> Part:
+    """Put parts behind one another."""
+    rows = [(member, row) for member, part in enumerate(parts) for row in range(len(part))]
+    return Part(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        Taken(tuple(part.images for part in parts), np.array(rows, dtype=np.int64).reshape(-1, 2)),
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert as torchvision's and timm's loaders do, but keep the upper bits of 16-bit images."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        if values.max(initial=0) > 255:
+            values = values / 257.0
+        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    return image.convert("RGB")
