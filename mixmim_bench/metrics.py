@@ -1,0 +1,45 @@
+"""Metrics by name: per-item statistics of class scores, and their summary with an interval."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mixmim_bench.stats import wilson
+
+
+def _hits(k: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def hits(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Whether the label is among the k best scores; a tie counts against the prediction."""
+        own = scores[np.arange(len(y)), y][:, None]
+        better = (scores > own).sum(axis=1)
+        tied = (scores == own).sum(axis=1) - 1
+        return (better + tied) < min(k, scores.shape[1])
+
+    return hits
+
+
+# name -> (y (n,), scores (n, K)) -> which items are right (n,)
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "top1": _hits(1),
+    "top5": _hits(5),
+}
+
+
+def score(metric: str, y: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+    """Score predictions: value as a fraction, its 95 % interval and how that was made, and n.
+
+    y: labels (n,). scores: the higher the likelier, (n, K). Raises ValueError for scores that are not
+    numbers: they have no order.
+    """
+    if np.isnan(scores).any():
+        raise ValueError("some scores of the classes are not numbers: the training diverged")
+    items = METRICS[metric](y, scores)
+    low, high = wilson(int(items.sum()), len(items))
+    return {
+        "value": float(items.mean()),
+        "low": low,
+        "high": high,
+        "interval": "wilson",
+        "n": len(items),
+    }

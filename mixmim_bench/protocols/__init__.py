@@ -1,0 +1,145 @@
+"""How a backbone is judged: one module a protocol, found by scanning this folder.
+
+A module names its class in `PROTOCOL`: a frozen dataclass whose fields are the hyper-parameters, with
+`name`, `title`, `kind` and `version` (raised when scores may change) as class variables, and `presets`:
+name -> what changes. The effective values are: defaults < preset < the task file's `[recipe.<name>]`.
+
+A protocol is given train and val only. It chooses on val what there is to choose and returns a `Fitted`,
+which is then asked once for the scores of test. Its module's top-level imports are the standard library's.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from mixmim_bench.errors import BenchError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mixmim_bench.bench import Split, Workbench
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of the classes for images, with the images' ids and labels."""
+
+    ids: "np.ndarray"  # (n,) of str
+    y: "np.ndarray"  # (n,)
+    scores: "np.ndarray"  # (n, K), the higher the likelier; -inf where a class was never seen
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A judged backbone: what was chosen, and how to score images that were not seen."""
+
+    predict: "Callable[[Split], Predictions]"
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    arrays: "Mapping[str, np.ndarray]" = field(default_factory=dict)  # curves, kept beside the record
+    notes: tuple[str, ...] = ()
+
+
+class Judge(Protocol):
+    """What a protocol class offers."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    kind: ClassVar[str]
+    version: ClassVar[int]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Count the images that pass through the backbone: `forward` and `train` (also backward).
+
+        counts: role -> images.
+        """
+
+    def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
+        """Judge the backbone of the bench on train and val."""
+
+
+@cache
+def load_protocols() -> Mapping[tuple[str, str], type[Judge]]:
+    """Scan this folder: (name, kind) -> protocol class; raises ValueError if two share a key."""
+    table: dict[tuple[str, str], type[Judge]] = {}
+    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
+        found = getattr(importlib.import_module(module.name), "PROTOCOL", None)
+        if found is None:
+            continue
+        if (found.name, found.kind) in table:
+            raise ValueError(f"two protocols are called {found.name!r} for {found.kind}")
+        table[found.name, found.kind] = found
+    return MappingProxyType(table)
+
+
+def kinds() -> tuple[str, ...]:
+    """Name the kinds of task that some protocol can judge."""
+    return tuple(sorted({kind for _, kind in load_protocols()}))
+
+
+def find_protocol(name: str, kind: str) -> type[Judge]:
+    """Find a protocol by name and kind of task; raises BenchError."""
+    table = load_protocols()
+    if (name, kind) not in table:
+        known = [known for known, of_kind in table if of_kind == kind]
+        raise BenchError(f"no protocol {name!r} for {kind} tasks; {nearest(name, known)}")
+    return table[name, kind]
+
+
+def check_values(cls: type[Judge], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the names and types of hyper-parameters; raises BenchError, which names the wrong one."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    checked = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise BenchError(f"unknown key {key!r}; {nearest(key, fields)}")
+        default = fields[key].default
+        if type(default) is float and type(value) is int:
+            value = float(value)
+        if type(default) is tuple and type(value) is list:
+            value = tuple(value)
+        if type(value) is not type(default):
+            raise BenchError(f"{key} must be like {default!r}, not {value!r}")
+        checked[key] = value
+    return checked
+
+
+def resolve_protocol(
+    name: str, kind: str, preset: str, recipe: Mapping[str, Any], random_weights: bool
+) -> dict[str, Any]:
+    """Give every hyper-parameter its value, with the protocol's name and version.
+
+    preset: a name, or 'auto' for the one named 'random' if the weights are random and there is one.
+    """
+    cls = find_protocol(name, kind)
+    changes: Mapping[str, Any] = {}
+    if preset == AUTO:
+        changes = cls.presets.get("random", {}) if random_weights else {}
+    elif preset in cls.presets:
+        changes = cls.presets[preset]
+    elif preset not in all_presets():
+        raise BenchError(f"no preset {preset!r}; {nearest(preset, [AUTO, *all_presets()])}")
+    protocol = cls(**check_values(cls, {**changes, **recipe}))
+    values = {f.name: getattr(protocol, f.name) for f in dataclasses.fields(cls)}
+    values = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+    return {"name": name, "version": cls.version, **values}
+
+
+def all_presets() -> tuple[str, ...]:
+    """Name the presets of all protocols."""
+    return tuple(sorted({preset for cls in load_protocols().values() for preset in cls.presets}))
+
+
+def build_protocol(values: Mapping[str, Any], kind: str) -> Judge:
+    """Make the protocol that `resolve_protocol` described."""
+    cls = find_protocol(values["name"], kind)
+    own = {key: value for key, value in values.items() if key not in ("name", "version")}
+    return cls(**check_values(cls, own))
