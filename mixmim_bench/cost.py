@@ -1,0 +1,205 @@
+"""What a model costs: parameters and multiply-adds by two counters, speed and memory by measuring.
+
+One multiply-add is one "FLOP" in the papers, in fvcore and in timm. `gmacs` is fvcore's total: what
+multiplies in convolutions, linear layers and attention, plus 5 operations an element for a LayerNorm.
+"""
+
+import json
+import logging
+import math
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixmim_bench.errors import BenchError
+from mixmim_bench.machine import Machine, open_machine
+from mixmim_bench.models.build import create
+from mixmim_bench.specs import Cost, ModelSpec
+
+# Operations that multiply: a count that left one of them out is marked.
+MULTIPLYING = (
+    "aten::scaled_dot_product_attention",
+    "aten::baddbmm",
+    "aten::_transformer_encoder_layer_fwd",
+    "aten::_native_multi_head_attention",
+    "aten::einsum",
+    "aten::conv_transpose2d",
+)
+_MAC_OPERATORS = (
+    "conv",
+    "linear",
+    "matmul",
+    "addmm",
+    "bmm",
+    "einsum",
+    "scaled_dot_product_attention",
+)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What torch's counter finds for one image."""
+
+    params: int
+    macs: int  # multiply-adds of convolutions, linear layers, matrix products and attention
+    total: int  # with fvcore's 5 operations an element of a LayerNorm
+
+
+@dataclass(frozen=True)
+class FvcoreCount:
+    """What fvcore finds for one image."""
+
+    total: int
+    macs: int  # the part that torch's counter counts too
+    uncounted: tuple[str, ...]  # operations that multiply and were left out
+
+
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count fused attention, which fvcore leaves out: q k^T and the product with v."""
+    del outputs
+    q, k, v = (value.type().sizes() for value in inputs[:3])
+    return math.prod(q[:-2]) * q[-2] * k[-2] * (q[-1] + v[-1])
+
+
+def count_macs(model: ModelSpec, image_size: tuple[int, int], num_classes: int | None = None) -> Count:
+    """Count parameters and multiply-adds on the meta device: no memory, no computing.
+
+    Without `num_classes` the model has its own classifier.
+    """
+    layer_norm = torch.ops.aten.native_layer_norm
+    with torch.device("meta"):
+        network = _with_classes(model, image_size, num_classes).eval()
+        image = torch.empty(1, 3, *image_size)
+        with FlopCounterMode(display=False, custom_mapping={layer_norm: _layer_norm_flops}) as counter:
+            network(image)
+    by_operator = counter.get_flop_counts()["Global"]
+    total = sum(by_operator.values()) // 2  # this counter has two operations a multiply-add
+    return Count(_parameters(network), total - by_operator.get(layer_norm, 0) // 2, total)
+
+
+def _layer_norm_flops(shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    del args, kwargs
+    return 2 * 5 * math.prod(shape)
+
+
+def count_fvcore(network: nn.Module, image_size: tuple[int, int]) -> FvcoreCount:
+    """Count one image by fvcore, attention included.
+
+    The trace runs with gradients on: without them torch takes paths that fvcore cannot see.
+    """
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        analysis = (
+            FlopCountAnalysis(network.eval(), torch.zeros(1, 3, *image_size))
+            .unsupported_ops_warnings(False)
+            .uncalled_modules_warnings(False)
+            .tracer_warnings("none")
+            .set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        )
+        by_operator = analysis.by_operator()
+        left_out = tuple(op for op in analysis.unsupported_ops() if op in MULTIPLYING)
+    macs = sum(int(by_operator.get(name, 0)) for name in _MAC_OPERATORS)
+    return FvcoreCount(int(analysis.total()), macs, left_out)
+
+
+def _with_classes(model: ModelSpec, image_size: tuple[int, int], num_classes: int | None) -> nn.Module:
+    if num_classes is not None:
+        return create(model, image_size, num_classes)
+    import timm
+
+    config = timm.models.get_pretrained_cfg(model.arch)
+    return create(model, image_size, config.num_classes if config else 0)
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# -- speed and memory, in a fresh process ------------------------------------------------------------
+
+
+def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> Cost:
+    """Measure a model at one size in a child process of its own; raises BenchError if that fails."""
+    request = {
+        "model": {"name": model.name, "arch": model.arch, "kwargs": dict(model.kwargs)},
+        "image_size": list(image_size),
+        "device": machine.device,
+        "precision": machine.precision,
+        "threads": torch.get_num_threads(),
+    }
+    command = [sys.executable, "-m", "mixmim_bench.cost", json.dumps(request)]
+    child = subprocess.run(command, capture_output=True, text=True)
+    if child.returncode != 0:
+        last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        raise BenchError(f"the cost of {model.name} could not be measured: {last[0]}")
+    values = json.loads(child.stdout.strip().splitlines()[-1])
+    return Cost(
+        model=model.name,
+        arch=model.arch,
+        image_size=image_size,
+        precision=machine.precision,
+        **{**machine.describe(), **values, "uncounted": tuple(values["uncounted"])},
+    )
+
+
+def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.0) -> dict[str, Any]:
+    """Count, then time forward passes: the median of up to `repeats` batches, or of what fits."""
+    machine = open_machine(request["device"], request["precision"], request["threads"])
+    model = ModelSpec(**request["model"])
+    size = (request["image_size"][0], request["image_size"][1])
+    torch.manual_seed(0)
+    before = _peak_memory_mb()
+    network = _with_classes(model, size, None).to(machine.device).eval()
+    cuda = machine.device.startswith("cuda")
+    counted = count_macs(model, size)
+    # a batch of about the work of four images of a base model at 224 pixels, sixteen times that on a GPU
+    batch_size = max(1, min(64, round((16 if cuda else 1) * 65e9 / max(counted.macs, 1))))
+    images = torch.randn(batch_size, 3, *size, device=machine.device)
+    times: list[float] = []
+    with torch.inference_mode(), machine.autocast():
+        network(images)
+        while len(times) < repeats and sum(times) < seconds:
+            clock = time.perf_counter()
+            network(images)
+            if cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - clock)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory_mb() - before
+    by_fvcore = count_fvcore(network.cpu().float(), size)
+    uncounted = by_fvcore.uncounted
+    if by_fvcore.macs != counted.macs and not uncounted:
+        uncounted = (f"the counters differ: {by_fvcore.macs} and {counted.macs} multiply-adds",)
+    return {
+        "params_m": counted.params / 1e6,
+        "gmacs": by_fvcore.total / 1e9,
+        "uncounted": uncounted,
+        "images_per_s": batch_size / statistics.median(times),
+        "batch_size": batch_size,
+        "peak_memory_mb": peak,
+    }
+
+
+def _peak_memory_mb() -> float:
+    """Read the most memory that this process ever held."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure_here(json.loads(sys.argv[1]))))

@@ -1,0 +1,85 @@
+"""From what was resolved to the list of runs; pure, so that a plan can be shown before any work."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixmim_bench.protocols import build_protocol, resolve_protocol
+from mixmim_bench.specs import ModelSpec, Run, TaskSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """A model with the weights that were found and its own preprocessing."""
+
+    spec: ModelSpec
+    weights: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskChoice:
+    """A task with the data that were found: fingerprint, layout, root, and images a role."""
+
+    spec: TaskSpec
+    data: Mapping[str, Any]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A run and the images that will pass through its backbone."""
+
+    run: Run
+    forward: int
+    train: int
+
+
+def plan(
+    models: Sequence[ModelChoice],
+    tasks: Sequence[TaskChoice],
+    protocols: Sequence[str],
+    seeds: Sequence[int],
+    preset: str,
+    precision: str,
+) -> list[Planned]:
+    """List the runs, ordered by model, task, protocol and seed.
+
+    So a backbone is built once, and the features of a task are extracted once. Raises BenchError for a
+    protocol that does not exist for the kind of a task.
+    """
+    planned = []
+    for model in models:
+        for task in tasks:
+            for protocol in protocols:
+                values = resolve_protocol(
+                    protocol,
+                    task.spec.kind,
+                    preset,
+                    task.spec.recipe.get(protocol, {}),
+                    random_weights=model.weights["kind"] == "random",
+                )
+                images = build_protocol(values, task.spec.kind).images(task.counts)
+                for seed in seeds:
+                    run = Run(
+                        model=model.spec,
+                        weights=model.weights,
+                        preprocessing=_at_size_of(task.spec, model.preprocessing),
+                        task=task.spec,
+                        data=task.data,
+                        protocol=values,
+                        seed=seed,
+                        precision=precision,
+                    )
+                    planned.append(Planned(run=run, **images))
+    return planned
+
+
+def _at_size_of(task: TaskSpec, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """Use the image size and the crop that the task states, else the model's own."""
+    changed = dict(preprocessing)
+    if task.image_size:
+        changed["size"] = [task.image_size, task.image_size]
+    if task.crop_pct:
+        changed["crop_pct"] = task.crop_pct
+    return changed

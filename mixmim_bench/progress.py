@@ -1,0 +1,102 @@
+"""What is running, how fast, and how long it will take: a live view, or plain lines without a terminal."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+Advance = Callable[[int], None]
+QUIET_S = 10.0  # between two plain lines of one stage
+
+
+class _Speed(TextColumn):
+    """Images per second."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
+
+
+class View:
+    """Shows the runs of a suite one after the other, and the stages of each.
+
+    work: GMACs of the whole plan, from which the time left is told.
+    """
+
+    def __init__(self, console: Console, work: float) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self.work = max(work, 1e-9)
+        self.done = 0.0  # GMACs
+        self.started = time.monotonic()
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            _Speed(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._whole: TaskID | None = None
+
+    def __enter__(self) -> "View":
+        if self.live:
+            self._bars.start()
+            self._whole = self._bars.add_task("all runs (GMACs)", total=round(self.work))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def finish_run(self, planned_work: float) -> None:
+        """Count what was planned as done, also where it was not needed (features were at hand)."""
+        self.done = planned_work
+        self._show_whole()
+
+    def _show_whole(self) -> None:
+        if self._whole is not None:
+            self._bars.update(self._whole, completed=round(self.done))
+
+    @contextmanager
+    def stage(self, name: str, total: int, work: float) -> Iterator[Advance]:
+        """Show a stage over `total` items, each of which costs `work` GMACs."""
+        bar = self._bars.add_task(f"  {name}", total=total) if self.live else None
+        count, started, said = 0, time.monotonic(), time.monotonic()
+
+        def advance(n: int) -> None:
+            nonlocal count, said
+            count += n
+            self.done += n * work
+            if bar is not None:
+                self._bars.advance(bar, n)
+                self._show_whole()
+            elif time.monotonic() - said > QUIET_S:
+                said = time.monotonic()
+                speed = count / (said - started)
+                left = (total - count) / speed
+                self.say(f"  {name}: {count}/{total}, {speed:.1f}/s, {left:.0f} s left")
+
+        try:
+            yield advance
+        finally:
+            if bar is not None:
+                self._bars.remove_task(bar)

@@ -1,0 +1,120 @@
+"""From names to what they stand for on this machine: models, weights, tasks and their images.
+
+The one impure step before `plan`; everything that can be wrong with the input is found here, before any
+work is done.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mixmim_bench.data.dataset import TaskData, find_data, open_task
+from mixmim_bench.data.taskfile import select_tasks
+from mixmim_bench.errors import BenchError, MissingData, MissingWeights
+from mixmim_bench.models.build import preprocessing
+from mixmim_bench.models.checkpoints import RANDOM, resolve_weights
+from mixmim_bench.models.registry import find_model
+from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, plan
+from mixmim_bench.protocols import AUTO
+from mixmim_bench.specs import ModelSpec, TaskSpec
+
+EMBEDDED = "embedded"
+PAPER = "paper"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What the user asked for."""
+
+    models: Sequence[str]
+    tasks: Sequence[str] = ()
+    suites: Sequence[str] = ()
+    protocols: Sequence[str] = ("linear", "finetune")
+    seeds: Sequence[int] = (0,)
+    weights: str = AUTO
+    preset: str = AUTO
+    precision: str = "float32"
+    data_root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The runs to do, and the images of each task by name."""
+
+    planned: list[Planned]
+    data: dict[str, TaskData] = field(default_factory=dict)
+
+
+def resolve(selection: Selection, say: Say) -> Resolved:
+    """Find everything and plan; `say` is told what was decided for the user. Raises BenchError."""
+    models = [find_model(name) for name in dict.fromkeys(selection.models)]
+    tasks = _tasks(selection, say)
+    chosen_models = [_choose_weights(model, tasks, selection.weights, say) for model in models]
+    data = {task.name: open_task(task, selection.data_root) for task in tasks}
+    chosen_tasks = [
+        TaskChoice(
+            spec=task,
+            data={
+                "fingerprint": data[task.name].fingerprint,
+                "layout": data[task.name].layout,
+                "root": data[task.name].root,
+            },
+            counts={role: len(part) for role, part in data[task.name].parts.items()},
+        )
+        for task in tasks
+    ]
+    planned = plan(
+        chosen_models,
+        chosen_tasks,
+        list(dict.fromkeys(selection.protocols)),
+        list(dict.fromkeys(selection.seeds)),
+        selection.preset,
+        selection.precision,
+    )
+    return Resolved(planned, data)
+
+
+def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:
+    """Select tasks; what is asked for by name must be there, of a suite what is there is taken."""
+    root = selection.data_root
+    if selection.tasks or selection.suites:
+        named = select_tasks(selection.tasks, ())
+        for task in named:
+            find_data(task, root)
+        of_suites = select_tasks((), selection.suites)
+    elif root is None:
+        say(
+            "No data root is set, so the 'embedded' suite runs, on real images inside installed packages. "
+            "For ImageNet-1K and the six transfer sets: --data-root FOLDER (see tasks/README.md)."
+        )
+        named, of_suites = [], select_tasks((), [EMBEDDED])
+    else:
+        named, of_suites = [], select_tasks((), [PAPER])
+    there = []
+    for task in of_suites:
+        try:
+            find_data(task, root)
+            there.append(task)
+        except MissingData as error:
+            say(f"Left out: {error}")
+    tasks = list({task.name: task for task in [*named, *there]}.values())
+    if not tasks:
+        raise MissingData("none of the tasks has its data on this machine; nothing to run")
+    return tasks
+
+
+def _choose_weights(model: ModelSpec, tasks: Sequence[TaskSpec], choice: str, say: Say) -> ModelChoice:
+    """Find the weights of a model. Only the embedded quick start goes on without pretrained ones."""
+    try:
+        weights = resolve_weights(model, choice)
+    except MissingWeights as error:
+        own = [task.name for task in tasks if EMBEDDED not in task.suites]
+        if own:
+            raise MissingWeights(f"{error} (asked for by {', '.join(own)})") from error
+        weights = dict(RANDOM)
+        say(f"{error}. The embedded suite goes on with RANDOM weights, and says so in every table.")
+    except BenchError as error:
+        raise type(error)(f"{model.name}: {error}") from error
+    return ModelChoice(spec=model, weights=weights, preprocessing=preprocessing(model))
