@@ -1,0 +1,62 @@
+"""What there is: models and tasks as rows, for people and programs."""
+
+from pathlib import Path
+from typing import Any
+
+from mixmim_bench.data.dataset import is_present
+from mixmim_bench.data.taskfile import load_tasks
+from mixmim_bench.specs import ModelSpec
+
+
+def list_models() -> list[dict[str, Any]]:
+    """Describe the registered models; parameters and GMACs are counted here and now."""
+    from mixmim_bench.models.registry import MODELS
+
+    return [_model_row(model) for model in MODELS]
+
+
+def _model_row(model: ModelSpec) -> dict[str, Any]:
+    from mixmim_bench.cost import count_macs
+    from mixmim_bench.models.build import own_size
+    from mixmim_bench.models.checkpoints import is_present as weights_present
+    from mixmim_bench.models.checkpoints import weights_folder
+
+    size = own_size(model)
+    count = count_macs(model, size)
+    return {
+        "name": model.name,
+        "arch": model.arch,
+        "aliases": list(model.aliases),
+        "params": count.params,
+        "gmacs": count.total / 1e9,
+        "input_size": f"{size[0]}x{size[1]}",
+        "reference": model.reference,
+        "weights": [
+            {
+                "name": weights.name,
+                "pretraining": weights.pretraining,
+                "url": weights.url,
+                "sha256": weights.sha256,
+                "published": dict(weights.published),
+                "path": str(weights_folder() / weights.file),
+                "present": weights_present(weights),
+            }
+            for weights in model.weights
+        ],
+    }
+
+
+def list_tasks(data_root: Path | None) -> list[dict[str, Any]]:
+    """Describe the suite's tasks, and whether their images are on this machine."""
+    return [
+        {
+            "name": task.name,
+            "suite": ", ".join(task.suites),
+            "kind": task.kind,
+            "classes": task.num_classes,
+            "images": sum(task.counts.values()) or None,
+            "metric": task.metrics[0],
+            "present": is_present(task, data_root),
+        }
+        for task in load_tasks().values()
+    ]
