@@ -1,0 +1,102 @@
+"""What the tests share: small networks, small real images, and the suite run as a user would."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import mixmim_bench.models  # noqa: F401 (registers the models)
+from mixmim_bench.cli import main
+
+TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num_classes": 7}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the user's cache and settings out of the tests."""
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MIXMIM_BENCH_DATA", raising=False)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., torch.nn.Module]:
+    """Build a small MixMIM with weights that make its layers matter."""
+
+    def build(seed: int = 0, **kwargs: object) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        model = timm.create_model("mixmim_base", **{"img_size": 64, **TINY, **kwargs})
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        return model
+
+    return build
+
+
+@pytest.fixture
+def run() -> Callable[..., Result]:
+    """Run a command of mixmim-bench in this process."""
+
+    def invoke(*args: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(main, [str(arg) for arg in args])
+        assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+        return result
+
+    return invoke
+
+
+def write_digits(folder: Path, per_class: int, classes: int = 3, start: int = 0) -> None:
+    """Write real digits as PNG files into class folders."""
+    data = load_digits()
+    for label in range(classes):
+        target = folder / f"digit {label}"
+        target.mkdir(parents=True, exist_ok=True)
+        rows = np.flatnonzero(data.target == label)[start : start + per_class]
+        for row in rows:
+            pixels = (data.images[row] * 15.9).astype(np.uint8)
+            Image.fromarray(pixels).resize((16, 16)).save(target / f"{row:04d}.png")
+
+
+TASK = """\
+schema = 1
+version = 1
+kind = "classification"
+title = "My digits"
+num_classes = 3
+metrics = ["top1"]
+
+[data]
+layouts = ["folder:ImageFolder"]
+root = "images"
+
+[image]
+size = 32
+
+[split]
+train = "train[:80%]"
+val = "train[80%:]"
+test = "val"
+
+[recipe.finetune]
+epochs = 2
+batch_size = 8
+warmup_epochs = 0.5
+"""
+
+
+@pytest.fixture
+def my_task(tmp_path: Path) -> Path:
+    """A user's own task: a TOML file and an image folder beside it."""
+    write_digits(tmp_path / "images" / "train", per_class=20)
+    write_digits(tmp_path / "images" / "val", per_class=10, start=20)
+    path = tmp_path / "mine.toml"
+    path.write_text(TASK)
+    return path

@@ -1,5 +1,6 @@
 """Window attention with Swin's relative position bias, and the transformer block around it."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -69,12 +70,14 @@ class WindowAttention(nn.Module):
         if window_size == self.window_size:
             return
         old = self.relative_position_bias_table
-        table = resize_rel_pos_bias_table(
-            old,
-            new_window_size=window_size,
-            new_bias_shape=(self._table_rows(window_size), self.num_heads),
-            old_window_size=self.window_size,
-        )
+        with warnings.catch_warnings():  # timm's interpolation indexes in a way that torch deprecates
+            warnings.simplefilter("ignore")
+            table = resize_rel_pos_bias_table(
+                old,
+                new_window_size=window_size,
+                new_bias_shape=(self._table_rows(window_size), self.num_heads),
+                old_window_size=self.window_size,
+            )
         self.window_size = window_size
         self.relative_position_bias_table = nn.Parameter(table, requires_grad=old.requires_grad)
         self._index_windows()

@@ -251,7 +251,7 @@ class MixMIM(nn.Module):
             for i in range(len(depths))
         ]
         self.norm = norm_layer(self.num_features, **factory)
-        self.pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True, input_fmt="NHWC")
+        self.pool = _new_pool(global_pool)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = self._new_head(num_classes, **factory)
         self.init_weights()
@@ -369,7 +369,7 @@ class MixMIM(nn.Module):
         """Put a new head (none for 0 classes), and maybe another pooling ('' for none)."""
         if global_pool is not None:
             self.global_pool = global_pool
-            self.pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True, input_fmt="NHWC")
+            self.pool = _new_pool(global_pool)
         self.num_classes = num_classes
         self.head = self._new_head(num_classes, **get_device_dtype(self))
 
@@ -462,6 +462,10 @@ def _check_size(img_size: Size, patch_size: Size) -> None:
                 f"a multiple of the patch size {patch} (near {side}: {below}, {above}); multiples of "
                 f"{8 * patch} need no padding in any stage"
             )
+
+
+def _new_pool(global_pool: str) -> SelectAdaptivePool2d:
+    return SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
 
 
 def _stage_grid(grid: Size, stage: int) -> Size:
