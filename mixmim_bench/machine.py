@@ -127,7 +127,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, Exception):
         return False
-    texts = ("std::bad_alloc", "not enough memory", "out of memory")
+    texts = ("std::bad_alloc", "not enough memory", "out of memory", "could not create a primitive")
     return should_reduce_batch_size(error) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )

@@ -114,7 +114,10 @@ def _choose_weights(model: ModelSpec, tasks: Sequence[TaskSpec], choice: str, sa
         if own:
             raise MissingWeights(f"{error} (asked for by {', '.join(own)})") from error
         weights = dict(RANDOM)
-        say(f"{error}. The embedded suite goes on with RANDOM weights, and says so in every table.")
+        say(
+            f"No pretrained weights of {model.name} are on this machine (mixmim-bench models tells what to "
+            "put where). The embedded suite goes on with RANDOM weights, and every table says so."
+        )
     except BenchError as error:
         raise type(error)(f"{model.name}: {error}") from error
     return ModelChoice(spec=model, weights=weights, preprocessing=preprocessing(model))

@@ -94,8 +94,9 @@ class _Trainer:
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
             sched="cosine",
-            num_epochs=recipe.epochs,
+            num_epochs=recipe.epochs - recipe.warmup_epochs,  # the cosine starts after the warm-up
             warmup_epochs=recipe.warmup_epochs,
+            warmup_prefix=True,
             warmup_lr=0.0,
             min_lr=recipe.min_lr,
             step_on_epochs=False,

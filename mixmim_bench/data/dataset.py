@@ -1,7 +1,8 @@
 """A task's images on this machine: found, listed, split and fingerprinted."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +33,27 @@ def data_folder(task: TaskSpec, data_root: Path | None) -> Path:
     return (data_root or Path()) / task.name
 
 
+@contextmanager
+def _naming_the_file(task: TaskSpec) -> Iterator[None]:
+    """Let the errors of a layout name the task file and its key."""
+    try:
+        yield
+    except LayoutError as error:
+        raise TaskFileError(task.path, error.key, str(error)) from error
+
+
 def find_data(task: TaskSpec, data_root: Path | None) -> tuple[str, Layout]:
-    """Find the first layout of a task that is there; raises MissingData, which says what to put where."""
+    """Find the first layout of a task that is there.
+
+    Raises MissingData, which says what to put where, and TaskFileError for a layout that does not exist.
+    """
     root = data_folder(task, data_root)
     parts = sorted({Slice.parse(text).part for text in task.split.values()})
     looked_for = []
     for name in task.layouts:
-        layout = build_layout(name, root, parts, task.options)
-        missing = layout.missing()
+        with _naming_the_file(task):
+            layout = build_layout(name, root, parts, task.options)
+            missing = layout.missing()
         if not missing:
             return name, layout
         looked_for.append(f"{missing} ({name})")
@@ -61,14 +75,12 @@ def open_task(task: TaskSpec, data_root: Path | None) -> TaskData:
 
     Raises MissingData, and TaskFileError, which names file and key, for data that is not as the task says.
     """
-    try:
-        name, layout = find_data(task, data_root)
-        slices = {role: Slice.parse(task.split[role]) for role in ROLES}
+    name, layout = find_data(task, data_root)
+    slices = {role: Slice.parse(task.split[role]) for role in ROLES}
+    with _naming_the_file(task):
         listed = {part: layout.part(part) for part in sorted({s.part for s in slices.values()})}
         classes = tuple(layout.classes())
         _check(task, classes, listed, slices)
-    except LayoutError as error:
-        raise TaskFileError(task.path, error.key, str(error)) from error
     parts = {role: _cut(listed[cut.part], cut) for role, cut in slices.items()}
     for role, part in parts.items():
         if len(part) == 0:

@@ -26,7 +26,7 @@ class Slice:
     @classmethod
     def parse(cls, text: str) -> "Slice":
         """Read `part`, `part[:80%]`, `part[1000:1500]`; raises ValueError."""
-        match = _SLICE.fullmatch(text.replace(" ", ""))
+        match = _SLICE.fullmatch(text)
         if match is None:
             raise ValueError(f"{text!r} is not a slice such as 'train', 'train[:95%]', 'all[800:]'")
         found = cls(match["part"], match["start"] or "", match["stop"] or "")

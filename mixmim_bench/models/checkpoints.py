@@ -1,6 +1,5 @@
 """Weights: where they are, what they are, and loading them with a check of every key."""
 
-import dataclasses
 import hashlib
 import pickle
 from argparse import Namespace
@@ -161,9 +160,3 @@ def _list(what: str, keys: list[str]) -> str:
     if not keys:
         return ""
     return f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}) "
-
-
-def narrowed(model: ModelSpec, name: str) -> ModelSpec:
-    """Keep only the weights that an alias names."""
-    chosen = tuple(weights for weights in model.weights if weights.name == name)
-    return dataclasses.replace(model, weights=chosen) if chosen else model

@@ -1,5 +1,6 @@
 """The backbones that the suite knows by name; any other timm model is accepted by its timm name."""
 
+import dataclasses
 from collections.abc import Iterable
 
 from mixmim_bench.errors import BenchError, nearest
@@ -67,11 +68,15 @@ def by_name(specs: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
 
 
 def find_model(name: str) -> ModelSpec:
-    """Find a model by short name, alias, architecture or timm name; raises BenchError."""
+    """Find a model by short name, alias, architecture or timm name; raises BenchError.
+
+    An alias that names a checkpoint means the model with that checkpoint and no other.
+    """
     known = by_name(MODELS)
     known.update({spec.arch: spec for spec in MODELS})
     if name in known:
-        return known[name]
+        named = tuple(weights for weights in known[name].weights if weights.name == name)
+        return dataclasses.replace(known[name], weights=named or known[name].weights)
     import timm
 
     if timm.is_model(name):

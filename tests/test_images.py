@@ -1,0 +1,131 @@
+"""Images as users have them: every mode that PIL opens, and files that are none."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixmim_bench.data.images import Arrays, Files, Part, UnreadableImage, join
+from mixmim_bench.data.loading import ImageDataset, batches, in_groups
+from mixmim_bench.data.transforms import eval_transform, train_transform
+from mixmim_bench.errors import UnreadableImages
+from mixmim_bench.features import extract
+from mixmim_bench.machine import Machine
+
+GREY = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+PLAIN = {"size": [8, 8], "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.0] * 3, "std": [1.0] * 3}
+
+
+def as_rgb(path):
+    return np.asarray(Files(path.parent, np.array([path.name])).load(0))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "1"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    image = Image.fromarray(GREY).convert("RGB").convert(mode)
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image.save(path)
+    assert as_rgb(path).shape == (8, 8, 3)
+    if mode not in ("1", "P"):
+        assert np.abs(as_rgb(path)[..., 1].astype(int) - GREY).max() <= 2
+
+
+def test_sixteen_bits_keep_the_upper_eight(tmp_path):
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    assert np.array_equal(as_rgb(tmp_path / "deep.png")[..., 0], GREY)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert np.array_equal(as_rgb(tmp_path / "moving.gif")[..., 0], GREY)
+
+
+@pytest.fixture
+def some_broken(tmp_path):
+    """Eight files, of which three are no images."""
+    for i in range(8):
+        Image.fromarray(np.roll(GREY, i)).resize((64, 64)).save(tmp_path / f"{i}.jpg")
+    (tmp_path / "1.jpg").write_bytes(b"")
+    (tmp_path / "4.jpg").write_text("this is a text")
+    whole = (tmp_path / "6.jpg").read_bytes()
+    (tmp_path / "6.jpg").write_bytes(whole[: len(whole) // 2])
+    names = np.array([f"{i}.jpg" for i in range(8)])
+    return Part(names, np.arange(8), Files(tmp_path, names))
+
+
+@pytest.mark.parametrize("row", [1, 4, 6])
+def test_a_file_that_is_no_image_is_an_error(some_broken, row):
+    with pytest.raises(UnreadableImage):
+        some_broken.images.load(row)
+
+
+class Flat(torch.nn.Module):
+    """The pixels as features."""
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+MACHINE = Machine(device="cpu", batch_size=3)
+
+
+def test_unreadable_images_are_counted_and_named(some_broken):
+    with pytest.raises(UnreadableImages, match=r"3 of 8 images cannot be read: .*1\.jpg .*4\.jpg .*6\.jpg"):
+        extract(Flat(), some_broken, eval_transform(PLAIN), MACHINE)
+
+
+def test_unreadable_images_are_left_out_where_the_task_allows_it(some_broken):
+    features = extract(Flat(), some_broken, eval_transform(PLAIN), MACHINE, skip_unreadable=True)
+    assert features.unreadable == 3
+    assert features.y.tolist() == [0, 2, 3, 5, 7]
+    assert features.ids.tolist() == [f"{i}.jpg" for i in (0, 2, 3, 5, 7)]
+    good = some_broken.take(np.array([0, 2, 3, 5, 7]))
+    assert np.array_equal(features.x, extract(Flat(), good, eval_transform(PLAIN), MACHINE).x)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_and_values_do_not_depend_on_workers_or_batches(workers):
+    pixels = np.random.default_rng(0).integers(0, 256, (23, 8, 8), dtype=np.uint8)
+    part = Part(np.arange(23).astype(str), np.arange(23), Arrays(pixels, "random"))
+    machine = Machine(device="cpu", batch_size=5, workers=workers)
+    features = extract(Flat(), part, eval_transform(PLAIN), machine)
+    expected = np.repeat(pixels.reshape(23, 1, 64) / 255, 3, axis=1).reshape(23, -1)
+    np.testing.assert_allclose(features.x, expected, atol=1e-6)
+
+
+def test_joined_parts_are_read_behind_one_another():
+    first = Part(np.array(["a"]), np.array([0]), Arrays(GREY[None], "first"))
+    second = Part(np.array(["b", "c"]), np.array([1, 2]), Arrays(np.stack([255 - GREY, GREY.T]), "second"))
+    both = join([first, second.take(np.array([1]))])
+    assert both.ids.tolist() == ["a", "c"]
+    assert both.images.name(1) == "second[1]"
+    assert np.array_equal(np.asarray(both.images.load(1))[..., 0], GREY.T)
+    assert both.images.stamp(0) == first.images.stamp(0)
+
+
+PAPER = {"crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "hflip": 0.5, "reprob": 0.25}
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_alone():
+    part = Arrays(np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8), "random")
+    transform = train_transform(PLAIN, auto_augment="rand-m9-mstd0.5-inc1", **PAPER)
+
+    def drawn(seed, epoch, workers, group):
+        dataset = ImageDataset(part, transform, seed)
+        dataset.epoch = epoch
+        return torch.cat([b.images for b in batches(dataset, in_groups(range(6), group), workers)])
+
+    assert torch.equal(drawn(0, 0, 0, 2), drawn(0, 0, 2, 3))
+    assert not torch.equal(drawn(0, 0, 0, 2), drawn(0, 1, 0, 2))
+    assert not torch.equal(drawn(0, 0, 0, 2), drawn(1, 0, 0, 2))
+
+
+def test_the_recipes_augmentation_never_fails():
+    """With pillow 13 it does, once in some 700 images."""
+    images = Arrays(np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), dtype=np.uint8), "random")
+    dataset = ImageDataset(images, train_transform(PLAIN, auto_augment="rand-m9-mstd0.5-inc1", **PAPER), 0)
+    for epoch in range(400):
+        dataset.epoch = epoch
+        for row in range(50):
+            assert dataset[row][1].shape == (3, 8, 8)

@@ -1,0 +1,235 @@
+"""Task files and layouts: every file of the suite, and every way in which one can be wrong."""
+
+import csv
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TASK, write_digits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixmim_bench.data.dataset import open_task
+from mixmim_bench.data.taskfile import load_tasks, read_task, select_tasks
+from mixmim_bench.errors import BenchError, MissingData, TaskFileError, UnknownName
+
+TASKS = load_tasks()
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_task_of_the_suite_says_where_it_comes_from(task):
+    assert task.reference
+    assert task.suites
+
+
+@pytest.mark.parametrize("name", [n for n, t in TASKS.items() if "embedded" in t.suites])
+def test_an_embedded_task_is_there_stratified_and_the_same_each_time(name):
+    data = open_task(TASKS[name], None)
+    assert data.fingerprint == open_task(TASKS[name], None).fingerprint
+    total = sum(len(part) for part in data.parts.values())
+    assert total <= sum(TASKS[name].counts.values())
+    ids = np.concatenate([part.ids for part in data.parts.values()])
+    assert len(set(ids.tolist())) == total
+    for part in data.parts.values():
+        share = np.bincount(part.labels, minlength=TASKS[name].num_classes) / len(part)
+        assert share.min() > 0.5 / TASKS[name].num_classes
+        assert part.images.load(0).mode == "RGB"
+
+
+def test_digits_keep_their_grey_levels():
+    part = open_task(TASKS["digits"], None).parts["train"]
+    pixels = np.stack([np.asarray(part.images.load(row))[..., 0] for row in range(len(part))])
+    assert set(np.unique(pixels)) == {round(level * 255 / 16) for level in range(17)}
+
+
+# -- a user's own task -------------------------------------------------------------------------------
+
+
+def edited(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def test_an_image_folder_is_read(my_task):
+    data = open_task(read_task(my_task), None)
+    assert {role: len(part) for role, part in data.parts.items()} == {"train": 48, "val": 12, "test": 30}
+    assert data.classes == ("digit 0", "digit 1", "digit 2")
+    test = data.parts["test"]
+    assert test.ids[0].startswith("val/digit 0/")
+    assert np.bincount(test.labels).tolist() == [10, 10, 10]
+    assert sorted(test.ids) == test.ids.tolist()
+
+
+def test_a_csv_of_paths_and_labels_is_read_the_same(my_task, tmp_path):
+    by_folder = open_task(read_task(my_task), None)
+    for part in ("train", "val"):
+        with (tmp_path / "images" / f"{part}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label"])
+            for image in sorted((tmp_path / "images" / part).rglob("*.png")):
+                writer.writerow([image.relative_to(tmp_path / "images"), image.parent.name])
+    text = TASK.replace('["folder:ImageFolder"]', '["csvlist:CSVList"]')
+    options = '[data.options]\nfiles = { train = "train.csv", val = "val.csv" }\n'
+    path = tmp_path / "listed.toml"
+    path.write_text(text.replace("[image]", options + "[image]"))
+    by_list = open_task(read_task(path), None)
+    assert by_list.fingerprint == by_folder.fingerprint
+    assert by_list.classes == by_folder.classes
+
+
+def test_csv_labels_that_are_numbers_are_taken_as_they_are(tmp_path):
+    write_digits(tmp_path / "pictures", per_class=4)
+    rows = [f"{p.relative_to(tmp_path)},{p.parent.name[-1]}" for p in sorted(tmp_path.rglob("*.png"))]
+    (tmp_path / "all.csv").write_text("path,label\n" + "\n".join(rows[::-1]))
+    text = TASK.replace('["folder:ImageFolder"]', '["csvlist:CSVList"]').replace('"images"', '"."')
+    text = text.replace("[image]", '[data.options]\nfiles = { all = "all.csv" }\n[image]')
+    for role, cut in (("train", "[:50%]"), ("val", "[50%:75%]"), ("test", "[75%:]")):
+        text = "\n".join(
+            f'{role} = "all{cut}"' if line.startswith(f"{role} =") else line for line in text.splitlines()
+        )
+    (tmp_path / "numbered.toml").write_text(text)
+    data = open_task(read_task(tmp_path / "numbered.toml"), None)
+    for part in data.parts.values():
+        assert [int(i.split("digit ")[1][0]) for i in part.ids] == part.labels.tolist()
+
+
+def test_names_with_spaces_links_and_letters_of_any_language(my_task, tmp_path):
+    folder = tmp_path / "images" / "train" / "digit 0"
+    shutil.copy(next(folder.glob("*.png")), folder / "Übung ä 図.PNG")
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("not an image")
+    os.symlink(next(folder.glob("0*.png")), folder / "link.png")
+    data = open_task(read_task(my_task), None)
+    assert len(data.parts["train"]) + len(data.parts["val"]) == 62
+
+
+def test_the_fingerprint_sees_what_changes_and_nothing_else(my_task, tmp_path):
+    before = open_task(read_task(my_task), None).fingerprint
+    image = next((tmp_path / "images" / "val").rglob("*.png"))
+    assert open_task(read_task(my_task), None).fingerprint == before
+    os.utime(image, ns=(1, 1))
+    assert open_task(read_task(my_task), None).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("num_classes = 3", "", "num_classes: the key is missing"),
+        ("num_classes = 3", 'num_classes = "3"', "num_classes: must be a whole number"),
+        ("num_classes = 3", "num_classes = 0", "num_classes: must be at least 1"),
+        ("num_classes = 3", "num_classes = 4", "num_classes: is 4, and the data has 3"),
+        ("num_classes = 3", "num_clases = 3", "num_classes: the key is missing"),
+        (
+            'title = "My digits"',
+            'title = "My digits"\nmetrix = 1',
+            "metrix: unknown key; did you mean metrics",
+        ),
+        ('metrics = ["top1"]', 'metrics = ["top11"]', "metrics: no 'top11'; did you mean top1"),
+        ('metrics = ["top1"]', "metrics = []", "metrics: names no metric"),
+        ("schema = 1", "schema = 99", "schema: is 99"),
+        ('kind = "classification"', 'kind = "clasification"', "kind: no kind 'clasification'; did you mean"),
+        (
+            "size = 32",
+            "size = 32\ncrop_percent = 1",
+            "image.crop_percent: unknown key; did you mean crop_pct",
+        ),
+        ("size = 32", "size = 32\ncrop_pct = 1.5", "image.crop_pct: must be"),
+        ('test = "val"', "", "split.test: the key is missing"),
+        ('test = "val"', 'test = "train[70%:]"', "split: train and test share images of part 'train'"),
+        ('test = "val"', 'test = "val[%]"', "split.test: 'val[%]' is not a slice"),
+        ('test = "val"', 'test = "val[:0]"', "split.test: 'val[:0]' has no image"),
+        ("epochs = 2", "epoch = 2", "recipe.finetune: unknown key 'epoch'; did you mean epochs"),
+        ("epochs = 2", 'epochs = "2"', "recipe.finetune: epochs must be like 100"),
+        ("[recipe.finetune]", "[recipe.finetunes]", "recipe.finetunes: no protocol 'finetunes'"),
+        ('"folder:ImageFolder"', '"folder:ImageFolders"', "data.layouts: no layout 'folder:ImageFolders'"),
+        ('root = "images"', 'root = "images"\nrooot = 1', "data.rooot: unknown key; did you mean root"),
+        ("[image]", "[data.options]\ndepth = 3\n[image]", "data.options: folder:ImageFolder:"),
+        ("[image]", "[data.counts]\nval = 31\n[image]", "data.counts.val: is 31, and there are 30"),
+        ("schema = 1", "schema = = 1", "mine.toml: "),
+    ],
+)
+def test_a_wrong_task_file_names_file_and_key(my_task, old, new, key):
+    edited(my_task, old, new)
+    with pytest.raises(TaskFileError) as caught:
+        open_task(read_task(my_task), None)
+    assert str(my_task) in str(caught.value)
+    assert key in str(caught.value)
+
+
+def test_an_empty_class_folder_is_named(my_task, tmp_path):
+    for image in (tmp_path / "images" / "train" / "digit 1").iterdir():
+        image.unlink()
+    with pytest.raises(TaskFileError, match=r"mine.toml: data: no image in the class folder .*digit 1"):
+        open_task(read_task(my_task), None)
+
+
+def test_a_class_that_one_part_lacks_is_named(my_task, tmp_path):
+    shutil.rmtree(tmp_path / "images" / "val" / "digit 2")
+    with pytest.raises(TaskFileError, match="val has no class folder digit 2"):
+        open_task(read_task(my_task), None)
+
+
+def test_missing_images_say_what_to_put_where(my_task, tmp_path):
+    shutil.rmtree(tmp_path / "images" / "val")
+    with pytest.raises(MissingData, match=f"mine: not found: class folders {tmp_path}/images/val"):
+        open_task(read_task(my_task), None)
+
+
+def test_a_listed_image_that_is_absent_is_named(tmp_path):
+    write_digits(tmp_path / "a", per_class=2)
+    (tmp_path / "all.csv").write_text("path,label\na/digit 0/0000.png,0\na/none.png,1\n")
+    text = TASK.replace('["folder:ImageFolder"]', '["csvlist:CSVList"]').replace('"images"', '"."')
+    text = text.replace("[image]", '[data.options]\nfiles = { train = "all.csv", val = "all.csv" }\n[image]')
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(TaskFileError, match=r"lists 1 images that are not there, such as .*none.png"):
+        open_task(read_task(tmp_path / "mine.toml"), None)
+
+
+def test_one_image_in_two_parts_is_refused(tmp_path):
+    write_digits(tmp_path, per_class=4)
+    rows = [f"{p.relative_to(tmp_path)},{p.parent.name[-1]}" for p in sorted(tmp_path.rglob("*.png"))]
+    (tmp_path / "all.csv").write_text("path,label\n" + "\n".join(rows))
+    text = TASK.replace('["folder:ImageFolder"]', '["csvlist:CSVList"]').replace('"images"', '"."')
+    text = text.replace("[image]", '[data.options]\nfiles = { train = "all.csv", val = "all.csv" }\n[image]')
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(TaskFileError, match="split: an image of part 'val' is listed twice"):
+        open_task(read_task(tmp_path / "mine.toml"), None)
+
+
+# -- selection ---------------------------------------------------------------------------------------
+
+
+def test_tasks_are_picked_by_name_glob_suite_and_path(my_task):
+    assert [t.name for t in select_tasks(["mnist*", "digits"], [])] == ["mnist5k", "digits"]
+    assert {t.name for t in select_tasks([], ["embedded"])} >= {"digits", "mnist5k"}
+    assert [t.name for t in select_tasks([str(my_task), "digits"], [])] == ["mine", "digits"]
+
+
+def test_wrong_names_bring_the_nearest(tmp_path):
+    with pytest.raises(UnknownName, match="no task 'digit'; did you mean digits"):
+        select_tasks(["digit"], [])
+    with pytest.raises(UnknownName, match="no suite 'embeded'; did you mean embedded"):
+        select_tasks([], ["embeded"])
+    with pytest.raises(TaskFileError, match="there is no such file"):
+        select_tasks([str(tmp_path / "none.toml")], [])
+
+
+def test_a_users_file_may_not_take_a_name_of_the_suite(my_task):
+    taken = my_task.rename(my_task.with_name("digits.toml"))
+    with pytest.raises(BenchError, match="already called 'digits'; rename"):
+        select_tasks([str(taken)], [])
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_the_reader(text):
+    """Whatever a file holds, it is a task or a TaskFileError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "any.toml"
+        path.write_text(text, encoding="utf-8", errors="replace")
+        with pytest.raises(TaskFileError):
+            read_task(path)

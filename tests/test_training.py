@@ -1,0 +1,190 @@
+"""Fine-tuning: it learns, repeats itself, follows its recipe, and survives the end of memory."""
+
+import dataclasses
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from mixmim_bench import training
+from mixmim_bench.bench import Shelf, Split, Workbench
+from mixmim_bench.data.dataset import open_task
+from mixmim_bench.data.images import join
+from mixmim_bench.data.taskfile import load_tasks
+from mixmim_bench.machine import Machine
+from mixmim_bench.models.checkpoints import RANDOM
+from mixmim_bench.plan import ModelChoice, TaskChoice, plan
+from mixmim_bench.protocols import build_protocol
+from mixmim_bench.specs import ModelSpec
+
+TINY = ModelSpec(
+    name="tiny",
+    arch="mixmim_base",
+    kwargs={"embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]},
+)
+PREPROCESSING = {
+    "size": [224, 224],
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
+
+
+class Quiet:
+    """Shows no progress, but counts it."""
+
+    def __init__(self):
+        self.counted = {}
+
+    @contextmanager
+    def stage(self, name, total, work):
+        self.counted[name] = [0, total]
+
+        def advance(n):
+            self.counted[name][0] += n
+
+        yield advance
+
+
+def bench_for(task, seed=0, **machine):
+    data = open_task(task, None)
+    counts = {role: len(part) for role, part in data.parts.items()}
+    run = plan(
+        [ModelChoice(spec=TINY, weights=RANDOM, preprocessing=PREPROCESSING)],
+        [TaskChoice(spec=task, data={"fingerprint": data.fingerprint}, counts=counts)],
+        ["finetune"],
+        [seed],
+        "auto",
+        "float32",
+    )[0].run
+    machine = Machine(**{"device": "cpu", **machine})
+    return Workbench(run, machine, Quiet(), 0.01, Shelf()), data
+
+
+def digits(**recipe):
+    task = load_tasks()["digits"]
+    return dataclasses.replace(task, recipe={"finetune": {**task.recipe["finetune"], **recipe}})
+
+
+def trained(seed=0, machine=None, **recipe):
+    bench, data = bench_for(digits(**recipe), seed, **(machine or {}))
+    protocol = build_protocol(bench.run.protocol, "classification")
+    splits = {role: Split(role, part) for role, part in data.parts.items()}
+    done = protocol.fit(bench, splits["train"], splits["val"])
+    return done, done.predict(splits["test"]), bench
+
+
+def test_it_learns_and_repeats_itself():
+    done, predicted, bench = trained(epochs=6, base_lr=1e-2)
+    assert (predicted.scores.argmax(1) == predicted.y).mean() > 0.8
+    assert done.arrays["train_loss"][-1] < 0.5 * done.arrays["train_loss"][0]
+    assert all(count == total for count, total in bench.stages.counted.values())
+    again = trained(epochs=6, base_lr=1e-2)[1]
+    assert np.array_equal(predicted.scores, again.scores)
+    other = trained(seed=1, epochs=6, base_lr=1e-2)[1]
+    assert not np.array_equal(predicted.scores, other.scores)
+
+
+def test_workers_change_nothing():
+    recipe = {"epochs": 1, "auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0}
+    one = trained(**recipe)[1]
+    two = trained(machine={"workers": 2}, **recipe)[1]
+    assert np.array_equal(one.scores, two.scores)
+
+
+def test_accumulated_halves_are_the_whole_batch():
+    """What happens when memory runs out must not change the recipe: same gradients, same steps."""
+    losses, weights = [], []
+    for at_once in (32, 16):
+        bench, data = bench_for(digits(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0]))
+        recipe = build_protocol(bench.run.protocol, "classification")
+        network = bench.backbone(num_classes=10)
+        part = data.parts["val"]
+        trainer = training._Trainer(network, part, recipe, bench, at_once)
+        losses.append(trainer.run())
+        weights.append(torch.cat([p.flatten() for p in network.parameters()]))
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    torch.testing.assert_close(*weights, atol=2e-4, rtol=1e-3)
+
+
+def test_the_schedule_warms_up_falls_and_keeps_layer_decay():
+    bench, data = bench_for(digits(layer_decay=0.5, base_lr=1.0, epochs=4, warmup_epochs=1.0, min_lr=0.0))
+    recipe = build_protocol(bench.run.protocol, "classification")
+    part = join([data.parts["train"], data.parts["val"]])
+    trainer = training._Trainer(bench.backbone(num_classes=10), part, recipe, bench, 32)
+    steps = trainer.steps_per_epoch
+    rates = []
+    for update in range(4 * steps):
+        trainer.scheduler.step_update(update)
+        groups = trainer.optimizer.param_groups
+        rates.append([g["lr"] / g["lr_scale"] for g in groups])
+        assert max(rates[-1]) == pytest.approx(min(rates[-1]))
+    full = 1.0 * 32 / 256
+    path = np.array(rates)[:, 0]
+    assert path[0] == 0.0
+    assert path.argmax() == pytest.approx(steps, abs=1)
+    assert path.max() == pytest.approx(full, rel=1e-2)
+    assert path[-1] < 0.01 * full
+    scales = {g["lr_scale"] for g in groups}
+    assert {1.0, 0.5} <= scales and min(scales) == 0.5**6
+
+
+@pytest.mark.parametrize(("forbid", "chance"), [((), 1.0), (("hflip", "vflip"), 0.0)])
+def test_a_task_forbids_what_would_change_its_labels(forbid, chance):
+    task = dataclasses.replace(digits(hflip=1.0), forbid=forbid)
+    bench, data = bench_for(task)
+    recipe = build_protocol(bench.run.protocol, "classification")
+    trainer = training._Trainer(bench.backbone(num_classes=10), data.parts["val"], recipe, bench, 8)
+    kept = [t for t in trainer.dataset.transform.transforms if "Flip" in type(t).__name__]
+    assert [t.p for t in kept] == ([chance] if chance else [])
+
+
+def test_a_training_that_diverges_says_so():
+    with pytest.raises(Exception, match="diverged"):
+        trained(epochs=2, base_lr=1e30)
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, {tests!r})
+import test_training as t
+from mixmim_bench.machine import memory_errors
+held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+task = t.dataclasses.replace(t.digits(batch_size=256, epochs=1), image_size=160)
+bench, data = t.bench_for(task, batch_size=256)
+protocol = t.build_protocol(bench.run.protocol, "classification")
+splits = {{role: t.Split(role, part.take(np.arange(256))) for role, part in data.parts.items()}}
+resource.setrlimit(resource.RLIMIT_DATA, (held + 1_500_000_000, resource.RLIM_INFINITY))
+with memory_errors(bench.machine):
+    done = protocol.fit(bench, splits["train"], splits["val"])
+    done.predict(splits["test"])
+print("NOTES", bench.notes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on data is Linux's")
+def test_the_batch_is_halved_when_memory_runs_out():
+    """A real limit on the memory of a child process; the record says what was done."""
+    from pathlib import Path
+
+    code = OUT_OF_MEMORY.format(tests=str(Path(__file__).parent))
+    child = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr[-2000:]
+    assert "training: memory ran out at batch 256, done with" in child.stdout
+
+
+def test_pixels_of_digits_are_what_the_network_sees():
+    bench, data = bench_for(digits())
+    image = bench.transform()(data.parts["test"].images.load(0))
+    assert image.shape == (3, 32, 32)
+    row = int(data.parts["test"].ids[0].split("_")[1])
+    small = torch.nn.functional.interpolate(image[None], size=(8, 8), mode="area")[0, 0] * 0.5 + 0.5
+    original = torch.from_numpy(load_digits().images[row] / 16).float()
+    assert torch.corrcoef(torch.stack([small.flatten(), original.flatten()]))[0, 1] > 0.97
