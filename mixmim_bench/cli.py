@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for prog
 
 
 class _Group(click.Group):
-    """A group that tells mistakes in one line and exits with 2."""
+    """A group that tells mistakes in one line and exits with 2, or with 130 after Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -37,12 +38,16 @@ class _Group(click.Group):
         except BenchError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Judge vision backbones by linear probes, kNN and fine-tuning, with what they cost."""
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # timm's import
 
 
 @main.command()

@@ -1,6 +1,7 @@
 """Doing a plan: measure what the models cost, do what is not finished, keep every result."""
 
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -130,6 +131,8 @@ class Suite:
                 record, arrays = execute(run, self.resolved.data[run.task.name], bench)
             except Exception as error:
                 record, arrays = failed_record(run, error), {}
+                if not isinstance(error, BenchError):
+                    view.say(traceback.format_exc().rstrip())
                 outcome.failed.append(record)
             else:
                 outcome.done += 1

@@ -321,7 +321,7 @@ def test_timm_lists_and_builds_the_models():
     assert {spec.arch for spec in MODELS} <= set(timm.list_models("mixmim*"))
 
 
-def test_features_only_gives_four_strides(tiny):
+def test_features_only_gives_four_strides():
     model = timm.create_model(
         "mixmim_base", embed_dim=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), features_only=True
     )

@@ -47,8 +47,8 @@ class PixelBench:
         return Features(self.x[split.role], part.labels, part.ids)
 
     @contextmanager
-    def stage(self, name, total, work):
-        yield lambda n: None
+    def stage(self, *_):
+        yield lambda _: None
 
 
 def fitted(protocol, bench):
@@ -178,6 +178,6 @@ def test_wrong_protocols_and_presets_bring_the_nearest():
         find_protocol("linaer", "classification")
     with pytest.raises(BenchError, match="no preset 'papre'; did you mean paper"):
         resolve_protocol("linear", "classification", "papre", {}, False)
-    with pytest.raises(BenchError, match="warmup_epochs is 5.0 and must be below epochs, which is 3"):
+    with pytest.raises(BenchError, match=r"warmup_epochs is 5\.0 and must be below epochs, which is 3"):
         resolve_protocol("finetune", "classification", "paper", {"epochs": 3}, False)
     assert "classification" in kinds()

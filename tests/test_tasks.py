@@ -103,7 +103,7 @@ def test_names_with_spaces_links_and_letters_of_any_language(my_task, tmp_path):
     shutil.copy(next(folder.glob("*.png")), folder / "Übung ä 図.PNG")
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "notes.txt").write_text("not an image")
-    os.symlink(next(folder.glob("0*.png")), folder / "link.png")
+    (folder / "link.png").symlink_to(next(folder.glob("0*.png")))
     data = open_task(read_task(my_task), None)
     assert len(data.parts["train"]) + len(data.parts["val"]) == 62
 

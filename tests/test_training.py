@@ -42,7 +42,7 @@ class Quiet:
         self.counted = {}
 
     @contextmanager
-    def stage(self, name, total, work):
+    def stage(self, name, total, _work):
         self.counted[name] = [0, total]
 
         def advance(n):

@@ -16,6 +16,8 @@ from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.models.formats import read_state_dict
 from mixmim_bench.specs import ModelSpec, WeightsSpec
 
+HUB_TIMEOUT_S = 5.0
+
 RANDOM = {"kind": "random", "name": "random init", "sha256": ""}
 
 
@@ -72,16 +74,37 @@ def _from_hub(model: ModelSpec) -> dict[str, Any] | None:
     config = timm.models.get_pretrained_cfg(model.arch)
     if config is None or not config.hf_hub_id:
         return None
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    names = ("model.safetensors", "pytorch_model.bin")
+    for name in names:
+        path = try_to_load_from_cache(config.hf_hub_id, name)
+        if isinstance(path, str):
+            return _described(Path(path), f"hf-hub:{config.hf_hub_id}")
+    if not _hub_answers():
+        return None
+    for name in names:
         try:
-            path = hf_hub_download(config.hf_hub_id, name, etag_timeout=5)
+            path = hf_hub_download(config.hf_hub_id, name)
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
             continue
         return _described(Path(path), f"hf-hub:{config.hf_hub_id}")
     return None
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; the hub's own client would try for most of a minute."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception:  # its HTTP library's errors differ between versions
+        return False
+    return True
 
 
 def _how_to_get(model: ModelSpec) -> str:

@@ -1,0 +1,203 @@
+"""Names, weights and costs of models."""
+
+import json
+import re
+
+import pytest
+import timm
+import torch
+
+from mixmim_bench.cost import count_fvcore, count_macs, measure
+from mixmim_bench.errors import BenchError, MissingWeights
+from mixmim_bench.machine import Machine
+from mixmim_bench.models.build import build, create, own_size, preprocessing
+from mixmim_bench.models.checkpoints import RANDOM, load_weights, resolve_weights, weights_folder
+from mixmim_bench.models.registry import MODELS, by_name, find_model
+from mixmim_bench.specs import ModelSpec
+
+TINY = ModelSpec(
+    name="tiny",
+    arch="mixmim_base",
+    kwargs={"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]},
+)
+
+
+def test_models_are_found_by_every_name():
+    assert find_model("mixmim-b").arch == "mixmim_base"
+    assert find_model("mixmim_large_384").name == "mixmim-l-384"
+    only = find_model("mixmim-base_3rdparty_in1k")
+    assert only.name == "mixmim-b" and [w.name for w in only.weights] == ["mixmim-base_3rdparty_in1k"]
+    assert find_model("vit_base_patch16_224.mae").arch == "vit_base_patch16_224.mae"
+
+
+def test_two_models_may_not_share_a_name():
+    with pytest.raises(ValueError, match="two models are called 'a'"):
+        by_name([ModelSpec(name="a", arch="x"), ModelSpec(name="b", arch="y", aliases=("a",))])
+
+
+def test_the_list_says_what_there_is(run):
+    rows = json.loads(run("models", "--json").output)
+    assert [row["name"] for row in rows] == [spec.name for spec in MODELS]
+    base = rows[0]
+    assert base["params"] == 88_344_352 and base["gmacs"] == 16.352930816
+    assert base["weights"][0]["present"] is False
+    table = run("models").output
+    assert all(spec.name in table for spec in MODELS) and "not here" in table
+
+
+def test_the_tasks_are_listed(run):
+    rows = {row["name"]: row for row in json.loads(run("tasks", "--json").output)}
+    assert rows["digits"] == {
+        "name": "digits",
+        "suite": "embedded",
+        "kind": "classification",
+        "classes": 10,
+        "images": 1797,
+        "metric": "top1",
+        "present": True,
+    }
+    assert "mnist5k" in run("tasks").output
+
+
+@pytest.mark.parametrize("name", ["mixmim-b", "vit_base_patch16_224.mae", "resnet50.a1_in1k"])
+def test_preprocessing_is_the_models_own(name):
+    spec = find_model(name)
+    config = timm.get_pretrained_cfg(spec.arch)
+    own = preprocessing(spec)
+    assert own["size"] == list(config.input_size[1:]) == list(own_size(spec))
+    assert (own["mean"], own["std"]) == (list(config.mean), list(config.std))
+    assert (own["interpolation"], own["crop_pct"]) == (config.interpolation, config.crop_pct)
+
+
+def test_random_weights_depend_on_the_seed_alone():
+    torch.manual_seed(5)
+    first = build(TINY, RANDOM, (32, 32), seed=0)
+    state = torch.random.get_rng_state()
+    again = build(TINY, RANDOM, (32, 32), seed=0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    other = build(TINY, RANDOM, (32, 32), seed=1)
+    key = "layers.2.blocks.1.mlp.fc1.weight"
+    assert torch.equal(first.state_dict()[key], again.state_dict()[key])
+    assert not torch.equal(first.state_dict()[key], other.state_dict()[key])
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "test_convnext", "test_resnet", "test_efficientnet"])
+def test_any_timm_model_gives_pooled_features_at_another_size(arch):
+    network = create(find_model(arch), (32, 32)).eval()
+    with torch.inference_mode():
+        features = network(torch.zeros(2, 3, 32, 32))
+    assert features.ndim == 2 and len(features) == 2
+
+
+def test_a_size_that_a_model_cannot_take_is_told():
+    with pytest.raises(BenchError, match="mixmim-b cannot be built for images of 30 x 30 pixels"):
+        create(find_model("mixmim-b"), (30, 30))
+
+
+# -- weights -----------------------------------------------------------------------------------------
+
+
+def test_missing_weights_say_what_to_put_where():
+    with pytest.raises(MissingWeights) as caught:
+        resolve_weights(find_model("mixmim-b"), "auto")
+    told = str(caught.value)
+    for weights in find_model("mixmim-b").weights:
+        assert weights.url in told and weights.sha256 in told
+    assert str(weights_folder()) in told and "--weights random" in told
+
+
+def test_a_file_of_another_hash_is_not_taken_for_the_weights():
+    weights = find_model("mixmim-b").weights[0]
+    weights_folder().mkdir(parents=True)
+    (weights_folder() / weights.file).write_bytes(b"something else")
+    with pytest.raises(BenchError, match="its SHA-256 starts with"):
+        resolve_weights(find_model("mixmim-b"), "auto")
+
+
+def test_a_checkpoint_is_loaded_and_checked(tmp_path):
+    saved = create(TINY, (32, 32), num_classes=5)
+    torch.save({"model": saved.state_dict()}, tmp_path / "good.pth")
+    weights = resolve_weights(TINY, str(tmp_path / "good.pth"))
+    assert re.fullmatch("[0-9a-f]{64}", weights["sha256"])
+    images = torch.randn(2, 3, 32, 32)
+    for classes in (5, 0, 9):
+        loaded = build(TINY, weights, (32, 32), seed=1, num_classes=classes).eval()
+        torch.testing.assert_close(
+            loaded.forward_features(images), saved.eval().forward_features(images), atol=1e-6, rtol=1e-5
+        )
+    assert torch.equal(build(TINY, weights, (32, 32), 1, 5).head.weight, saved.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s.pop("norm.weight"), "1 missing (norm.weight)"),
+        (lambda s: [s.pop(k) for k in list(s) if k.startswith("layers.1.blocks.0")], "missing (layers.1.bl"),
+        (lambda s: s.update(surplus=torch.zeros(1)), "1 unexpected (surplus)"),
+        (lambda s: s.update({"norm.weight": torch.zeros(3)}), "1 of another shape (norm.weight)"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, change, told):
+    state = create(TINY, (32, 32)).state_dict()
+    change(state)
+    torch.save(state, tmp_path / "bad.pth")
+    for classes in (0, 12):
+        with pytest.raises(BenchError, match=re.escape(told)):
+            load_weights(create(TINY, (32, 32), classes), tmp_path / "bad.pth", "mixmim_base")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, run):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pth")
+    args = ("-m", "test_vit", "-t", "digits", "-p", "knn", "--results", tmp_path / "r")
+    said = run("run", *args, "--weights", tmp_path / "resnet.pth", code=1).output
+    assert "does not fit test_vit" in said.replace("\n", " ") and "missing" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(BenchError, match="cannot be read as a checkpoint"):
+        load_weights(create(TINY, (32, 32)), tmp_path / "file.pth", "mixmim_base")
+
+
+# -- cost --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [("test_vit", 160), ("vit_tiny_patch16_224", 224), ("swin_tiny_patch4_window7_224", 224)],
+)
+def test_the_two_counters_agree_on_transformers(arch, size):
+    spec = find_model(arch)
+    on_meta = count_macs(spec, (size, size))
+    traced = count_fvcore(timm.create_model(arch), (size, size))
+    assert (traced.macs, traced.uncounted) == (on_meta.macs, ())
+    assert on_meta.params == sum(p.numel() for p in timm.create_model(arch).parameters())
+
+
+def test_a_count_that_left_something_out_says_so():
+    class Hidden(torch.nn.Module):
+        def forward(self, x):
+            return torch.baddbmm(x[0], x[0], x[0])
+
+    assert count_fvcore(Hidden(), (8, 8)).uncounted == ("aten::baddbmm",)
+
+
+def test_a_cost_is_measured_in_a_process_of_its_own():
+    cost = measure(find_model("test_vit"), (32, 32), Machine(device="cpu"))
+    assert cost.params_m == pytest.approx(0.365096)
+    assert cost.images_per_s > 10 and cost.peak_memory_mb > 0.1
+    assert cost.threads == torch.get_num_threads() and cost.device
+
+
+def test_help_is_instant_and_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, mixmim_bench, mixmim_bench.specs, mixmim_bench.cli\n"
+        "try: mixmim_bench.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

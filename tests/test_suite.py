@@ -1,0 +1,306 @@
+"""The suite as its users run it: records, resume, failures, tables."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+QUICK = ("run", "-m", "test_vit", "-t", "digits", "-p", "knn", "-p", "finetune")
+
+
+def records(results):
+    found = [json.loads(p.read_text()) for p in sorted((results / "runs").glob("*.json"))]
+    return {(r["task"]["name"], r["protocol"]["name"]): r for r in found}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole run of the suite, made by the command a user types."""
+    folder = tmp_path_factory.mktemp("finished")
+    command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "-p", "linear", "--results", "results"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "MIXMIM_BENCH_CACHE": str(folder / "cache")}
+    child = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
+    assert child.returncode == 0, child.stderr
+    return folder / "results", child.stdout
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """The results of the whole run, to be changed at will."""
+    return shutil.copytree(finished[0], tmp_path / "copied")
+
+
+def test_a_record_tells_everything(finished):
+    record = records(finished[0])["digits", "linear"]
+    assert len(json.dumps(record)) < 5000
+    score = record["scores"]["top1"]
+    assert 0.5 < score["low"] < score["value"] < score["high"] < 1.0
+    assert score["n"] == record["counts"]["n_test"] == 500
+    assert record["counts"] == {"n_train": 1000, "n_val": 297, "n_test": 500, "skipped": 0}
+    assert record["chosen"]["C"] > 0
+    assert record["model"]["weights"] == "random init"
+    assert record["image_size"] == [32, 32]
+    assert record["timings"]["total_s"] > 0
+    for key in ("git_sha", "dirty", "versions", "device", "threads", "started"):
+        assert key in record["provenance"]
+    assert record["error"] == ""
+
+
+def test_predictions_are_kept_and_give_the_score(finished):
+    for record in records(finished[0]).values():
+        with np.load(finished[0] / "runs" / f"{record['run_id']}.npz", allow_pickle=False) as kept:
+            assert len(set(kept["ids"].tolist())) == 500
+            top1 = (kept["best"][:, 0] == kept["y"]).mean()
+        assert top1 == pytest.approx(record["scores"]["top1"]["value"])
+
+
+def test_tables_and_plots_are_written(finished):
+    results, said = finished
+    table = pd.read_csv(results / "leaderboard.csv")
+    assert table["model"].tolist() == ["test_vit"]
+    assert table["params_m"][0] == pytest.approx(0.365, abs=0.01)
+    assert table["images_per_s"][0] > 1
+    value = records(results)["digits", "linear"]["scores"]["top1"]["value"]
+    assert table["digits linear"][0] == value
+    markdown = (results / "leaderboard.md").read_text()
+    assert f"{100 * value:.1f} (" in markdown and "**random init**" in markdown
+    assert markdown.strip() in said
+    with Image.open(results / "plots" / "flops_vs_accuracy.png") as picture:
+        assert picture.width > 800
+    svg = (results / "plots" / "flops_vs_accuracy.svg").read_text()
+    assert "test_vit" in svg and "random init" in svg
+
+
+def test_a_second_start_does_nothing_again(finished, run):
+    results = finished[0]
+    before = {p: p.stat().st_mtime_ns for p in results.rglob("*.json")}
+    table = (results / "leaderboard.csv").read_bytes()
+    said = run(*QUICK, "--results", results).output
+    assert "2 of 2 runs are finished already" in said
+    assert {p: p.stat().st_mtime_ns for p in results.rglob("*.json")} == before
+    assert (results / "leaderboard.csv").read_bytes() == table
+
+
+def test_the_report_is_made_from_records_alone(finished, run):
+    results = finished[0]
+    made = ["leaderboard.csv", "leaderboard.md", "plots/flops_vs_accuracy.svg"]
+    before = {name: (results / name).read_bytes() for name in made}
+    for name in made:
+        (results / name).unlink()
+    run("report", "--results", results)
+    assert {name: (results / name).read_bytes() for name in made} == before
+
+
+def test_two_runs_give_the_same_scores(finished, run, tmp_path):
+    run(*QUICK, "--results", tmp_path)
+    first, second = records(finished[0]), records(tmp_path)
+    assert len(second) == 2
+    for key in second:
+        assert first[key]["scores"] == second[key]["scores"]
+        assert first[key]["run_id"] == second[key]["run_id"]
+
+
+def test_a_dry_run_shows_the_plan_and_does_nothing(run, tmp_path):
+    said = run(*QUICK, "-p", "linear", "--dry-run", "--results", tmp_path / "none").output
+    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit")]
+    assert [row[4] for row in rows] == ["knn", "finetune", "linear"]
+    assert rows[0][6] == "1797" and rows[1][6:8] == ["500", "2594"]
+    assert not (tmp_path / "none").exists()
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_the_same(finished, tmp_path):
+    """SIGKILL a few times, each a random moment after the start; the tables must end the same."""
+    expected = pd.read_csv(finished[0] / "leaderboard.csv").drop(columns="images_per_s")
+    results = tmp_path / "results"
+    command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "-p", "linear", "--results", results]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "MIXMIM_BENCH_CACHE": str(tmp_path / "cache")}
+    moments = random.Random(time.time_ns())
+    kills = 0
+    for attempt in range(6):
+        patience = 600 if attempt == 5 else moments.uniform(4, 16)
+        try:
+            child = subprocess.run(command, env=env, timeout=patience, capture_output=True, text=True)
+        except subprocess.TimeoutExpired:  # subprocess.run has killed it with SIGKILL
+            kills += 1
+        else:
+            assert child.returncode == 0, child.stderr
+            break
+    assert kills > 0
+    pd.testing.assert_frame_equal(
+        pd.read_csv(results / "leaderboard.csv").drop(columns="images_per_s"), expected
+    )
+    ours = {key: r["scores"] for key, r in records(results).items()}
+    assert ours == {key: r["scores"] for key, r in records(finished[0]).items()}
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path):
+    command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "-p", "linear", "--results", tmp_path]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=env, text=True, **pipes) as child:
+        said = ""
+        for line in child.stdout:
+            said += line
+            if line.startswith("[2/3]") and said.count("[2/3]") == 1:
+                child.send_signal(signal.SIGINT)
+    assert child.returncode == 130, said
+    assert "Interrupted" in said and "Traceback" not in said
+    assert ("digits", "knn") in records(tmp_path)
+    assert (tmp_path / "leaderboard.md").read_text().count("digits knn") == 1
+
+
+def test_a_half_written_record_is_done_again(copied, run):
+    first = records(copied)
+    path = copied / "runs" / f"{first['digits', 'knn']['run_id']}.json"
+    path.write_text(path.read_text()[:200])
+    said = run("report", "--results", copied).output
+    assert f"Not a record, so not counted: {path}" in said
+    assert "digits knn" not in (copied / "leaderboard.md").read_text()
+    assert "1 of 2 runs are finished already" in run(*QUICK, "--results", copied).output
+    assert records(copied)["digits", "knn"]["scores"] == first["digits", "knn"]["scores"]
+
+
+# -- a user's own images -----------------------------------------------------------------------------
+
+MINE = ("run", "-m", "test_vit", "-p", "knn")
+
+
+def test_an_own_task_refuses_without_pretrained_weights(run, my_task, tmp_path):
+    said = run(*MINE, "-t", my_task, "--results", tmp_path / "r", code=2).output
+    assert "no pretrained weights" in said and "--weights random" in said and "mine" in said
+    assert not list((tmp_path / "r" / "runs").iterdir())
+
+
+def test_the_refusal_names_address_hash_and_place(run, my_task, tmp_path):
+    said = run("run", "-m", "mixmim-b", "-t", my_task, "--results", tmp_path / "r", code=2).output
+    assert "https://download.openmmlab.com/" in said and "44fe8d2c" in said
+    assert os.environ["MIXMIM_BENCH_CACHE"] in said
+
+
+def test_an_own_task_runs(run, my_task, tmp_path):
+    said = run(
+        *MINE,
+        "-p",
+        "linear",
+        "-p",
+        "finetune",
+        "-t",
+        my_task,
+        "--weights",
+        "random",
+        "--results",
+        tmp_path / "r",
+    ).output
+    assert "mine finetune" in said
+    assert records(tmp_path / "r")["mine", "knn"]["scores"]["top1"]["value"] > 0.5
+
+
+def test_a_corrupt_image_fails_its_task_and_the_others_go_on(run, my_task, tmp_path):
+    image = next((tmp_path / "images" / "val").rglob("*.png"))
+    image.write_bytes(b"not an image")
+    args = (*MINE, "-t", my_task, "-t", "digits", "--weights", "random", "--results", tmp_path / "r")
+    said = run(*args, code=1).output
+    assert f"1 of 30 images cannot be read: {image}" in said.replace("\n", "")
+    found = records(tmp_path / "r")
+    assert "UnreadableImages" in found["mine", "knn"]["error"] and not found["mine", "knn"]["scores"]
+    assert found["digits", "knn"]["scores"]
+    assert "mine knn" not in (tmp_path / "r" / "leaderboard.md").read_text()
+
+    # mended, the failed run is done and the other is not done again
+    text = my_task.read_text().replace("[data]", "[data]\nskip_unreadable = true")
+    my_task.write_text(text)
+    assert "1 of 2 runs are finished already" in run(*args).output
+    again = [r for r in records(tmp_path / "r").values() if r["task"]["name"] == "mine" and not r["error"]]
+    assert again[0]["counts"]["skipped"] == 1 and again[0]["scores"]["top1"]["n"] == 29
+
+
+def test_settings_that_differ_get_rows_of_their_own(run, my_task, tmp_path):
+    args = (
+        "run",
+        "-m",
+        "test_vit",
+        "-p",
+        "finetune",
+        "-t",
+        my_task,
+        "--weights",
+        "random",
+        "--results",
+        tmp_path / "r",
+    )
+    run(*args)
+    my_task.write_text(my_task.read_text().replace("epochs = 2", "epochs = 3"))
+    run(*args)
+    table = pd.read_csv(tmp_path / "r" / "leaderboard.csv")
+    assert sorted(table["variant"]) == ["mine finetune: epochs=2", "mine finetune: epochs=3"]
+
+
+def test_seeds_are_averaged(run, tmp_path):
+    run("run", "-m", "test_vit", "-t", "digits", "-p", "knn", "--seed", 0, "--seed", 1, "--results", tmp_path)
+    values = [
+        json.loads(p.read_text())["scores"]["top1"]["value"] for p in (tmp_path / "runs").glob("*.json")
+    ]
+    assert len(set(values)) == 2
+    table = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert table["digits knn"][0] == pytest.approx(np.mean(values))
+    assert table["digits knn high"][0] - table["digits knn"][0] == pytest.approx(np.std(values, ddof=1))
+    assert "(2 seeds)" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_older_versions_are_left_out_and_counted(copied, run):
+    record = records(copied)["digits", "knn"]
+    record["run_id"], record["task"]["version"] = "0" * 16, 0
+    (copied / "runs" / f"{record['run_id']}.json").write_text(json.dumps(record))
+    run("report", "--results", copied)
+    markdown = (copied / "leaderboard.md").read_text()
+    assert "1 results of older task or protocol versions are left out" in markdown
+
+
+# -- bad input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("-m", "mixmim-bb"), "no model 'mixmim-bb'; did you mean mixmim-b"),
+        (("-m", "vit_base_patch16_225"), "did you mean vit_base_patch16_224"),
+        (("-t", "digit"), "no task 'digit'; did you mean digits"),
+        (("-t", "none.toml"), "none.toml: there is no such file"),
+        (("-p", "liner"), "no protocol 'liner' for classification tasks; did you mean linear"),
+        (("-s", "embed"), "no suite 'embed'; did you mean embedded"),
+        (("--preset", "papr"), "no preset 'papr'; did you mean paper"),
+        (("--weights", "none.pth"), "--weights none.pth: there is no such file"),
+        (("--device", "cuda:9"), "device 'cuda:9' cannot be used"),
+        (("--seed", "-1"), "Invalid value for '--seed'"),
+        (("--precision", "float16"), "Invalid value for '--precision'"),
+    ],
+)
+def test_wrong_options_bring_the_nearest_right_one(run, tmp_path, args, told):
+    said = run("run", *args, "--results", tmp_path, code=2).output
+    assert told in said.replace("\n", " ")
+    assert "Traceback" not in said
+
+
+def test_a_results_folder_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = run(*QUICK, "--results", tmp_path / "file" / "results", code=2).output
+    assert "results cannot be written" in said and "--results" in said
+
+
+def test_a_report_of_nothing(run, tmp_path):
+    assert "there is no results folder" in run("report", "--results", tmp_path / "none", code=2).output
+
+
+def test_without_data_the_embedded_suite_runs_and_says_what_to_do(run, tmp_path):
+    said = run("run", "-m", "test_vit", "-p", "knn", "--dry-run", "--results", tmp_path).output
+    assert "'embedded' suite runs" in said and "--data-root" in said and "ImageNet" in said
+    assert "digits" in said and "mnist5k" in said
