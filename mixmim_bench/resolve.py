@@ -10,8 +10,8 @@ from pathlib import Path
 
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.taskfile import select_tasks
-from mixmim_bench.errors import BenchError, MissingData, MissingWeights
-from mixmim_bench.models.build import preprocessing
+from mixmim_bench.errors import MissingData, MissingWeights
+from mixmim_bench.models.build import check_weights, preprocessing
 from mixmim_bench.models.checkpoints import RANDOM, resolve_weights
 from mixmim_bench.models.registry import find_model
 from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, plan
@@ -118,6 +118,5 @@ def _choose_weights(model: ModelSpec, tasks: Sequence[TaskSpec], choice: str, sa
             f"No pretrained weights of {model.name} are on this machine (mixmim-bench models tells what to "
             "put where). The embedded suite goes on with RANDOM weights, and every table says so."
         )
-    except BenchError as error:
-        raise type(error)(f"{model.name}: {error}") from error
+    check_weights(model, weights)
     return ModelChoice(spec=model, weights=weights, preprocessing=preprocessing(model))

@@ -149,7 +149,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, change, told):
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, run):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pth")
     args = ("-m", "test_vit", "-t", "digits", "-p", "knn", "--results", tmp_path / "r")
-    said = run("run", *args, "--weights", tmp_path / "resnet.pth", code=1).output
+    said = run("run", *args, "--weights", tmp_path / "resnet.pth", code=2).output
     assert "does not fit test_vit" in said.replace("\n", " ") and "missing" in said
 
 

@@ -9,7 +9,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.models.checkpoints import load_weights
+from mixmim_bench.models.checkpoints import checked_state, load_weights
 from mixmim_bench.specs import ModelSpec
 
 
@@ -57,6 +57,14 @@ def create(model: ModelSpec, image_size: tuple[int, int], num_classes: int = 0, 
         raise BenchError(
             f"{model.name} cannot be built for images of {image_size[0]} x {image_size[1]} pixels: {error}"
         ) from error
+
+
+def check_weights(model: ModelSpec, weights: Mapping[str, Any]) -> None:
+    """See that a checkpoint fits a model, without building the model; raises BenchError."""
+    if weights["kind"] == "file":
+        with torch.device("meta"):
+            network = create(model, own_size(model))
+        checked_state(network, weights["path"], model.arch)
 
 
 def build(

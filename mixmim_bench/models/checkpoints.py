@@ -144,6 +144,11 @@ def load_weights(network: nn.Module, path: str | Path, arch: str) -> None:
 
     Raises BenchError that lists what is missing, left over or of another shape.
     """
+    network.load_state_dict(checked_state(network, path, arch), strict=False)
+
+
+def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, torch.Tensor]:
+    """Read what a checkpoint holds for a network (which may be on the meta device); see load_weights."""
     state = fit_state(network, read_checkpoint(path), arch)
     own = network.state_dict()
     head = _classifier_keys(network)
@@ -157,7 +162,7 @@ def load_weights(network: nn.Module, path: str | Path, arch: str) -> None:
             f"{path} does not fit {arch}: {_list('missing', missing)}"
             f"{_list('unexpected', unexpected)}{_list('of another shape', misshapen)}"
         )
-    network.load_state_dict(state, strict=False)
+    return state
 
 
 def fit_state(network: nn.Module, checkpoint: Mapping[str, Any], arch: str) -> dict[str, torch.Tensor]:
