@@ -17,9 +17,12 @@ from PIL import Image
 QUICK = ("run", "-m", "test_vit", "-t", "digits", "-p", "knn", "-p", "finetune")
 
 
+def all_records(results):
+    return [json.loads(p.read_text()) for p in (results / "runs").glob("*.json")]
+
+
 def records(results):
-    found = [json.loads(p.read_text()) for p in sorted((results / "runs").glob("*.json"))]
-    return {(r["task"]["name"], r["protocol"]["name"]): r for r in found}
+    return {(r["task"]["name"], r["protocol"]["name"]): r for r in all_records(results)}
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +222,8 @@ def test_a_corrupt_image_fails_its_task_and_the_others_go_on(run, my_task, tmp_p
     text = my_task.read_text().replace("[data]", "[data]\nskip_unreadable = true")
     my_task.write_text(text)
     assert "1 of 2 runs are finished already" in run(*args).output
-    again = [r for r in records(tmp_path / "r").values() if r["task"]["name"] == "mine" and not r["error"]]
-    assert again[0]["counts"]["skipped"] == 1 and again[0]["scores"]["top1"]["n"] == 29
+    (again,) = [r for r in all_records(tmp_path / "r") if r["task"]["name"] == "mine" and not r["error"]]
+    assert again["counts"]["skipped"] == 1 and again["scores"]["top1"]["n"] == 29
 
 
 def test_settings_that_differ_get_rows_of_their_own(run, my_task, tmp_path):
@@ -246,9 +249,7 @@ def test_settings_that_differ_get_rows_of_their_own(run, my_task, tmp_path):
 
 def test_seeds_are_averaged(run, tmp_path):
     run("run", "-m", "test_vit", "-t", "digits", "-p", "knn", "--seed", 0, "--seed", 1, "--results", tmp_path)
-    values = [
-        json.loads(p.read_text())["scores"]["top1"]["value"] for p in (tmp_path / "runs").glob("*.json")
-    ]
+    values = [record["scores"]["top1"]["value"] for record in all_records(tmp_path)]
     assert len(set(values)) == 2
     table = pd.read_csv(tmp_path / "leaderboard.csv")
     assert table["digits knn"][0] == pytest.approx(np.mean(values))
