@@ -14,7 +14,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from mixmim_bench.cost import count_fvcore, count_macs
+from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters
 from mixmim_bench.models.mixmim import MixMIM
 from mixmim_bench.models.registry import MODELS, find_model
 
@@ -75,23 +75,21 @@ def test_counts_are_the_published_ones_by_two_counters(name):
     spec = find_model(name)
     side = timm.get_pretrained_cfg(spec.arch).input_size[-1]
     params, flops = PUBLISHED[name]
-    on_meta = count_macs(spec, (side, side))
-    assert (on_meta.params, on_meta.total) == (params, flops)
-    traced = count_fvcore(timm.create_model(spec.arch), (side, side))
-    assert traced.total == flops
-    assert traced.macs == on_meta.macs
-    assert traced.uncounted == ()
+    assert count_parameters(spec) == params
+    on_meta = count_on_meta(spec, (side, side))
+    assert on_meta.total == flops
+    assert count_by_fvcore(timm.create_model(spec.arch), (side, side)) == on_meta
 
 
 def test_every_registered_mixmim_has_published_counts():
-    assert set(PUBLISHED) == {spec.name for spec in MODELS}
+    assert set(PUBLISHED) == {spec.name for spec in MODELS if spec.arch.startswith("mixmim")}
 
 
 def test_the_count_is_the_same_for_plain_attention():
     timm.layers.set_fused_attn(False)
     try:
         network = timm.create_model("mixmim_base", num_classes=0)
-        traced = count_fvcore(network, (224, 224))
+        traced = count_by_fvcore(network, (224, 224))
     finally:
         timm.layers.set_fused_attn(True)
     assert traced.total == 16_351_906_816  # the published count without the head
@@ -280,7 +278,7 @@ def change_by_loading(model):
 
 
 def change_dtype(model):
-    model.double().float()
+    model.half().float()  # rounds the table
 
 
 def change_size(model):
@@ -310,15 +308,19 @@ def test_any_change_of_the_table_is_seen(warm, change):
 
 def test_counting_after_inference(warm):
     model, _ = warm
-    warm_count = count_fvcore(model, (64, 64))
-    assert warm_count == count_fvcore(copy.deepcopy(model), (64, 64))
+    warm_count = count_by_fvcore(model, (64, 64))
+    assert warm_count == count_by_fvcore(copy.deepcopy(model), (64, 64))
 
 
 # -- timm's surface ----------------------------------------------------------------------------------
 
 
 def test_timm_lists_and_builds_the_models():
-    assert {spec.arch for spec in MODELS} <= set(timm.list_models("mixmim*"))
+    for arch in timm.list_models("mixmim*"):
+        assert isinstance(timm.create_model(arch, device="meta"), MixMIM)
+    assert {name for name in PUBLISHED} == {
+        spec.name for spec in MODELS if spec.arch in timm.list_models("mixmim*")
+    }
 
 
 def test_features_only_gives_four_strides():

@@ -13,16 +13,6 @@ from mixmim_bench.models.checkpoints import checked_state, load_weights
 from mixmim_bench.specs import ModelSpec
 
 
-def own_size(model: ModelSpec) -> tuple[int, int]:
-    """Return the image size (h, w) that a model is made for."""
-    height, width = _config(model)["input_size"][-2:]
-    return height, width
-
-
-def _config(model: ModelSpec) -> dict[str, Any]:
-    return resolve_data_config({}, pretrained_cfg=_timm_config(model))
-
-
 def _timm_config(model: ModelSpec) -> dict[str, Any]:
     config = timm.models.get_pretrained_cfg(model.arch)
     if config is None:
@@ -30,17 +20,28 @@ def _timm_config(model: ModelSpec) -> dict[str, Any]:
     return config.to_dict()
 
 
-def preprocessing(model: ModelSpec, image_size: int = 0, crop_pct: float = 0.0) -> dict[str, Any]:
-    """Describe how images are made ready: the model's own way, at another size if one is given."""
-    config = _config(model)
-    size = (image_size, image_size) if image_size else own_size(model)
+def preprocessing(model: ModelSpec) -> dict[str, Any]:
+    """Describe how a model wants its images made ready; `size` is (h, w)."""
+    config = resolve_data_config({}, pretrained_cfg=_timm_config(model))
     return {
-        "size": list(size),
-        "crop_pct": crop_pct or config["crop_pct"],
+        "size": list(config["input_size"][-2:]),
+        "crop_pct": config["crop_pct"],
+        "crop_mode": config["crop_mode"],
         "interpolation": config["interpolation"],
         "mean": list(config["mean"]),
         "std": list(config["std"]),
     }
+
+
+def own_size(model: ModelSpec) -> tuple[int, int]:
+    """Return the image size (h, w) that a model is made for."""
+    height, width = preprocessing(model)["size"]
+    return height, width
+
+
+def own_classes(model: ModelSpec) -> int:
+    """Return the number of classes of the classifier that a model comes with."""
+    return _timm_config(model).get("num_classes") or 0
 
 
 def create(model: ModelSpec, image_size: tuple[int, int], num_classes: int = 0, **kwargs: Any) -> nn.Module:
@@ -54,9 +55,25 @@ def create(model: ModelSpec, image_size: tuple[int, int], num_classes: int = 0, 
     try:
         return timm.create_model(model.arch, pretrained=False, **arguments)
     except (ValueError, AssertionError, TypeError, RuntimeError) as error:
-        raise BenchError(
-            f"{model.name} cannot be built for images of {image_size[0]} x {image_size[1]} pixels: {error}"
-        ) from error
+        raise _cannot("built", model, image_size, error) from error
+
+
+def try_out(model: ModelSpec, image_size: tuple[int, int]) -> None:
+    """See that a model can be built for an image size and takes such an image; costs no computing.
+
+    Raises BenchError.
+    """
+    with torch.device("meta"):
+        network = create(model, image_size).eval()
+        try:
+            network(torch.empty(2, 3, *image_size))
+        except (ValueError, AssertionError, TypeError, RuntimeError, IndexError) as error:
+            raise _cannot("run", model, image_size, error) from error
+
+
+def _cannot(what: str, model: ModelSpec, size: tuple[int, int], error: Exception) -> BenchError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return BenchError(f"{model.name} cannot be {what} for images of {size[0]} x {size[1]} pixels: {reason}")
 
 
 def check_weights(model: ModelSpec, weights: Mapping[str, Any]) -> None:

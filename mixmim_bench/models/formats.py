@@ -14,7 +14,8 @@ from torch import Tensor
 from mixmim_bench.errors import BenchError
 
 _WRAPPERS = ("state_dict", "model", "module", "state_dict_ema", "model_ema", "ema_state_dict")
-_PREFIXES = ("module.", "model.", "_orig_mod.")
+_PREFIXES = ("module.", "model.", "_orig_mod.", "ema_model.")
+_COUNTERS = ("n_averaged", "steps")  # beside the weights of an averaged model
 
 _OPENMMLAB_NAMES = (
     (r"^backbone\.", ""),
@@ -36,12 +37,15 @@ def read_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises BenchError if the mapping holds no tensors.
     """
     found: Any = checkpoint
-    while not any(isinstance(value, Tensor) for value in found.values()):
-        inner = next((found[k] for k in _WRAPPERS if isinstance(found.get(k), Mapping)), None)
-        if inner is None:
-            raise BenchError(f"the checkpoint holds no weights, only {', '.join(map(str, list(found)[:5]))}")
+    while inner := next((found[k] for k in _WRAPPERS if isinstance(found.get(k), Mapping)), None):
         found = inner
-    state = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    state = {
+        key: value
+        for key, value in found.items()
+        if isinstance(key, str) and isinstance(value, Tensor) and key not in _COUNTERS
+    }
+    if not state:
+        raise BenchError(f"the checkpoint holds no weights, only {', '.join(map(str, list(found)[:5]))}")
     for prefix in _PREFIXES * 2:  # a compiled model inside DDP has two
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -286,17 +286,9 @@ class MixMIM(nn.Module):
         return windows
 
     def _position_embedding(self, grid: Size) -> Tensor:
-        """Compute the 2-D sin-cos embedding of MAE, columns first: (1, H * W, C)."""
-        table = build_sincos2d_pos_embed(
-            list(grid),
-            self.embed_dim,
-            reverse_coord=True,
-            interleave_sin_cos=True,
-            device=self.absolute_pos_embed.device,
-            dtype=self.absolute_pos_embed.dtype,
-        )
-        # timm walks the grid column by column when it reverses the coordinates
-        return table.view(grid[1], grid[0], -1).transpose(0, 1).reshape(1, -1, self.embed_dim)
+        """Compute the position embedding of a grid (h, w): (1, h * w, C)."""
+        own = self.absolute_pos_embed
+        return sincos_positions(grid, self.embed_dim).to(device=own.device, dtype=own.dtype)
 
     def set_input_size(
         self,
@@ -451,6 +443,13 @@ class MixMIM(nn.Module):
         if prune_head or pruned:
             self.reset_classifier(0, "")
         return take
+
+
+def sincos_positions(grid: Size, dim: int) -> Tensor:
+    """Compute the 2-D sin-cos position embedding of MAE, columns first: (1, H * W, dim)."""
+    table = build_sincos2d_pos_embed(list(grid), dim, reverse_coord=True, interleave_sin_cos=True)
+    # timm walks the grid column by column when it reverses the coordinates
+    return table.view(grid[1], grid[0], dim).transpose(0, 1).reshape(1, -1, dim)
 
 
 def _check_size(img_size: Size, patch_size: Size) -> None:

@@ -8,8 +8,20 @@ from mixmim_bench.specs import ModelSpec, WeightsSpec
 
 _PAPER = "arXiv:2205.13137"
 _OPENMMLAB = "https://download.openmmlab.com"
-_RELEASE = "https://github.com/Sense-X/MixMIM"
 
+_PRETRAINED = "MixMIM, 600 epochs of ImageNet-1K without labels"
+_FINETUNED = "MixMIM, 600 epochs of ImageNet-1K, then fine-tuned on its labels"
+
+_BY_HAND = "https://drive.google.com/file/d"
+
+
+def _model(name: str, arch: str, weights: tuple[WeightsSpec, ...]) -> ModelSpec:
+    """Describe a MixMIM; the names of its checkpoints are its aliases."""
+    aliases = tuple(checkpoint.name for checkpoint in weights)
+    return ModelSpec(name=name, arch=arch, weights=weights, aliases=aliases, reference=_PAPER)
+
+
+# Of a model's checkpoints the first that is here is taken, those without fine-tuning before the others.
 _BASE_WEIGHTS = (
     WeightsSpec(
         name="mixmim_mixmim-base_16xb128-coslr-300e_in1k",
@@ -39,20 +51,65 @@ _BASE_WEIGHTS = (
         finetuned=True,
         published={"top1": 84.63},
     ),
+    WeightsSpec(
+        name="base_600ep",
+        file="base_600ep.pth",
+        home=f"{_BY_HAND}/1pZYmTv08xK_kOe2kk6ahuvgJVkHm-ZIa",
+        pretraining=_PRETRAINED,
+    ),
+    WeightsSpec(
+        name="base_600ep_ft",
+        file="base_600ep_ft.pth",
+        home=f"{_BY_HAND}/1zkOyh8jnFW7iYG3sOfp6LLG5wu4VbiXb",
+        pretraining=_FINETUNED,
+        finetuned=True,
+        published={"top1": 85.1},
+    ),
+)
+
+_LARGE_WEIGHTS = (
+    WeightsSpec(
+        name="large_600ep",
+        file="large_600ep.pth",
+        home=f"{_BY_HAND}/1dM8Lu2nVEukxPwn7PLmDmRAYwQV59ttx",
+        pretraining=_PRETRAINED,
+    ),
+    WeightsSpec(
+        name="large_600ep_ft",
+        file="large_600ep_ft.pth",
+        home=f"{_BY_HAND}/1b1BxGAewK1ICxxCEwF24YEDSjlQ9Ts9n",
+        pretraining=_FINETUNED,
+        finetuned=True,
+        published={"top1": 85.9},
+    ),
+)
+_BASE_384_WEIGHTS = (
+    WeightsSpec(
+        name="base_600ep_ft_384x384",
+        file="base_600ep_ft_384x384.pth",
+        home=f"{_BY_HAND}/1MIng19USn5T770YZ6mFfqTgNCCz_kEGL",
+        pretraining=_FINETUNED,
+        finetuned=True,
+        published={"top1": 86.3},
+    ),
+)
+_LARGE_384_WEIGHTS = (
+    WeightsSpec(
+        name="large_600ep_ft_384x384",
+        file="large_600ep_ft_384x384.pth",
+        home=f"{_BY_HAND}/1_IfqoQvAe2Z2jC7HBKi3umKD6c8qOu0P",
+        pretraining=_FINETUNED,
+        finetuned=True,
+        published={"top1": 86.9},
+    ),
 )
 
 MODELS = (
-    ModelSpec(
-        name="mixmim-b",
-        arch="mixmim_base",
-        weights=_BASE_WEIGHTS,
-        aliases=tuple(weights.name for weights in _BASE_WEIGHTS),
-        reference=_PAPER,
-    ),
-    ModelSpec(name="mixmim-l", arch="mixmim_large", reference=_PAPER),
-    ModelSpec(name="mixmim-h", arch="mixmim_huge", reference=_PAPER),
-    ModelSpec(name="mixmim-b-384", arch="mixmim_base_384", reference=_PAPER),
-    ModelSpec(name="mixmim-l-384", arch="mixmim_large_384", reference=_PAPER),
+    _model("mixmim-b", "mixmim_base", _BASE_WEIGHTS),
+    _model("mixmim-l", "mixmim_large", _LARGE_WEIGHTS),
+    _model("mixmim-h", "mixmim_huge", ()),
+    _model("mixmim-b-384", "mixmim_base_384", _BASE_384_WEIGHTS),
+    _model("mixmim-l-384", "mixmim_large_384", _LARGE_384_WEIGHTS),
 )
 
 
@@ -79,7 +136,7 @@ def find_model(name: str) -> ModelSpec:
         return dataclasses.replace(known[name], weights=named or known[name].weights)
     import timm
 
-    if timm.is_model(name):
+    if timm.is_model(name) and (name in timm.list_pretrained() or "." not in name):
         return ModelSpec(name=name, arch=name)
     everything = [*known, *timm.list_models(), *timm.list_pretrained()]
     raise BenchError(f"no model {name!r}; {nearest(name, everything)} Any model that timm knows is accepted.")

@@ -1,0 +1,144 @@
+"""Fetching a file whole: resumed where it stopped, checked, and renamed only then.
+
+A partial file stands beside the place of the whole one as `NAME.part`. Whoever asks for a file while
+another process fetches it waits for that process.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from mixmim_bench.errors import BenchError
+
+Advance = Callable[[int], None]
+Bar = Callable[[str, int], Any]  # name, bytes in all -> a context that gives an Advance
+
+OFFLINE = "MIXMIM_BENCH_OFFLINE"  # set to anything: nothing is ever fetched
+ANSWER_S = 5.0  # to say whether a server is there
+TIMEOUT_S = 20.0  # without a byte
+ATTEMPTS = 4  # in a row that bring nothing new
+PAUSE_S = 1.0  # before another attempt, doubled each time
+CHUNK = 1 << 20
+
+
+class DownloadError(BenchError):
+    """A file that could not be fetched; `offline` if the server was never reached."""
+
+    def __init__(self, message: str, offline: bool = False) -> None:
+        super().__init__(message)
+        self.offline = offline
+
+
+def fetch(url: str, path: Path, sha256: str, bar: Bar) -> None:
+    """Fetch a file to `path`, unless it is there; `sha256` is its digest or the start of it.
+
+    Raises DownloadError: within seconds if there is no network, after a few attempts if the server
+    stalls, and at once if it has no such file or another one than expected.
+    """
+    if offline():
+        raise DownloadError(f"{url} is not fetched: ${OFFLINE} is set", offline=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        if path.is_file():
+            return
+        _check_space(path.parent, url)
+        _fetch_all(url, part, bar)
+        found = file_sha256(part)
+        if not found.startswith(sha256):
+            part.unlink()
+            raise DownloadError(
+                f"{url} gave another file than expected: its SHA-256 starts with {found[:8]}, not {sha256}"
+            )
+        part.replace(path)
+
+
+def offline() -> bool:
+    """Whether the user wants nothing to be fetched."""
+    return bool(os.environ.get(OFFLINE))
+
+
+def answers(url: str) -> bool:
+    """Whether the server of an address can be reached, within seconds."""
+    if offline():
+        return False
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=ANSWER_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, HTTPException):
+        return False
+    return True
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_space(folder: Path, url: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < 1 << 30:
+        raise DownloadError(f"{folder} has {free >> 20} MB left, too little to fetch {url}")
+
+
+def _fetch_all(url: str, part: Path, bar: Bar) -> None:
+    """Bring the partial file to its end, however often the connection breaks off."""
+    failures, pause = 0, PAUSE_S
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if _fetch_some(url, part, bar):
+                return
+            reason = "the connection broke off"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code != 429:
+                raise DownloadError(f"{url}: the server says {error.code} {error.reason}") from error
+            reason = f"the server says {error.code} {error.reason}"
+        except (OSError, HTTPException) as error:
+            cause = getattr(error, "reason", error)
+            if before == 0 and not _timed_out(cause):
+                raise DownloadError(f"{url} cannot be reached: {cause}", offline=True) from error
+            reason = str(cause) or type(cause).__name__
+        grown = (part.stat().st_size if part.exists() else 0) > before
+        failures, pause = (0, PAUSE_S) if grown else (failures + 1, pause * 2)
+        if failures >= ATTEMPTS:
+            raise DownloadError(f"{url}: {reason}, {failures} times in a row; the next start goes on")
+        time.sleep(pause)
+
+
+def _timed_out(cause: object) -> bool:
+    return isinstance(cause, TimeoutError | ConnectionResetError) or "timed out" in str(cause)
+
+
+def _fetch_some(url: str, part: Path, bar: Bar) -> bool:
+    """Append what one connection brings; return whether the file is complete then."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send: the hash will tell
+            return True
+        raise
+    with response:
+        resumed = response.status == 206
+        length = response.headers.get("Content-Length")
+        total = int(length) + (have if resumed else 0) if length else 0
+        with part.open("ab" if resumed else "wb") as file, bar(part.stem, total) as advance:
+            advance(have if resumed else 0)
+            while chunk := response.read1(CHUNK):
+                file.write(chunk)
+                advance(len(chunk))
+    return not total or part.stat().st_size >= total

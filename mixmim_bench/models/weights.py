@@ -1,0 +1,132 @@
+"""Where the weights of a model come from: a file here, an address to fetch from, or nowhere."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from mixmim_bench.cache import cache_folder
+from mixmim_bench.errors import BenchError, MissingWeights
+from mixmim_bench.models.download import Bar, DownloadError, answers, fetch, file_sha256
+from mixmim_bench.specs import ModelSpec, WeightsSpec
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+RANDOM_INIT = "random init"  # how tables and plots name weights that were never trained
+RANDOM = {"kind": "random", "name": RANDOM_INIT, "sha256": ""}
+
+
+def weights_folder() -> Path:
+    """Return the folder where checkpoints are looked for and fetched to."""
+    return cache_folder() / "weights"
+
+
+def place_of(weights: WeightsSpec) -> Path:
+    """Say where the file of a published checkpoint belongs."""
+    return weights_folder() / weights.file
+
+
+def is_present(weights: WeightsSpec) -> bool:
+    """Whether the file of a published checkpoint is on this machine."""
+    return place_of(weights).is_file()
+
+
+def resolve_weights(model: ModelSpec, choice: str, bar: Bar | None = None) -> dict[str, Any]:
+    """Find the weights: 'random', the path of a file, or 'auto' for the registered ones.
+
+    With 'auto' the first registered checkpoint that is here is taken, else the first that can be fetched.
+    Without a `bar` nothing is fetched: what would be is described by its registry entry, kind 'remote'.
+    Raises MissingWeights, which says what to put where, if there is none.
+    """
+    if choice == "random":
+        return dict(RANDOM)
+    if choice != "auto":
+        path = Path(choice).expanduser()
+        if not path.is_file():
+            raise BenchError(f"--weights {choice}: there is no such file (or say 'auto' or 'random')")
+        return _described(path)
+    found = _registered(model, bar) if model.weights else _from_hub(model, bar)
+    if found is None:
+        raise MissingWeights(how_to_get(model, "no pretrained weights on this machine"))
+    return found
+
+
+def _described(path: Path, name: str = "") -> dict[str, Any]:
+    """Describe a checkpoint file; one without a published name is named with its digest."""
+    sha256 = file_sha256(path)
+    name = name or f"{path.name} ({sha256[:8]})"
+    return {"kind": "file", "name": name, "sha256": sha256, "path": str(path)}
+
+
+def _registered(model: ModelSpec, bar: Bar | None) -> dict[str, Any] | None:
+    """Take the first registered checkpoint that is here, else fetch the first that has an address."""
+    by_choice = sorted(model.weights, key=lambda weights: weights.finetuned)  # probing wants pretrained ones
+    for weights in by_choice:
+        if is_present(weights):
+            return checked(weights)
+    to_fetch = [weights for weights in by_choice if weights.url]
+    if not to_fetch:
+        return None
+    weights = to_fetch[0]
+    if bar is None:
+        if not answers(weights.url):
+            return None
+        return {"kind": "remote", "name": weights.name, "sha256": weights.sha256}
+    try:
+        fetch(weights.url, place_of(weights), weights.sha256, bar)
+    except DownloadError as error:
+        raise MissingWeights(how_to_get(model, str(error))) from error
+    return checked(weights)
+
+
+def checked(weights: WeightsSpec) -> dict[str, Any]:
+    """Describe a published checkpoint that is here; raises BenchError if the file is another one."""
+    found = _described(place_of(weights), weights.name)
+    if not found["sha256"].startswith(weights.sha256):
+        raise BenchError(
+            f"{found['path']} is not {weights.name}: its SHA-256 starts with {found['sha256'][:8]}, not "
+            f"{weights.sha256}; remove the file"
+        )
+    return found
+
+
+def _from_hub(model: ModelSpec, bar: Bar | None) -> dict[str, Any] | None:
+    """Find the file that timm would load from the Hugging Face hub, downloading it if it can."""
+    config = timm.models.get_pretrained_cfg(model.arch)
+    if config is None or not config.hf_hub_id:
+        return None
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name = f"hf-hub:{config.hf_hub_id}"
+    for file in HUB_FILES:
+        path = try_to_load_from_cache(config.hf_hub_id, file)
+        if isinstance(path, str):
+            return _described(Path(path), name)
+    if constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT):
+        return None
+    if bar is None:
+        return {"kind": "remote", "name": name, "sha256": ""}
+    for file in HUB_FILES:
+        try:
+            return _described(Path(hf_hub_download(config.hf_hub_id, file)), name)
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+            continue
+    return None
+
+
+def how_to_get(model: ModelSpec, reason: str) -> str:
+    """Say why there are no weights of a model, and every way to get some."""
+    ways = [_by_hand(weights) for weights in model.weights]
+    config = timm.models.get_pretrained_cfg(model.arch)
+    if config is not None and config.hf_hub_id:
+        ways.append(f"download {config.hf_hub_id} from the Hugging Face hub while online")
+    ways.append("give a checkpoint with --weights PATH")
+    ways.append("or take random weights on purpose with --weights random")
+    return f"{model.name}: {reason}. What helps: " + "; ".join(ways)
+
+
+def _by_hand(weights: WeightsSpec) -> str:
+    what = weights.url or f"{weights.name} from {weights.home}"
+    digest = f" (SHA-256 {weights.sha256}…)" if weights.sha256 else ""
+    return f"put {what}{digest} at {place_of(weights)}"
