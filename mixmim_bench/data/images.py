@@ -29,8 +29,11 @@ class Images(Protocol):
     def name(self, row: int) -> str:
         """Name one image for people."""
 
+    def content(self, row: int) -> str:
+        """Say what would hardly stay if the image were another one, on any machine: its size or digest."""
+
     def stamp(self, row: int) -> str:
-        """Say what would change if the image did: its size and time, or its digest."""
+        """Say what would change here if the image did: also the time of its file."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class Files:
     def name(self, row: int) -> str:
         return str(self.root / str(self.paths[row]))
 
+    def content(self, row: int) -> str:
+        return str(Path(self.name(row)).stat().st_size)
+
     def stamp(self, row: int) -> str:
         status = Path(self.name(row)).stat()
         return f"{status.st_size}:{status.st_mtime_ns}"
@@ -74,8 +80,11 @@ class Arrays:
     def name(self, row: int) -> str:
         return f"{self.source}[{row}]"
 
-    def stamp(self, row: int) -> str:
+    def content(self, row: int) -> str:
         return hashlib.sha256(self.pixels[row].tobytes()).hexdigest()[:16]
+
+    def stamp(self, row: int) -> str:
+        return self.content(row)
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,10 @@ class Taken:
     def name(self, row: int) -> str:
         images, inner = self._find(row)
         return images.name(inner)
+
+    def content(self, row: int) -> str:
+        images, inner = self._find(row)
+        return images.content(inner)
 
     def stamp(self, row: int) -> str:
         images, inner = self._find(row)

@@ -1,10 +1,13 @@
 """What a layout is: one way in which a dataset lies on a disk.
 
-A task file names its layouts as `module:Class`; a module without a dot is one of this package. Several
-may be listed, and the first one that is there is used. A layout only lists images, it decodes none.
+A task file names its layouts as `module:Class`. The module is one of this package, or a Python file beside
+the task file, or, with dots, any module that can be imported. Several layouts may be listed, and the first
+one that is there is used. A layout only lists images, it decodes none.
 """
 
+import importlib.util
 import pkgutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,24 +40,35 @@ class Layout(Protocol):
         """List a part; raises LayoutError."""
 
 
-def find_layout(name: str) -> type[Layout]:
-    """Import a layout class by its `module:Class` name; raises LayoutError."""
+def find_layout(name: str, beside: Path) -> type[Layout]:
+    """Import a layout class by its `module:Class` name; `beside` is the folder of the task file.
+
+    Raises LayoutError.
+    """
     module = name.partition(":")[0]
-    full = name if "." in module else f"mixmim_bench.data.{name}"
+    full = name
+    if "." not in module and importlib.util.find_spec(f"mixmim_bench.data.{module}"):
+        full = f"mixmim_bench.data.{name}"
+    elif (beside / f"{module}.py").is_file() and str(beside) not in sys.path:
+        sys.path.append(str(beside))  # for good: processes that decode images import it too
     try:
         found = pkgutil.resolve_name(full)
+        if not isinstance(found, type):
+            raise AttributeError("it names no class")
     except (ValueError, ImportError, AttributeError) as error:
         raise LayoutError(
             f"no layout {name!r} ({error}); write 'folder:ImageFolder', 'csvlist:CSVList' or the "
-            "'package.module:Class' of your own",
+            "'module:Class' of your own, in a file beside the task file",
             "data.layouts",
         ) from error
     return found
 
 
-def build_layout(name: str, root: Path, parts: Sequence[str], options: Mapping[str, Any]) -> Layout:
+def build_layout(
+    name: str, beside: Path, root: Path, parts: Sequence[str], options: Mapping[str, Any]
+) -> Layout:
     """Make a layout; options it does not know are a LayoutError."""
-    cls = find_layout(name)
+    cls = find_layout(name, beside)
     try:
         return cls(root, parts, **options)
     except TypeError as error:

@@ -1,7 +1,8 @@
 """Slices of official parts, `train[:95%]`, cut from an order that only the images' ids decide.
 
 The order is stratified: every prefix holds each class in its share, to the nearest image. It comes from
-a hash of the canonical ids, so a slice is the same on every machine and in every layout.
+a hash of the images' ids, so a slice is the same on every machine, and in every layout that gives an image
+the same id.
 """
 
 import hashlib
@@ -68,6 +69,12 @@ def overlap(slices: Mapping[str, Slice], sizes: Mapping[str, int]) -> str:
     return ""
 
 
+def _number(image_id: str) -> int:
+    """Hash an id; a file name that is no text has surrogates in it."""
+    digest = hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
 def stratified_order(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Order images so that every prefix is stratified: the rows, (n,).
 
@@ -75,7 +82,7 @@ def stratified_order(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     stands at (r + 1/2) / n of the whole.
     """
     hashes = np.array(
-        [int.from_bytes(hashlib.sha256(str(i).encode()).digest()[:8], "big") for i in ids],
+        [_number(str(image_id)) for image_id in ids],
         dtype=np.uint64,
     )
     by_class = np.lexsort((hashes, labels))

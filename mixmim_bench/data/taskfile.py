@@ -10,11 +10,11 @@ import mixmim_bench
 from mixmim_bench.data.split import Slice, overlap
 from mixmim_bench.errors import BenchError, TaskFileError, UnknownName, nearest
 from mixmim_bench.metrics import METRICS
-from mixmim_bench.protocols import check_values, find_protocol, kinds
+from mixmim_bench.protocols import check_recipe, kinds
 from mixmim_bench.specs import ROLES, TaskSpec
 
 SCHEMA = 1
-AUGMENTATIONS = ("hflip", "vflip")
+AUGMENTATIONS = ("hflip",)
 _REQUIRED: Any = object()
 
 
@@ -40,9 +40,10 @@ def select_tasks(wanted: Iterable[str], suites: Iterable[str]) -> list[TaskSpec]
     for pattern in wanted:
         if pattern.endswith(".toml"):
             task = read_task(Path(pattern))
-            if task.name in known and Path(task.path) != Path(known[task.name].path):
+            other = known.get(task.name) or picked.get(task.name)
+            if other is not None and Path(other.path).resolve() != Path(task.path).resolve():
                 raise BenchError(
-                    f"{pattern}: a task of the suite is already called {task.name!r}; rename the file"
+                    f"{pattern}: another task is called {task.name!r} ({other.path}); rename the file"
                 )
             picked[task.name] = task
             continue
@@ -136,8 +137,8 @@ def read_task(path: Path) -> TaskSpec:
         root=data.take("root", str, ""),
         counts=_counts(data.table("counts", {})),
         options=data.take("options", dict, {}),
-        image_size=image.take("size", int, 0),
-        crop_pct=image.take("crop_pct", float, 0.0),
+        image_size=_positive(image, "size", optional=True),
+        crop_pct=_share(image, "crop_pct", optional=True),
         split=_split(top.table("split")),
         recipe=top.take("recipe", dict, {}),
     )
@@ -147,11 +148,20 @@ def read_task(path: Path) -> TaskSpec:
     return task
 
 
-def _positive(table: _Table, key: str) -> int:
-    value = table.take(key, int)
-    if value < 1:
+def _positive(table: _Table, key: str, optional: bool = False) -> int:
+    """Take a number of at least 1; 0 stands for an optional one that is not there."""
+    value = table.take(key, int, None if optional else _REQUIRED)
+    if value is not None and value < 1:
         raise table.error(key, f"must be at least 1, not {value}")
-    return value
+    return value or 0
+
+
+def _share(table: _Table, key: str, optional: bool = False) -> float:
+    """Take a share of a whole; 0 stands for an optional one that is not there."""
+    value = table.take(key, float, None if optional else _REQUIRED)
+    if value is not None and not 0.0 < value <= 1.0:
+        raise table.error(key, f"must be above 0 and at most 1, not {value}")
+    return value or 0.0
 
 
 def _names(table: _Table, key: str, known: Collection[str], default: Any = _REQUIRED) -> tuple[str, ...]:
@@ -183,15 +193,16 @@ def _check(top: _Table, task: TaskSpec) -> None:
         raise top.error("metrics", "names no metric")
     if not task.layouts:
         raise top.error("data.layouts", "names no layout")
-    if task.image_size < 0:
-        raise top.error("image.size", f"must be at least 1, not {task.image_size}")
-    if not 0.0 <= task.crop_pct <= 1.0:
-        raise top.error("image.crop_pct", f"must be above 0 and at most 1, not {task.crop_pct}")
-    shared = overlap({role: Slice.parse(text) for role, text in task.split.items()}, task.counts)
+    slices = {role: Slice.parse(text) for role, text in task.split.items()}
+    parts = {cut.part for cut in slices.values()}
+    for part in task.counts:
+        if part not in parts:
+            raise top.error(f"data.counts.{part}", f"no split uses this part; {nearest(part, parts)}")
+    shared = overlap(slices, task.counts)
     if shared:
         raise top.error("split", shared)
     for protocol, values in task.recipe.items():
         try:
-            check_values(find_protocol(protocol, task.kind), values)
+            check_recipe(protocol, task.kind, values)
         except BenchError as error:
             raise top.error(f"recipe.{protocol}", str(error)) from error

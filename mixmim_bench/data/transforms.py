@@ -19,6 +19,7 @@ def eval_transform(preprocessing: Mapping[str, Any]) -> Transform:
         mean=tuple(preprocessing["mean"]),
         std=tuple(preprocessing["std"]),
         crop_pct=preprocessing["crop_pct"],
+        crop_mode=preprocessing["crop_mode"],
         is_training=False,
     )
 
