@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ def extract(
     skip_unreadable: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Features:
-    """Run a frozen backbone, whose output is its pooled features, over the images of a part.
+    """Run a timm model over the images of a part: its pooled features, or logits if it has a head.
 
     Rows come in the order of the part, whatever the number of workers. When memory runs out the batch
     is halved and the pass goes on from there. Raises UnreadableImages.
@@ -70,9 +71,11 @@ def extract(
 
 
 @torch.inference_mode()
-def _forward(backbone: nn.Module, images: torch.Tensor, machine: Machine) -> np.ndarray:
+def _forward(backbone: Any, images: torch.Tensor, machine: Machine) -> np.ndarray:
     with machine.autocast():
-        pooled = backbone(images.to(machine.device, non_blocking=True))
+        tokens = backbone.forward_features(images.to(machine.device, non_blocking=True))
+    # pooling and head in float32: rounded logits tie, and a tie is decided by the order of the classes
+    pooled = backbone.forward_head(tokens.float())
     if pooled.ndim != 2:
         raise ValueError(f"the backbone gives features of shape {tuple(pooled.shape)}, not (b, d)")
-    return pooled.float().cpu().numpy()
+    return pooled.cpu().numpy()

@@ -10,11 +10,11 @@ from mixmim_bench.stats import wilson
 
 def _hits(k: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     def hits(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Whether the label is among the k best scores; a tie counts against the prediction."""
+        """Whether the label is among the k best scores; of equal scores the first class wins."""
         own = scores[np.arange(len(y)), y][:, None]
-        better = (scores > own).sum(axis=1)
-        tied = (scores == own).sum(axis=1) - 1
-        return (better + tied) < min(k, scores.shape[1])
+        earlier = np.arange(scores.shape[1]) < y[:, None]
+        before = (scores > own) | ((scores == own) & earlier)
+        return before.sum(axis=1) < k
 
     return hits
 

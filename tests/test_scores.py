@@ -20,10 +20,14 @@ def test_accuracies_are_those_of_scikit_learn(seed):
     assert score("top5", y, scores)["value"] == top_k_accuracy_score(y, scores, k=5, labels=labels)
 
 
-def test_a_tie_is_no_hit():
-    constant = np.zeros((10, 4))
-    assert score("top1", np.arange(10) % 4, constant)["value"] == 0.0
-    assert score("top5", np.arange(10) % 4, constant)["value"] == 1.0
+def test_of_equal_scores_the_first_class_wins():
+    y, constant = np.arange(12) % 4, np.zeros((12, 4))
+    assert score("top1", y, constant)["value"] == (constant.argmax(1) == y).mean() == 0.25
+    rounded = np.random.default_rng(0).integers(0, 4, (500, 10))
+    y = np.random.default_rng(1).integers(0, 10, 500)
+    assert score("top1", y, rounded)["value"] == (rounded.argmax(1) == y).mean()
+    best = np.argsort(-rounded, axis=1, kind="stable")[:, :5]
+    assert score("top5", y, rounded)["value"] == (best == y[:, None]).any(1).mean()
 
 
 def test_scores_that_are_no_numbers_are_refused():
@@ -56,7 +60,17 @@ def test_an_interval_needs_items():
         wilson(0, 0)
 
 
-def test_every_metric_says_right_and_wrong():
-    y, scores = np.array([0, 1]), np.eye(7)[[0, 0]] + np.linspace(0, 0.1, 7)
-    for name in METRICS:
-        assert score(name, y, scores)["n"] == 2
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_one_for_the_right_order_and_zero_for_the_wrong_one(name):
+    y = np.arange(7)
+    right = np.eye(7)
+    assert score(name, y, right)["value"] == 1.0
+    assert score(name, y, -right)["value"] == 0.0
+
+
+def test_the_interval_holds_the_value_also_at_the_ends():
+    for n in range(1, 2000):
+        assert wilson(n, n)[1] == 1.0 and wilson(0, n)[0] == 0.0
+        for hits in {0, 1, n // 3, n - 1, n}:
+            low, high = wilson(hits, n)
+            assert 0.0 <= low <= hits / n <= high <= 1.0

@@ -1,8 +1,7 @@
 """How a backbone is judged: one module a protocol, found by scanning this folder.
 
-A module names its class in `PROTOCOL`: a frozen dataclass whose fields are the hyper-parameters, with
-`name`, `title`, `kind` and `version` (raised when scores may change) as class variables, and `presets`:
-name -> what changes. The effective values are: defaults < preset < the task file's `[recipe.<name>]`.
+A module names its class in `PROTOCOL`: a frozen dataclass whose fields are the hyper-parameters, with the
+class variables of `Judge`. The effective values are: defaults < preset < the task file's `[recipe.<name>]`.
 
 A protocol is given train and val only. It chooses on val what there is to choose and returns a `Fitted`,
 which is then asked once for the scores of test. Its module's top-level imports are the standard library's.
@@ -10,6 +9,7 @@ which is then asked once for the scores of test. Its module's top-level imports 
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,17 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mixmim_bench.bench import Split, Workbench
+    from mixmim_bench.predictions import Predictions
 
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Scores of the classes for images, with the images' ids and labels."""
-
-    ids: "np.ndarray"  # (n,) of str
-    y: "np.ndarray"  # (n,)
-    scores: "np.ndarray"  # (n, K), the higher the likelier; -inf where a class was never seen
 
 
 @dataclass(frozen=True)
@@ -50,10 +42,11 @@ class Judge(Protocol):
     """What a protocol class offers."""
 
     name: ClassVar[str]
-    title: ClassVar[str]
-    kind: ClassVar[str]
-    version: ClassVar[int]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    title: ClassVar[str]  # as it stands in plots
+    kind: ClassVar[str]  # of task
+    version: ClassVar[int]  # raised when scores may change
+    stochastic: ClassVar[bool]  # whether the seed matters with weights that are given
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> what changes
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def images(self, counts: Mapping[str, int]) -> dict[str, int]:
@@ -106,10 +99,37 @@ def check_values(cls: type[Judge], values: Mapping[str, Any]) -> dict[str, Any]:
             value = float(value)
         if type(default) is tuple and type(value) is list:
             value = tuple(value)
-        if type(value) is not type(default):
+        if not _alike(value, default):
             raise BenchError(f"{key} must be like {default!r}, not {value!r}")
         checked[key] = value
     return checked
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value has the type of a default; a list holds what the default's elements are."""
+    if isinstance(default, tuple):
+        kinds = (int, float) if type(default[0]) is float else type(default[0])
+        return isinstance(value, tuple) and all(
+            isinstance(v, kinds) and not isinstance(v, bool) for v in value
+        )
+    if type(default) is float:
+        return type(value) is float and math.isfinite(value)
+    return type(value) is type(default)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise BenchError for a hyper-parameter that is out of range."""
+    if not condition:
+        raise BenchError(message)
+
+
+def check_recipe(name: str, kind: str, recipe: object) -> None:
+    """See that what a task changes of a protocol goes with every preset; raises BenchError."""
+    if not isinstance(recipe, Mapping):
+        raise BenchError(f"must be a table of hyper-parameters, not {recipe!r}")
+    cls = find_protocol(name, kind)
+    for preset in cls.presets.values():
+        cls(**check_values(cls, {**preset, **recipe}))
 
 
 def resolve_protocol(

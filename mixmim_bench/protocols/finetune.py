@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.protocols import Fitted, Predictions
+from mixmim_bench.protocols import Fitted, require
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mixmim_bench.bench import Split, Workbench
+    from mixmim_bench.data.transforms import Transform
+    from mixmim_bench.predictions import ClassScores
+    from mixmim_bench.training import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +26,10 @@ class Finetune:
     """
 
     name: ClassVar[str] = "finetune"
-    title: ClassVar[str] = "Fine-tuning"
+    title: ClassVar[str] = "fine-tuning"
     kind: ClassVar[str] = "classification"
     version: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "random": {
@@ -63,10 +69,21 @@ class Finetune:
     head_init_std: float = 2e-5
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs >= self.epochs:
-            raise BenchError(
-                f"warmup_epochs is {self.warmup_epochs} and must be below epochs, which is {self.epochs}"
-            )
+        for name in ("epochs", "batch_size"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        for name in ("base_lr", "head_init_std", "layer_decay"):
+            require(getattr(self, name) > 0.0, f"{name} must be above 0")
+        for name in ("min_lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix"):
+            require(getattr(self, name) >= 0.0, f"{name} must be at least 0")
+        for name in ("drop_path", "smoothing", "reprob", "hflip"):
+            require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be from 0 to 1")
+        for name in ("crop_scale", "crop_ratio"):
+            bounds = getattr(self, name)
+            require(len(bounds) == 2 and 0.0 < bounds[0] <= bounds[1], f"{name} must be two rising numbers")
+        require(
+            self.warmup_epochs < self.epochs,
+            f"warmup_epochs is {self.warmup_epochs} and must be below epochs, which is {self.epochs}",
+        )
 
     def images(self, counts: Mapping[str, int]) -> dict[str, int]:
         seen = counts["train"] + counts["val"]
@@ -78,14 +95,99 @@ class Finetune:
 
         from mixmim_bench import training
         from mixmim_bench.data.images import join
+        from mixmim_bench.objectives import Classifying
 
-        network = bench.backbone(num_classes=bench.num_classes, drop_path_rate=self.drop_path)
-        log = training.train(network, join([train.part, val.part]), self, bench)
+        network, notes = self._network(bench)
+        objective = Classifying(bench.num_classes, self.mixup, self.cutmix, self.smoothing)
+        losses, unreadable = training.train(
+            network,
+            join([train.part, val.part]),
+            self._transform(bench),
+            objective,
+            self._schedule(len(train.part) + len(val.part)),
+            bench,
+            "fine-tuning",
+        )
+        of_train = sum(row < len(train.part) for row in unreadable)
+        bench.skipped.update(train=of_train, val=len(unreadable) - of_train)
 
-        def predict(split: "Split") -> Predictions:
-            return training.predict(network, split, bench)
+        def predict(split: "Split") -> "ClassScores":
+            return score(network, split, bench)
 
-        return Fitted(predict, arrays={"train_loss": np.array(log)})
+        return Fitted(predict, arrays={"train_loss": np.array(losses)}, notes=notes)
+
+    def _network(self, bench: "Workbench") -> "tuple[nn.Module, tuple[str, ...]]":
+        """Build the backbone with a new head; not every architecture has stochastic depth."""
+        from mixmim_bench.training import classifier
+
+        notes: tuple[str, ...] = ()
+        try:
+            network = bench.backbone(num_classes=bench.num_classes, drop_path_rate=self.drop_path)
+        except BenchError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            network = bench.backbone(num_classes=bench.num_classes)
+            if self.drop_path > 0.0:
+                notes = (f"drop_path {self.drop_path} left out: {bench.run.model.arch} has none",)
+        _initialise(classifier(network), self.head_init_std, bench.seed)
+        return network, notes
+
+    def _transform(self, bench: "Workbench") -> "Transform":
+        from mixmim_bench.data.transforms import train_transform
+
+        return train_transform(
+            bench.run.preprocessing,
+            crop_scale=self.crop_scale,
+            crop_ratio=self.crop_ratio,
+            hflip=0.0 if "hflip" in bench.run.task.forbid else self.hflip,
+            auto_augment=self.auto_augment,
+            reprob=self.reprob,
+        )
+
+    def _schedule(self, images: int) -> "Schedule":
+        from mixmim_bench.training import Schedule, scaled
+
+        batch_size = min(self.batch_size, images)
+        return Schedule(
+            epochs=self.epochs,
+            batch_size=batch_size,
+            lr=scaled(self.base_lr, batch_size),
+            min_lr=self.min_lr,
+            warmup_epochs=self.warmup_epochs,
+            weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay,
+            clip_grad=self.clip_grad,
+        )
+
+
+def _initialise(head: "nn.Module", std: float, seed: int) -> None:
+    """Draw the weights of a linear head anew, as the recipe says."""
+    from torch import nn
+
+    from mixmim_bench.seeding import generator
+
+    if isinstance(head, nn.Linear):
+        nn.init.trunc_normal_(head.weight, std=std, generator=generator(seed))
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+
+
+def score(network: "nn.Module", split: "Split", bench: "Workbench") -> "ClassScores":
+    """Score the classes of a split with a trained network; the scores are logits."""
+    from mixmim_bench.features import extract
+    from mixmim_bench.predictions import ClassScores
+
+    with bench.stages.stage(f"scoring {split.role}", len(split.part), bench.gmacs) as advance:
+        logits = extract(
+            network,
+            split.part,
+            bench.transform(),
+            bench.machine,
+            bench.run.task.skip_unreadable,
+            advance,
+        )
+    bench.skipped[split.role] = logits.unreadable
+    return ClassScores(logits.ids, logits.y, logits.x)
 
 
 PROTOCOL = Finetune

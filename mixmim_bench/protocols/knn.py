@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import Fitted, Predictions
+from mixmim_bench.protocols import Fitted, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +25,15 @@ class KNN:
     title: ClassVar[str] = "k nearest neighbours"
     kind: ClassVar[str] = "classification"
     version: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     k: tuple[int, ...] = (10, 20, 100, 200)
     temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        require(len(self.k) > 0 and min(self.k) >= 1, "k must be whole numbers of at least 1")
+        require(self.temperature > 0.0, "temperature must be above 0")
 
     def images(self, counts: Mapping[str, int]) -> dict[str, int]:
         return {"forward": sum(counts.values()), "train": 0}
@@ -37,6 +42,8 @@ class KNN:
         """Choose k on val."""
         import numpy as np
 
+        from mixmim_bench.predictions import ClassScores
+
         bank, queries = bench.features(train), bench.features(val)
         votes = self.vote(bank.x, bank.y, queries.x, bench.num_classes)
         accuracy = [float((scores.argmax(1) == queries.y).mean()) for scores in votes]
@@ -44,10 +51,10 @@ class KNN:
         both_x = np.concatenate([bank.x, queries.x])
         both_y = np.concatenate([bank.y, queries.y])
 
-        def predict(split: "Split") -> Predictions:
+        def predict(split: "Split") -> ClassScores:
             features = bench.features(split)
             votes = self.vote(both_x, both_y, features.x, bench.num_classes)
-            return Predictions(features.ids, features.y, votes[best])
+            return ClassScores(features.ids, features.y, votes[best])
 
         return Fitted(
             predict,
@@ -69,7 +76,8 @@ class KNN:
             nearest = np.argpartition(-similarity, depth - 1, axis=1)[:, :depth]
             order = np.argsort(-np.take_along_axis(similarity, nearest, 1), axis=1, kind="stable")
             nearest = np.take_along_axis(nearest, order, 1)
-            weight = np.exp(np.take_along_axis(similarity, nearest, 1) / self.temperature)
+            ordered = np.take_along_axis(similarity, nearest, 1)
+            weight = np.exp((ordered - ordered[:, :1]) / self.temperature)  # the nearest weighs 1
             rows = np.arange(start, start + len(nearest))[:, None]
             for scores, k in zip(votes, self.k, strict=True):
                 np.add.at(scores, (rows, labels[nearest[:, :k]]), weight[:, :k])

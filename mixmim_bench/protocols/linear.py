@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import Fitted, Predictions
+from mixmim_bench.protocols import Fitted, require
 
 if TYPE_CHECKING:
     from mixmim_bench.bench import Split, Workbench
@@ -19,9 +19,10 @@ class Linear:
     """
 
     name: ClassVar[str] = "linear"
-    title: ClassVar[str] = "Linear probe"
+    title: ClassVar[str] = "linear probe"
     kind: ClassVar[str] = "classification"
     version: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
     low: float = -6.0
@@ -29,6 +30,11 @@ class Linear:
     steps: int = 17
     max_iter: int = 1000
     tol: float = 1e-4
+
+    def __post_init__(self) -> None:
+        require(self.low <= self.high, "low must not be above high")
+        require(self.steps >= 1 and self.max_iter >= 1, "steps and max_iter must be at least 1")
+        require(self.tol > 0.0, "tol must be above 0")
 
     def images(self, counts: Mapping[str, int]) -> dict[str, int]:
         return {"forward": sum(counts.values()), "train": 0}
@@ -38,6 +44,8 @@ class Linear:
         import numpy as np
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
+
+        from mixmim_bench.predictions import ClassScores
 
         fit_on, choose_on = bench.features(train), bench.features(val)
         grid = np.logspace(self.low, self.high, self.steps)
@@ -56,16 +64,19 @@ class Linear:
         final = LogisticRegression(C=grid[best], max_iter=self.max_iter, tol=self.tol)
         final.fit(scaler.transform(both), np.concatenate([fit_on.y, choose_on.y]))
 
-        def predict(split: "Split") -> Predictions:
+        def predict(split: "Split") -> ClassScores:
             features = bench.features(split)
             scores = np.full((len(features), bench.num_classes), -np.inf, dtype=np.float32)
             scores[:, final.classes_] = final.predict_log_proba(scaler.transform(features.x))
-            return Predictions(features.ids, features.y, scores)
+            return ClassScores(features.ids, features.y, scores)
 
         return Fitted(
             predict,
             chosen={"C": float(grid[best]), "val_top1": float(accuracy[best])},
             arrays={"C": grid, "val_top1": np.array(accuracy)},
+            notes=(f"L-BFGS stopped at max_iter {self.max_iter}",)
+            if final.n_iter_.max() >= self.max_iter
+            else (),
         )
 
 

@@ -1,0 +1,38 @@
+"""What a training minimises."""
+
+import torch
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from torch import Tensor, nn
+
+
+class Classifying:
+    """Cross-entropy of class labels, with timm's mixup, cutmix and label smoothing.
+
+    `prepare` mixes the whole batch with its reverse, so the batch should be even; of an odd one the last
+    image stays as it is.
+    """
+
+    def __init__(self, num_classes: int, mixup: float, cutmix: float, smoothing: float) -> None:
+        self.num_classes = num_classes
+        self.smoothing = smoothing
+        self.mixup = None
+        if mixup > 0.0 or cutmix > 0.0:
+            self.mixup = Mixup(
+                mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=smoothing, num_classes=num_classes
+            )
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images (B, 3, H, W); the targets are probabilities of the classes (B, K)."""
+        target = mixup_target(labels, self.num_classes, 1.0, self.smoothing)
+        if self.mixup is not None:
+            even = len(images) // 2 * 2
+            if even:
+                mixed, mixed_target = self.mixup(images[:even].clone(), labels[:even])
+                images, target = torch.cat([mixed, images[even:]]), torch.cat([mixed_target, target[even:]])
+        return images, target
+
+    def loss(self, network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross-entropy, computed in float32."""
+        logits = network(images).float()
+        return -(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
