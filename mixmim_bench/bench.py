@@ -1,12 +1,15 @@
 """The workbench: one backbone and the splits of one task, as a protocol is handed them."""
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import nn
 
+from mixmim_bench.data.dataset import stamp
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.features import Features, extract
@@ -26,43 +29,56 @@ class Stages(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """The images that play one role."""
+    """The images that play one role, or some of them."""
 
     role: str
     part: Part
 
+    @cached_property
+    def stamp(self) -> str:
+        """Identify the images, and see when a file was changed."""
+        return stamp(self.part)
+
 
 @dataclass
 class Shelf:
-    """The last backbone and the last features, for the runs that follow on the same ones."""
+    """The last backbone and the last task's features, for the runs that follow on the same ones."""
 
     backbone_key: str = ""
     backbone: nn.Module | None = None
-    features_key: str = ""
+    task_key: str = ""
     features: dict[str, Features] = field(default_factory=dict)
 
 
 @dataclass
 class Workbench:
-    """What a protocol may use: the backbone of a run, features of its splits, and the machine."""
+    """What a protocol may use: the backbone of a run, features of its splits, and the machine.
+
+    What it learns on the way goes into the record: `extract_s`, `skipped` (role -> images), `notes`.
+    """
 
     run: Run
     machine: Machine
     stages: Stages
     gmacs: float
     shelf: Shelf
-    seconds: dict[str, float] = field(default_factory=dict)
+    extract_s: float = 0.0
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
+        """The number of classes of the task."""
         return self.run.task.num_classes
+
+    @property
+    def seed(self) -> int:
+        """The seed of what a protocol draws."""
+        return self.run.seed or 0
 
     def backbone(self, **kwargs: Any) -> nn.Module:
         """Build the backbone of the run anew, with its weights, for training."""
-        run = self.run
-        return build(run.model, run.weights, tuple(run.preprocessing["size"]), run.seed, **kwargs)
+        return build(self.run.model, self.run.weights, self.run.size, self.seed, **kwargs)
 
     def transform(self) -> Transform:
         """Make the evaluation transform of the model."""
@@ -70,29 +86,39 @@ class Workbench:
 
     def features(self, split: Split) -> Features:
         """Return the frozen, pooled features of a split."""
-        identity = self.run.identity()
-        made_by = {k: v for k, v in identity.items() if k not in ("protocol", "data", "task")}
-        if self.shelf.backbone_key != digest(made_by):
-            self.shelf.backbone = self.backbone()
-            self.shelf.backbone_key = digest(made_by)
-        key = digest({**made_by, "data": identity["data"]})
-        if self.shelf.features_key != key:
-            self.shelf.features_key, self.shelf.features = key, {}
-        if split.role not in self.shelf.features:
-            assert self.shelf.backbone is not None
-            with self.stages.stage(f"features of {split.role}", len(split.part), self.gmacs) as step:
-                self.shelf.features[split.role] = extract(
-                    self.shelf.backbone,
-                    split.part,
-                    self.transform(),
-                    self.machine,
-                    self.run.task.skip_unreadable,
-                    step,
-                )
-        features = self.shelf.features[split.role]
+        backbone_key = digest(self._made_by())
+        if self.shelf.backbone_key != backbone_key:
+            self.shelf.backbone_key, self.shelf.backbone = backbone_key, self.backbone()
+        task_key = f"{backbone_key} {self.run.task.name}"
+        if self.shelf.task_key != task_key:
+            self.shelf.task_key, self.shelf.features = task_key, {}
+        if split.stamp not in self.shelf.features:
+            self.shelf.features[split.stamp] = self._extract(split)
+        features = self.shelf.features[split.stamp]
         self.skipped[split.role] = features.unreadable
         if 0 < features.batch_size < min(self.machine.batch_size, len(split.part)):
             self.note_batch("features", self.machine.batch_size, features.batch_size)
+        return features
+
+    def _made_by(self) -> dict[str, Any]:
+        """Say what the features of an image depend on."""
+        identity = self.run.identity()
+        made_by = {key: identity[key] for key in ("arch", "kwargs", "weights", "preprocessing", "precision")}
+        return {**made_by, "seed": self.seed if self.run.weights["kind"] == "random" else None}
+
+    def _extract(self, split: Split) -> Features:
+        assert self.shelf.backbone is not None
+        clock = time.perf_counter()
+        with self.stages.stage(f"features of {split.role}", len(split.part), self.gmacs) as advance:
+            features = extract(
+                self.shelf.backbone,
+                split.part,
+                self.transform(),
+                self.machine,
+                self.run.task.skip_unreadable,
+                advance,
+            )
+        self.extract_s += time.perf_counter() - clock
         return features
 
     def note_batch(self, what: str, asked: int, used: int) -> None:

@@ -16,19 +16,18 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def _model_row(model: ModelSpec) -> dict[str, Any]:
-    from mixmim_bench.cost import count_macs
+    from mixmim_bench.cost import count_on_meta, count_parameters
     from mixmim_bench.models.build import own_size
-    from mixmim_bench.models.checkpoints import is_present as weights_present
-    from mixmim_bench.models.checkpoints import weights_folder
+    from mixmim_bench.models.weights import is_present as weights_present
+    from mixmim_bench.models.weights import place_of
 
     size = own_size(model)
-    count = count_macs(model, size)
     return {
         "name": model.name,
         "arch": model.arch,
         "aliases": list(model.aliases),
-        "params": count.params,
-        "gmacs": count.total / 1e9,
+        "params": count_parameters(model),
+        "gmacs": count_on_meta(model, size).total / 1e9,
         "input_size": f"{size[0]}x{size[1]}",
         "reference": model.reference,
         "weights": [
@@ -36,9 +35,10 @@ def _model_row(model: ModelSpec) -> dict[str, Any]:
                 "name": weights.name,
                 "pretraining": weights.pretraining,
                 "url": weights.url,
+                "home": weights.home,
                 "sha256": weights.sha256,
                 "published": dict(weights.published),
-                "path": str(weights_folder() / weights.file),
+                "path": str(place_of(weights)),
                 "present": weights_present(weights),
             }
             for weights in model.weights

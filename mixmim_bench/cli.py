@@ -80,7 +80,7 @@ def main() -> None:
 @click.option(
     "--seed",
     "seeds",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 2**31 - 1),
     multiple=True,
     default=[0],
     show_default=True,
@@ -141,7 +141,7 @@ def run(
     from rich.console import Console
 
     from mixmim_bench.machine import open_machine
-    from mixmim_bench.report.write import write_report
+    from mixmim_bench.progress import download_bar, line_printer
     from mixmim_bench.resolve import Selection, resolve
     from mixmim_bench.store import RunStore
     from mixmim_bench.suite import Suite
@@ -151,17 +151,15 @@ def run(
     store = RunStore(results)
     if not dry_run:
         store.prepare()
-    resolved = resolve(Selection(precision=precision, **selected), _say(console))
+    selection = Selection(precision=precision, **selected)
+    resolved = resolve(selection, line_printer(console), None if dry_run else download_bar(console))
     suite = Suite(resolved, store, machine, console)
     if dry_run:
-        _print_table(_plan_rows(suite))
+        _print_table([_plan_row(estimate) for estimate in suite.estimates()])
         return
     outcome = suite.run()
-    markdown, paths, broken = write_report(store)
-    click.echo(f"\n{markdown}\n")
-    for path in broken:
-        click.echo(f"Not a record, so not counted: {path}", err=True)
-    click.echo(f"Written: {', '.join(map(str, paths))}")
+    click.echo()
+    _write_report(store)
     if outcome.interrupted:
         sys.exit(130)
     if outcome.failed:
@@ -169,31 +167,31 @@ def run(
         sys.exit(1)
 
 
-def _say(console: Any) -> Any:
-    def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
+def _plan_row(estimate: Any) -> dict[str, Any]:
+    run = estimate.planned.run
+    time_left = "finished" if estimate.finished else _duration(estimate.seconds)
+    return {
+        "model": run.model.name,
+        "weights": run.weights["name"],
+        "task": run.task.name,
+        "protocol": run.protocol["name"],
+        "seed": "" if run.seed is None else run.seed,
+        "forward images": estimate.planned.forward,
+        "train images": estimate.planned.train,
+        "GMACs/image": f"{estimate.gmacs:.2f}",
+        "estimate": f"cannot run: {estimate.error}" if estimate.error else time_left,
+    }
 
-    return say
 
+def _write_report(store: Any) -> None:
+    """Write the report and show it."""
+    from mixmim_bench.report.write import write_report
 
-def _plan_rows(suite: Any) -> list[dict[str, Any]]:
-    rows = []
-    for estimate in suite.estimates():
-        planned = estimate.planned
-        rows.append(
-            {
-                "model": planned.run.model.name,
-                "weights": planned.run.weights["name"],
-                "task": planned.run.task.name,
-                "protocol": planned.run.protocol["name"],
-                "seed": planned.run.seed,
-                "forward images": planned.forward,
-                "train images": planned.train,
-                "GMACs/image": f"{estimate.gmacs:.2f}",
-                "estimate": "finished" if estimate.finished else _duration(estimate.seconds),
-            }
-        )
-    return rows
+    written = write_report(store)
+    click.echo(f"{written.markdown}\n")
+    for path in written.broken:
+        click.echo(f"Not a record, so not counted: {path}", err=True)
+    click.echo(f"Written: {', '.join(map(str, written.paths))}")
 
 
 def _duration(seconds: float) -> str:
@@ -216,15 +214,26 @@ def models(as_json: bool) -> None:
         [
             {
                 "model": row["name"],
+                "timm name": row["arch"],
                 "params (M)": f"{row['params'] / 1e6:.1f}",
                 "GMACs": f"{row['gmacs']:.1f}",
                 "input": row["input_size"],
-                "weights": "\n".join(
-                    f"{w['name']} ({'present' if w['present'] else 'not here'})" for w in row["weights"]
-                )
-                or "none published for download",
             }
             for row in rows
+        ]
+    )
+    click.echo("\nPublished weights; each name is an alias for the model with these weights.\n")
+    _print_table(
+        [
+            {
+                "alias": weights["name"],
+                "model": row["name"],
+                "top-1": weights["published"].get("top1", ""),
+                "here": "yes" if weights["present"] else "no",
+                "from": weights["url"] or f"{weights['home']} (by hand, to {weights['path']})",
+            }
+            for row in rows
+            for weights in row["weights"]
         ]
     )
 
@@ -244,16 +253,11 @@ def tasks(data_root: Path | None, as_json: bool) -> None:
 @RESULTS
 def report(results: Path) -> None:
     """Write the leaderboard and the plots again, from the records alone."""
-    from mixmim_bench.report.write import write_report
     from mixmim_bench.store import RunStore
 
     if not results.is_dir():
         raise BenchError(f"there is no results folder {results}; --results names another")
-    markdown, paths, broken = write_report(RunStore(results))
-    click.echo(f"{markdown}\n")
-    for path in broken:
-        click.echo(f"Not a record, so not counted: {path}", err=True)
-    click.echo(f"Written: {', '.join(map(str, paths))}")
+    _write_report(RunStore(results))
 
 
 def _print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine, open_machine
-from mixmim_bench.models.build import create
+from mixmim_bench.models.build import create, own_classes, own_size, try_out
 from mixmim_bench.specs import Cost, ModelSpec
 
 # Operations that multiply: a count that left one of them out is marked.
@@ -50,51 +50,63 @@ _MAC_OPERATORS = (
 
 @dataclass(frozen=True)
 class Count:
-    """What torch's counter finds for one image."""
+    """What one of the counters finds for one image, with the model's own classifier."""
 
-    params: int
     macs: int  # multiply-adds of convolutions, linear layers, matrix products and attention
-    total: int  # with fvcore's 5 operations an element of a LayerNorm
+    total: int  # and fvcore's few operations an element for norms (fvcore itself: some pools too)
+    uncounted: tuple[str, ...] = ()  # operations that multiply and were left out
 
 
-@dataclass(frozen=True)
-class FvcoreCount:
-    """What fvcore finds for one image."""
-
-    total: int
-    macs: int  # the part that torch's counter counts too
-    uncounted: tuple[str, ...]  # operations that multiply and were left out
-
-
-def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count fused attention, which fvcore leaves out: q k^T and the product with v."""
-    del outputs
-    q, k, v = (value.type().sizes() for value in inputs[:3])
-    return math.prod(q[:-2]) * q[-2] * k[-2] * (q[-1] + v[-1])
-
-
-def count_macs(model: ModelSpec, image_size: tuple[int, int], num_classes: int | None = None) -> Count:
-    """Count parameters and multiply-adds on the meta device: no memory, no computing.
-
-    Without `num_classes` the model has its own classifier.
-    """
-    layer_norm = torch.ops.aten.native_layer_norm
+def count_parameters(model: ModelSpec) -> int:
+    """Count the parameters of a model at its own size, classifier and frozen ones included."""
     with torch.device("meta"):
-        network = _with_classes(model, image_size, num_classes).eval()
-        image = torch.empty(1, 3, *image_size)
-        with FlopCounterMode(display=False, custom_mapping={layer_norm: _layer_norm_flops}) as counter:
-            network(image)
-    by_operator = counter.get_flop_counts()["Global"]
-    total = sum(by_operator.values()) // 2  # this counter has two operations a multiply-add
-    return Count(_parameters(network), total - by_operator.get(layer_norm, 0) // 2, total)
+        network = create(model, own_size(model), own_classes(model))
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _layer_norm_flops(shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
+# -- torch's counter, on the meta device -------------------------------------------------------------
+
+
+def count_on_meta(model: ModelSpec, image_size: tuple[int, int]) -> Count:
+    """Count by torch's counter on the meta device: no memory, no computing. Raises BenchError."""
+    try_out(model, image_size)
+    with torch.device("meta"):
+        network = create(model, image_size, own_classes(model)).eval()
+        with FlopCounterMode(display=False, custom_mapping=_PER_ELEMENT) as counter:
+            network(torch.empty(1, 3, *image_size))
+    flops = counter.get_flop_counts().get("Global", {})
+    light = sum(flops.get(operator, 0) for operator in _PER_ELEMENT)
+    total = sum(flops.values())  # this counter has two operations a multiply-add
+    return Count(macs=(total - light) // 2, total=total // 2)
+
+
+def _layer_norm(shape: Sequence[int], _: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    del args, kwargs
+    return 2 * (5 if weight is not None else 4) * math.prod(shape)
+
+
+def _group_norm(shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
     del args, kwargs
     return 2 * 5 * math.prod(shape)
 
 
-def count_fvcore(network: nn.Module, image_size: tuple[int, int]) -> FvcoreCount:
+def _batch_norm(shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    del args, kwargs
+    return 2 * 2 * math.prod(shape)
+
+
+# fvcore's rules, doubled as this counter doubles everything
+_PER_ELEMENT = {
+    torch.ops.aten.native_layer_norm: _layer_norm,
+    torch.ops.aten.native_group_norm: _group_norm,
+    torch.ops.aten._native_batch_norm_legit_no_training: _batch_norm,
+}
+
+
+# -- fvcore, on real tensors -------------------------------------------------------------------------
+
+
+def count_by_fvcore(network: nn.Module, image_size: tuple[int, int]) -> Count:
     """Count one image by fvcore, attention included.
 
     The trace runs with gradients on: without them torch takes paths that fvcore cannot see.
@@ -110,22 +122,16 @@ def count_fvcore(network: nn.Module, image_size: tuple[int, int]) -> FvcoreCount
             .set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         )
         by_operator = analysis.by_operator()
-        left_out = tuple(op for op in analysis.unsupported_ops() if op in MULTIPLYING)
+        uncounted = tuple(op for op in analysis.unsupported_ops() if op in MULTIPLYING)
     macs = sum(int(by_operator.get(name, 0)) for name in _MAC_OPERATORS)
-    return FvcoreCount(int(analysis.total()), macs, left_out)
+    return Count(macs, int(analysis.total()), uncounted)
 
 
-def _with_classes(model: ModelSpec, image_size: tuple[int, int], num_classes: int | None) -> nn.Module:
-    if num_classes is not None:
-        return create(model, image_size, num_classes)
-    import timm
-
-    config = timm.models.get_pretrained_cfg(model.arch)
-    return create(model, image_size, config.num_classes if config else 0)
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Count fused attention, which fvcore leaves out: q k^T and the product with v."""
+    del outputs
+    q, k, v = (value.type().sizes() for value in inputs[:3])
+    return math.prod(q[:-2]) * q[-2] * k[-2] * (q[-1] + v[-1])
 
 
 # -- speed and memory, in a fresh process ------------------------------------------------------------
@@ -162,9 +168,9 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
     size = (request["image_size"][0], request["image_size"][1])
     torch.manual_seed(0)
     before = _peak_memory_mb()
-    network = _with_classes(model, size, None).to(machine.device).eval()
+    network = create(model, size, own_classes(model)).to(machine.device).eval()
     cuda = machine.device.startswith("cuda")
-    counted = count_macs(model, size)
+    counted = count_on_meta(model, size)
     # a batch of about the work of four images of a base model at 224 pixels, sixteen times that on a GPU
     batch_size = max(1, min(64, round((16 if cuda else 1) * 65e9 / max(counted.macs, 1))))
     images = torch.randn(batch_size, 3, *size, device=machine.device)
@@ -178,12 +184,12 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - clock)
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory_mb() - before
-    by_fvcore = count_fvcore(network.cpu().float(), size)
+    by_fvcore = count_by_fvcore(network.cpu().float(), size)
     uncounted = by_fvcore.uncounted
     if by_fvcore.macs != counted.macs and not uncounted:
         uncounted = (f"the counters differ: {by_fvcore.macs} and {counted.macs} multiply-adds",)
     return {
-        "params_m": counted.params / 1e6,
+        "params_m": sum(parameter.numel() for parameter in network.parameters()) / 1e6,
         "gmacs": by_fvcore.total / 1e9,
         "uncounted": uncounted,
         "images_per_s": batch_size / statistics.median(times),

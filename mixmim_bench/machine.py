@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class Machine:
         kind = torch.device(self.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    @cached_property
     def matmul_gmacs_per_s(self) -> float:
         """Measure the matrix-multiply peak in multiply-adds, the best of a few large products."""
         n = 1024
@@ -75,6 +76,8 @@ def open_machine(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=device)
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)  # Accelerate takes the current one
     except (RuntimeError, AssertionError) as error:
         raise BenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return Machine(device=device, precision=precision, batch_size=batch_size, workers=workers)
@@ -140,8 +143,11 @@ def _available_bytes() -> int:
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         if limit != "max":
-            available = min(available, max(int(limit) - used, 0))
+            # the page cache counts as used, and is given up when memory is wanted
+            cached = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
+            available = min(available, max(int(limit) - used + cached, 0))
     except (OSError, ValueError):
         pass
     return available

@@ -43,12 +43,12 @@ def plan(
     preset: str,
     precision: str,
 ) -> list[Planned]:
-    """List the runs, ordered by model, task, protocol and seed.
+    """List the runs, ordered by model, task, protocol and seed, each once.
 
-    So a backbone is built once, and the features of a task are extracted once. Raises BenchError for a
-    protocol that does not exist for the kind of a task.
+    So a backbone is built once, and the features of a task are extracted once. Where nothing is random
+    all seeds are one run. Raises BenchError for a protocol that does not exist for the kind of a task.
     """
-    planned = []
+    planned: dict[str, Planned] = {}
     for model in models:
         for task in tasks:
             for protocol in protocols:
@@ -59,8 +59,10 @@ def plan(
                     task.spec.recipe.get(protocol, {}),
                     random_weights=model.weights["kind"] == "random",
                 )
-                images = build_protocol(values, task.spec.kind).images(task.counts)
-                for seed in seeds:
+                protocol_here = build_protocol(values, task.spec.kind)
+                images = protocol_here.images(task.counts)
+                random = protocol_here.stochastic or model.weights["kind"] == "random"
+                for seed in seeds if random else [None]:
                     run = Run(
                         model=model.spec,
                         weights=model.weights,
@@ -71,8 +73,8 @@ def plan(
                         seed=seed,
                         precision=precision,
                     )
-                    planned.append(Planned(run=run, **images))
-    return planned
+                    planned.setdefault(run.run_id, Planned(run=run, **images))
+    return list(planned.values())
 
 
 def _at_size_of(task: TaskSpec, preprocessing: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,24 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
-Advance = Callable[[int], None]
+from mixmim_bench.bench import Advance
+
 QUIET_S = 10.0  # between two plain lines of one stage
 
 
@@ -65,7 +68,7 @@ class View:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        line_printer(self.console)(text)
 
     def finish_run(self, planned_work: float) -> None:
         """Count what was planned as done, also where it was not needed (features were at hand)."""
@@ -100,3 +103,45 @@ class View:
         finally:
             if bar is not None:
                 self._bars.remove_task(bar)
+
+
+def line_printer(console: Console) -> Callable[[str], None]:
+    """Print lines as they are, above a live view if there is one."""
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    return say
+
+
+def download_bar(console: Console) -> Callable[[str, int], AbstractContextManager[Advance]]:
+    """Show downloads: a live bar, or a plain line every tenth without a terminal."""
+
+    @contextmanager
+    def live(name: str, total: int) -> Iterator[Advance]:
+        columns = (
+            TextColumn(name),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bars:
+            task = bars.add_task("", total=total or None)
+            yield lambda n: bars.advance(task, n)
+
+    @contextmanager
+    def plain(name: str, total: int) -> Iterator[Advance]:
+        say, done, tenth = line_printer(console), 0, 0
+        say(f"fetching {name} ({total / 1e6:.0f} MB)" if total else f"fetching {name}")
+
+        def advance(n: int) -> None:
+            nonlocal done, tenth
+            done += n
+            if total and 10 * done // total > tenth:
+                tenth = 10 * done // total
+                say(f"  {done / 1e6:.0f} of {total / 1e6:.0f} MB")
+
+        yield advance
+
+    return live if console.is_terminal else plain

@@ -12,8 +12,9 @@ from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.taskfile import select_tasks
 from mixmim_bench.errors import MissingData, MissingWeights
 from mixmim_bench.models.build import check_weights, preprocessing
-from mixmim_bench.models.checkpoints import RANDOM, resolve_weights
+from mixmim_bench.models.download import Bar
 from mixmim_bench.models.registry import find_model
+from mixmim_bench.models.weights import RANDOM, resolve_weights
 from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, plan
 from mixmim_bench.protocols import AUTO
 from mixmim_bench.specs import ModelSpec, TaskSpec
@@ -47,11 +48,15 @@ class Resolved:
     data: dict[str, TaskData] = field(default_factory=dict)
 
 
-def resolve(selection: Selection, say: Say) -> Resolved:
-    """Find everything and plan; `say` is told what was decided for the user. Raises BenchError."""
+def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
+    """Find everything and plan; `say` is told what was decided for the user.
+
+    Without a `bar` for downloads nothing is fetched: what would be can be planned, not run. Raises
+    BenchError.
+    """
     models = [find_model(name) for name in dict.fromkeys(selection.models)]
     tasks = _tasks(selection, say)
-    chosen_models = [_choose_weights(model, tasks, selection.weights, say) for model in models]
+    chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
     data = {task.name: open_task(task, selection.data_root) for task in tasks}
     chosen_tasks = [
         TaskChoice(
@@ -105,10 +110,12 @@ def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:
     return tasks
 
 
-def _choose_weights(model: ModelSpec, tasks: Sequence[TaskSpec], choice: str, say: Say) -> ModelChoice:
+def _choose_weights(
+    model: ModelSpec, tasks: Sequence[TaskSpec], choice: str, say: Say, bar: Bar | None
+) -> ModelChoice:
     """Find the weights of a model. Only the embedded quick start goes on without pretrained ones."""
     try:
-        weights = resolve_weights(model, choice)
+        weights = resolve_weights(model, choice, bar)
     except MissingWeights as error:
         own = [task.name for task in tasks if EMBEDDED not in task.suites]
         if own:

@@ -95,20 +95,20 @@ class Run:
     task: TaskSpec
     data: Mapping[str, Any]  # fingerprint; layout and root are where the images are here
     protocol: Mapping[str, Any]  # name, version and every hyper-parameter
-    seed: int
+    seed: int | None  # None where nothing is random
     precision: str
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, and nothing else: no path, no machine, no commit."""
-        weights = {k: v for k, v in self.weights.items() if k in ("kind", "sha256")}
         task = self.task
         return {
             "arch": self.model.arch,
             "kwargs": dict(self.model.kwargs),
-            "weights": weights,
+            "weights": {key: self.weights[key] for key in ("kind", "sha256")},
             "preprocessing": dict(self.preprocessing),
             "task": {
                 "name": task.name,
+                "kind": task.kind,
                 "version": task.version,
                 "num_classes": task.num_classes,
                 "metrics": list(task.metrics),
@@ -128,6 +128,12 @@ class Run:
         return digest(self.identity())
 
     @property
+    def size(self) -> tuple[int, int]:
+        """The image size (h, w)."""
+        height, width = self.preprocessing["size"]
+        return height, width
+
+    @property
     def label(self) -> str:
         """Name the run for people."""
         seed = f" seed {self.seed}" if self.seed else ""
@@ -138,7 +144,8 @@ class Run:
 class Cost:
     """What one image costs a model at one size; measured once per machine and kept.
 
-    `gmacs` counts multiply-adds, with fvcore's rule (5 operations an element for a LayerNorm).
+    `gmacs` is fvcore's total with the model's own classifier: multiply-adds, and fvcore's few operations
+    an element for norms and pools.
     """
 
     model: str
@@ -176,15 +183,19 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What came of a run: scores, or the error in their place. One JSON document."""
+    """What came of a run: scores, or the error in their place. One JSON document.
+
+    `run_id` is the hash of `identity`; the other fields say it for people.
+    """
 
     run_id: str
-    model: Mapping[str, Any]
-    task: Mapping[str, Any]
-    protocol: Mapping[str, Any]
-    seed: int
-    precision: str
-    image_size: tuple[int, int]
+    identity: Mapping[str, Any]
+    model: str
+    weights: str
+    random_init: bool
+    task_title: str
+    protocol_title: str
+    costs: Mapping[str, str] = field(default_factory=dict)  # 'own' size and 'run' size -> key of a Cost
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -193,6 +204,26 @@ class RunRecord:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     schema: int = RECORD_SCHEMA
+
+    @property
+    def task(self) -> str:
+        """The name of the task."""
+        return self.identity["task"]["name"]
+
+    @property
+    def protocol(self) -> str:
+        """The name of the protocol."""
+        return self.identity["protocol"]["name"]
+
+    @property
+    def metric(self) -> str:
+        """The metric that is ranked."""
+        return self.identity["task"]["metrics"][0]
+
+    @property
+    def versions(self) -> tuple[int, int]:
+        """The versions of task and protocol."""
+        return self.identity["task"]["version"], self.identity["protocol"]["version"]
 
     def to_json(self) -> str:
         """Write the record as the text of its file."""

@@ -5,6 +5,7 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError
-from mixmim_bench.specs import RECORD_SCHEMA, Cost, RunRecord
+from mixmim_bench.specs import RECORD_SCHEMA, Cost, RunRecord, digest
 
 
 class RunStore:
@@ -25,47 +26,62 @@ class RunStore:
 
     def prepare(self) -> None:
         """Make the folders and see that they can be written; raises BenchError."""
-        try:
+        with self._writing():
             for folder in (self.runs, self.costs):
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise BenchError(
-                f"results cannot be written to {self.folder}: {error.strerror}; choose another folder "
-                "with --results"
+                f"results cannot be written to {self.folder}: {error.strerror}; choose another folder with "
+                "--results"
             ) from error
 
     def save(self, record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a record; what is beside it first, so that a record is never without it."""
-        if arrays:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **arrays)
-            write_whole(self.runs / f"{record.run_id}.npz", buffer.getvalue())
-        write_whole(self.runs / f"{record.run_id}.json", record.to_json().encode())
+        """Write a record; what is beside it first, so that a record is never without it.
 
-    def _read(self, folder: Path, broken: list[str]) -> Iterator[dict[str, Any]]:
-        for path in sorted(folder.glob("*.json")):
-            try:
-                yield json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                broken.append(str(path))
+        A failure never takes the place of a result; a result ends the failures of the same run before
+        its data or settings were mended. Raises BenchError.
+        """
+        if record.error and self.is_finished(record.run_id):
+            return
+        with self._writing():
+            if arrays:
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, allow_pickle=False, **arrays)
+                write_whole(self.runs / f"{record.run_id}.npz", buffer.getvalue())
+            write_whole(self._path(record.run_id), record.to_json().encode())
+            if not record.error:
+                for other in self.records():
+                    if other.error and _same_name(other, record):
+                        self._path(other.run_id).unlink(missing_ok=True)
+
+    def _path(self, run_id: str) -> Path:
+        return self.runs / f"{run_id}.json"
+
+    def is_finished(self, run_id: str) -> bool:
+        """Whether a run has a result."""
+        path = self._path(run_id)
+        record = _read_record(path) if path.exists() else None
+        return record is not None and not record.error
 
     def records(self, broken: list[str] | None = None) -> list[RunRecord]:
         """Read every record; the names of files that are none go to `broken`."""
-        broken = [] if broken is None else broken
-        known = {field.name for field in dataclasses.fields(RunRecord)}
         found = []
-        for values in self._read(self.runs, broken):
-            if values.get("schema") != RECORD_SCHEMA or not set(values) <= known:
-                broken.append(str(self.runs / f"{values.get('run_id')}.json"))
-                continue
-            values["image_size"] = tuple(values["image_size"])
-            values["notes"] = tuple(values["notes"])
-            found.append(RunRecord(**values))
+        for path in sorted(self.runs.glob("*.json")):
+            record = _read_record(path)
+            if record is not None:
+                found.append(record)
+            elif broken is not None:
+                broken.append(str(path))
         return found
 
     def finished(self) -> set[str]:
-        """Return the ids of the runs that need not be done again; a failed one is not among them."""
+        """Return the ids of the runs that have a result; a failed one is not among them."""
         return {record.run_id for record in self.records() if not record.error}
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
@@ -74,19 +90,47 @@ class RunStore:
             return dict(file)
 
     def save_cost(self, key: str, cost: Cost) -> None:
-        """Write a measurement."""
+        """Write a measurement; raises BenchError."""
         text = json.dumps(dataclasses.asdict(cost), indent=1, sort_keys=True)
-        write_whole(self.costs / f"{key}.json", text.encode())
+        with self._writing():
+            write_whole(self.costs / f"{key}.json", text.encode())
 
     def read_costs(self) -> dict[str, Cost]:
-        """Read every measurement, by its key."""
+        """Read every measurement, by its key; one that cannot be read is measured again."""
         found = {}
         for path in sorted(self.costs.glob("*.json")):
-            try:
-                values = json.loads(path.read_text(encoding="utf-8"))
-                values["image_size"] = tuple(values["image_size"])
-                values["uncounted"] = tuple(values["uncounted"])
-                found[path.stem] = Cost(**values)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # it will be measured again
+            values = _read_json(path)
+            if isinstance(values, dict):
+                try:
+                    lists = {key: tuple(values[key]) for key in ("image_size", "uncounted")}
+                    found[path.stem] = Cost(**{**values, **lists})
+                except (KeyError, TypeError):
+                    continue
         return found
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _read_record(path: Path) -> RunRecord | None:
+    """Read a record; None for a file that is not a whole record of this schema under its own name."""
+    values = _read_json(path)
+    if not isinstance(values, dict) or values.get("schema") != RECORD_SCHEMA:
+        return None
+    try:
+        record = RunRecord(**{**values, "notes": tuple(values["notes"])})
+        if record.run_id != path.stem or digest(record.identity) != record.run_id:
+            return None
+    except (KeyError, TypeError, ValueError):
+        return None
+    return record
+
+
+def _same_name(a: RunRecord, b: RunRecord) -> bool:
+    """Whether two records are of one model, weights, task, protocol and seed, as people name them."""
+    names = [(r.model, r.weights, r.task, r.protocol, r.identity["seed"]) for r in (a, b)]
+    return names[0] == names[1]

@@ -1,5 +1,6 @@
 """Doing a plan: measure what the models cost, do what is not finished, keep every result."""
 
+import dataclasses
 import time
 import traceback
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from mixmim_bench.bench import Shelf, Workbench
-from mixmim_bench.cost import count_macs, measure
+from mixmim_bench.cost import count_on_meta, measure
 from mixmim_bench.errors import BenchError
 from mixmim_bench.execute import execute, failed_record
 from mixmim_bench.machine import Machine
@@ -28,21 +29,24 @@ TYPICAL_SHARE_OF_PEAK = 0.5
 class Outcome:
     """What came of a suite."""
 
-    done: int = 0
-    already: int = 0
     failed: list[RunRecord] = field(default_factory=list)
     interrupted: bool = False
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take."""
+    """What a run will take, or why it cannot be done."""
 
     planned: Planned
-    gmacs: float  # of one image
-    work: float  # GMACs of the whole run
-    seconds: float
     finished: bool
+    gmacs: float = 0.0  # of one image
+    seconds: float = 0.0
+    error: BenchError | None = None
+
+    @property
+    def work(self) -> float:
+        """GMACs of the whole run."""
+        return self.gmacs * (self.planned.forward + TRAIN_WORK * self.planned.train)
 
 
 class Suite:
@@ -53,7 +57,7 @@ class Suite:
         self.store = store
         self.machine = machine
         self.console = console
-        self._gmacs: dict[tuple[str, str, tuple[int, int]], float] = {}
+        self._gmacs: dict[tuple[str, str, tuple[int, int]], float | BenchError] = {}
 
     # -- before any work ---------------------------------------------------------------------------
 
@@ -61,24 +65,32 @@ class Suite:
         """Say for each run what it takes and how long, from measured speeds where there are any."""
         finished = self.store.finished()
         costs = self.store.read_costs()
-        return [self._estimate(planned, costs, finished) for planned in self.resolved.planned]
+        return [
+            self._estimate(planned, planned.run.run_id in finished, costs)
+            for planned in self.resolved.planned
+        ]
 
-    def _estimate(self, planned: Planned, costs: dict[str, Cost], finished: set[str]) -> Estimate:
+    def _estimate(self, planned: Planned, finished: bool, costs: dict[str, Cost]) -> Estimate:
         run = planned.run
-        gmacs = self.gmacs(run.model, _size(run))
-        work = gmacs * (planned.forward + TRAIN_WORK * planned.train)
-        cost = costs.get(self._cost_key(run.model, _size(run)))
+        gmacs = self._count(run.model, run.size)
+        if isinstance(gmacs, BenchError):
+            return Estimate(planned, finished, error=gmacs)
+        estimate = Estimate(planned, finished, gmacs)
+        cost = costs.get(self._cost_key(run.model, run.size))
         if cost is not None:
             speed = cost.images_per_s * gmacs
         else:
-            speed = TYPICAL_SHARE_OF_PEAK * self.machine.matmul_gmacs_per_s()
-        return Estimate(planned, gmacs, work, work / speed, run.run_id in finished)
+            speed = TYPICAL_SHARE_OF_PEAK * self.machine.matmul_gmacs_per_s
+        return dataclasses.replace(estimate, seconds=estimate.work / speed)
 
-    def gmacs(self, model: ModelSpec, size: tuple[int, int]) -> float:
-        """Count the GMACs of a backbone for one image, once a model and size."""
+    def _count(self, model: ModelSpec, size: tuple[int, int]) -> float | BenchError:
+        """Count the GMACs of one image, once a model and size; an error is what a run then fails with."""
         key = (model.arch, str(model.kwargs), size)
         if key not in self._gmacs:
-            self._gmacs[key] = count_macs(model, size, num_classes=0).macs / 1e9
+            try:
+                self._gmacs[key] = count_on_meta(model, size).total / 1e9
+            except BenchError as error:
+                self._gmacs[key] = error
         return self._gmacs[key]
 
     def _cost_key(self, model: ModelSpec, size: tuple[int, int]) -> str:
@@ -90,13 +102,14 @@ class Suite:
         """Do every run that is not finished; Ctrl-C keeps what is."""
         self.store.prepare()
         estimates = self.estimates()
-        pending = [e for e in estimates if not e.finished]
-        outcome = Outcome(already=len(estimates) - len(pending))
-        with View(self.console, sum(e.work for e in pending)) as view:
-            if outcome.already:
-                view.say(f"{outcome.already} of {len(estimates)} runs are finished already.")
+        pending = [estimate for estimate in estimates if not estimate.finished]
+        outcome = Outcome()
+        with View(self.console, sum(estimate.work for estimate in pending)) as view:
+            if len(pending) < len(estimates):
+                already = len(estimates) - len(pending)
+                view.say(f"{already} of {len(estimates)} runs are finished already.")
             try:
-                self._measure_costs([e.planned.run for e in estimates], view)
+                self._measure_costs([e.planned.run for e in estimates if e.error is None], view)
                 self._do(pending, view, outcome)
             except KeyboardInterrupt:
                 outcome.interrupted = True
@@ -107,7 +120,7 @@ class Suite:
         """Measure each model at its own size and at those of its runs, once a machine."""
         wanted: dict[str, tuple[ModelSpec, tuple[int, int]]] = {}
         for run in runs:
-            for size in (own_size(run.model), _size(run)):
+            for size in (own_size(run.model), run.size):
                 wanted[self._cost_key(run.model, size)] = (run.model, size)
         known = self.store.read_costs()
         for key, (model, size) in wanted.items():
@@ -115,40 +128,48 @@ class Suite:
                 continue
             view.say(f"measuring what {model.name} costs at {size[0]} x {size[1]} pixels")
             try:
-                self.store.save_cost(key, measure(model, size, self.machine))
+                cost = measure(model, size, self.machine)
             except BenchError as error:
                 view.say(f"  {error}")
+            else:
+                self.store.save_cost(key, cost)
 
     def _do(self, pending: Sequence[Estimate], view: View, outcome: Outcome) -> None:
         shelf = Shelf()
         work = 0.0
         for i, estimate in enumerate(pending, 1):
             run = estimate.planned.run
-            view.say(f"[{i}/{len(pending)}] {run.label}{_random(run)}")
-            bench = Workbench(run, self.machine, view, estimate.gmacs, shelf)
-            clock = time.perf_counter()
-            try:
-                record, arrays = execute(run, self.resolved.data[run.task.name], bench)
-            except Exception as error:
-                record, arrays = failed_record(run, error), {}
-                if not isinstance(error, BenchError):
-                    view.say(traceback.format_exc().rstrip())
-                outcome.failed.append(record)
+            random_init = " (random init)" if run.weights["kind"] == "random" else ""
+            view.say(f"[{i}/{len(pending)}] {run.label}{random_init}")
+            if self.store.is_finished(run.run_id):
+                view.say("  finished meanwhile by another process")
             else:
-                outcome.done += 1
-            self.store.save(record, arrays)
-            view.say(f"  {_told(record)} in {time.perf_counter() - clock:.1f} s")
+                record = self._do_one(estimate, view, shelf)
+                if record.error:
+                    outcome.failed.append(record)
             work += estimate.work
             view.finish_run(work)
 
-
-def _size(run: Run) -> tuple[int, int]:
-    height, width = run.preprocessing["size"]
-    return height, width
-
-
-def _random(run: Run) -> str:
-    return " (random init)" if run.weights["kind"] == "random" else ""
+    def _do_one(self, estimate: Estimate, view: View, shelf: Shelf) -> RunRecord:
+        """Do a run and keep what came of it, a failure too."""
+        run = estimate.planned.run
+        clock = time.perf_counter()
+        try:
+            if estimate.error is not None:
+                raise estimate.error
+            bench = Workbench(run, self.machine, view, estimate.gmacs, shelf)
+            record, arrays = execute(run, self.resolved.data[run.task.name], bench)
+        except Exception as error:
+            record, arrays = failed_record(run, error), {}
+            if not isinstance(error, BenchError):
+                view.say(traceback.format_exc().rstrip())
+        costs = {
+            "own": self._cost_key(run.model, own_size(run.model)),
+            "run": self._cost_key(run.model, run.size),
+        }
+        self.store.save(dataclasses.replace(record, costs=costs), arrays)
+        view.say(f"  {_told(record)} in {time.perf_counter() - clock:.1f} s")
+        return record
 
 
 def _told(record: RunRecord) -> str:

@@ -21,7 +21,7 @@ TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's cache and settings out of the tests."""
     monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MIXMIM_BENCH_OFFLINE", "1")
     monkeypatch.delenv("MIXMIM_BENCH_DATA", raising=False)
 
 

@@ -1,6 +1,8 @@
 """Accuracy against FLOPs, as a paper would print it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mixmim_bench.protocols import load_protocols
-from mixmim_bench.report.tables import RANDOM_INIT
-from mixmim_bench.specs import Cost, RunRecord
+from mixmim_bench.report.tables import Cell, Column, Leaderboard
+from mixmim_bench.specs import Cost
 
 MARKERS = "osD^vP*X<>"
+PANELS_IN_A_ROW = 4
 STYLE: Any = {
     "font.size": 9,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "0.9",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -28,84 +31,109 @@ STYLE: Any = {
 }
 
 
-def flops_vs_accuracy(records: Iterable[RunRecord], gmacs: Mapping[str, float], folder: Path) -> list[Path]:
-    """Draw one panel a protocol, one colour a task, one point a model with its 95 % interval.
+@dataclass(frozen=True)
+class _Point:
+    """A model in a panel: the GMACs of one image at the size of the run, and the score."""
 
-    gmacs: run id -> GMACs of one image at the size of the run. Weights that were never trained have open
-    markers. Writes PNG and SVG, and returns their paths.
+    model: str
+    random_init: bool
+    gmacs: float
+    cell: Cell
+
+
+def flops_vs_accuracy(board: Leaderboard, costs: Mapping[str, Cost], folder: Path) -> list[Path]:
+    """Draw one panel a task and protocol, in it one point a row with its interval.
+
+    A line joins the models that no cheaper one beats. Weights that were never trained have open markers.
+    Writes PNG and SVG, and returns their paths; none if there is nothing to draw.
     """
-    points = [r for r in records if not r.error and r.run_id in gmacs]
-    if not points:
+    panels = {column: _points(board, column, costs) for column in board.columns}
+    panels = {column: points for column, points in panels.items() if points}
+    if not panels:
         return []
-    protocols = sorted({(r.protocol["name"], r.task["kind"]) for r in points})
-    tasks = sorted({r.task["name"]: r.task["title"] for r in points}.items())
+    order = sorted(panels, key=lambda column: (column[1], column[0]))
+    models = sorted({point.model for points in panels.values() for point in points})
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"flops_vs_accuracy.{kind}" for kind in ("png", "svg")]
+    across = min(len(panels), PANELS_IN_A_ROW)
+    down = math.ceil(len(panels) / across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.5 + 3.2 * len(protocols), 3.6), layout="constrained")
-        axes = figure.subplots(1, len(protocols), sharex=True, sharey=True, squeeze=False)[0]
-        for axis, protocol in zip(axes, protocols, strict=True):
-            of_protocol = [r for r in points if r.protocol["name"] == protocol[0]]
-            _panel(axis, of_protocol, [name for name, _ in tasks], gmacs)
-            axis.set_title(load_protocols()[protocol].title)
-        _flops_axis(axes[0], [gmacs[r.run_id] for r in points])
+        figure = Figure(figsize=(max(2.6 * across, 5.2), 0.8 + 2.5 * down), layout="constrained")
+        axes = figure.subplots(down, across, squeeze=False).flatten()
+        for axis, column in zip(axes, order, strict=False):
+            _panel(axis, panels[column], models)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
         figure.supxlabel("FLOPs of one image (billion multiply-adds)", fontsize=9)
-        axes[0].set_ylabel("Accuracy (%)")
-        keys = _legend([title for _, title in tasks], points)
-        figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 3))
+        figure.supylabel("Score (%)", fontsize=9)
+        keys = _legend([point for column in order for point in panels[column]], models)
+        figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4))
         for path in paths:
             figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths
 
 
-def _panel(axis: Any, records: Sequence[RunRecord], tasks: Sequence[str], gmacs: Mapping[str, float]) -> None:
-    named: set[str] = set()
-    for record in sorted(records, key=lambda r: (r.task["name"], gmacs[r.run_id])):
-        look = _look(tasks.index(record.task["name"]), record.model["weights"] == RANDOM_INIT)
-        score = record.scores[record.task["metric"]]
-        x, y = gmacs[record.run_id], 100 * score["value"]
-        error = [[y - 100 * score["low"]], [100 * score["high"] - y]]
+def _points(board: Leaderboard, column: Column, costs: Mapping[str, Cost]) -> list[_Point]:
+    """Collect the rows that have a score in a column and a measured cost at the size of its run."""
+    found = []
+    for row in board.rows:
+        cell = row.cells.get(column)
+        cost = costs.get(cell.record.costs.get("run", "")) if cell else None
+        if cell and cost and not row.variant:
+            found.append(_Point(row.model, row.random_init, cost.gmacs, cell))
+    return found
+
+
+def _panel(axis: Any, points: Sequence[_Point], models: Sequence[str]) -> None:
+    for point in points:
+        cell, look = point.cell, _look(models.index(point.model), point.random_init)
+        error = [[100 * (cell.value - cell.low)], [100 * (cell.high - cell.value)]]
+        x, y = point.gmacs, 100 * cell.value
         axis.errorbar(x, y, yerr=error, fmt="none", ecolor=look["color"], capsize=2.5, elinewidth=1)
         axis.plot(x, y, linestyle="none", **look)
-        if record.model["name"] not in named:
-            named.add(record.model["name"])
-            axis.annotate(
-                record.model["name"], (x, y), xytext=(8, 0), textcoords="offset points", va="center"
-            )
+    front = _front(points)
+    axis.plot(*front, color="0.6", linewidth=0.8, zorder=1)
+    record = points[0].cell.record
+    axis.set_title(f"{record.task_title}: {record.protocol_title}")
+    values = [point.gmacs for point in points]
+    axis.set_xscale("log")
+    axis.set_xlim(min(values) / 2.2, max(values) * 2.2)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _look(task: int, random_init: bool) -> dict[str, Any]:
-    colour = f"C{task % 10}"
+def _front(points: Sequence[_Point]) -> tuple[list[float], list[float]]:
+    """Find the models that none of the same or less cost beats: their GMACs and scores in percent."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for point in sorted(points, key=lambda p: (p.gmacs, -p.cell.value)):
+        if not ys or 100 * point.cell.value > ys[-1]:
+            xs.append(point.gmacs)
+            ys.append(100 * point.cell.value)
+    return xs, ys
+
+
+def _look(model: int, random_init: bool) -> dict[str, Any]:
+    colour = f"C{model % 10}"
     return {
-        "marker": MARKERS[task % len(MARKERS)],
+        "marker": MARKERS[(model + model // 10) % len(MARKERS)],
         "color": colour,
         "markerfacecolor": "white" if random_init else colour,
         "markersize": 6,
     }
 
 
-def _flops_axis(axis: Any, values: Sequence[float]) -> None:
-    axis.set_xscale("log")
-    axis.set_xlim(min(values) / 2.2, max(values) * 4)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend(titles: Sequence[str], points: Sequence[RunRecord]) -> list[Line2D]:
-    keys = [Line2D([], [], linestyle="none", label=t, **_look(i, False)) for i, t in enumerate(titles)]
-    if any(r.model["weights"] == RANDOM_INIT for r in points):
-        open_marker = {**_look(0, True), "color": "0.4"}
-        keys.append(Line2D([], [], linestyle="none", label="open: random init", **open_marker))
-    return keys
-
-
-def gmacs_of_runs(records: Iterable[RunRecord], costs: Iterable[Cost]) -> dict[str, float]:
-    """Find the measured GMACs of each run: those of its architecture at its image size."""
-    known = {(cost.arch, cost.image_size): cost.gmacs for cost in costs}
-    found = {}
-    for record in records:
-        key = (record.model["arch"], record.image_size)
-        if key in known:
-            found[record.run_id] = known[key]
-    return found
+def _legend(points: Sequence[_Point], models: Sequence[str]) -> list[Line2D]:
+    """Make one key a model and kind of weights."""
+    kinds = sorted({(point.model, point.random_init) for point in points})
+    return [
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            label=f"{model} (random init)" if random_init else model,
+            **_look(models.index(model), random_init),
+        )
+        for model, random_init in kinds
+    ]

@@ -1,28 +1,24 @@
-"""Records to pandas tables: one row a result, and the leaderboard with one row a model.
+"""Records to the leaderboard: one row a model and its weights, one column a task and protocol.
 
 Fractions stay fractions in the CSV; the Markdown shows percent. A missing score stays missing, and a
 mean over an incomplete row is blank.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from mixmim_bench.specs import Cost, RunRecord
+from mixmim_bench.specs import Cost, RunRecord, digest
 
-COST = {"params_m": "Params (M)", "gmacs": "FLOPs (G)", "images_per_s": "Images/s"}
-RANDOM_INIT = "random init"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a row of the leaderboard stands for; `variant` tells rows of one model apart."""
-
-    model: str
-    weights: str
-    variant: str = ""
+COST = {
+    "params_m": "Params (M)",
+    "gmacs": "FLOPs (G)",
+    "images_per_s": "Images/s",
+    "peak_memory_mb": "Memory (MB)",
+}
+Column = tuple[str, str]  # task, protocol
 
 
 @dataclass(frozen=True)
@@ -33,142 +29,159 @@ class Cell:
     low: float
     high: float
     seeds: int
+    record: RunRecord  # one of those it was made from, the newest
+
+
+@dataclass
+class Row:
+    """Results of a model with its weights; `variant` tells rows of one model apart."""
+
+    model: str
+    weights: str
+    random_init: bool
+    variant: str = ""
+    cells: dict[Column, Cell] = field(default_factory=dict)
+
+    def cost(self, costs: Mapping[str, Cost]) -> Cost | None:
+        """Find what the model costs at its own image size, on the machine of the row's results."""
+        keys = [cell.record.costs.get("own", "") for cell in self.cells.values()]
+        return next((costs[key] for key in keys if key in costs), None)
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Cells by row and column (task, protocol), and how many older results were left out."""
+    """Rows, the columns that any of them has, and how many results of older versions were left out."""
 
-    cells: Mapping[Row, Mapping[tuple[str, str], Cell]]
-    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Row]
+    columns: Sequence[Column]
     left_out: int
+
+    def means(self, row: Row) -> dict[str, float | None]:
+        """Average each protocol over its tasks, where none is missing."""
+        means: dict[str, float | None] = {}
+        for protocol in sorted({protocol for _, protocol in self.columns}):
+            cells = [row.cells.get(column) for column in self.columns if column[1] == protocol]
+            values = [cell.value for cell in cells if cell is not None]
+            means[protocol] = sum(values) / len(values) if len(values) == len(cells) else None
+        return means
 
 
 def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
     """Put each result into its cell; failed runs have none.
 
-    A column holds one version of its task and protocol, the newest: older results are counted as left
-    out. Results of one model that differ in more than the seed stand in rows of their own, which say
-    what differs.
+    A column holds one version of its task and protocol, the newest. Runs that differ in nothing but the
+    seed share a cell. Of runs that differ in more the newest stands in the model's row; the others get
+    rows of their own that say what differs.
     """
     finished = [record for record in records if not record.error]
-    newest: dict[tuple[str, str], tuple[int, int]] = {}
+    newest: dict[Column, tuple[int, int]] = {}
     for record in finished:
-        newest[_column(record)] = max(_versions(record), newest.get(_column(record), (0, 0)))
-    kept = [record for record in finished if _versions(record) == newest[_column(record)]]
+        newest[_column(record)] = max(record.versions, newest.get(_column(record), (0, 0)))
+    kept = [record for record in finished if record.versions == newest[_column(record)]]
+    kept.sort(key=_started, reverse=True)
 
-    groups: dict[tuple[str, str, tuple[str, str]], list[RunRecord]] = {}
+    cells: dict[tuple[str, str, str, Column], dict[str, list[RunRecord]]] = {}
     for record in kept:
-        key = (record.model["name"], record.model["weights"], _column(record))
-        groups.setdefault(key, []).append(record)
-    cells: dict[Row, dict[tuple[str, str], Cell]] = {}
-    for (model, weights, column), group in groups.items():
-        for variant, same in _variants(column, group).items():
-            cells.setdefault(Row(model, weights, variant), {})[column] = _cell(same)
-    ordered = dict(sorted(cells.items(), key=lambda item: (item[0].model, item[0].variant)))
+        key = (record.model, record.weights, _precision(record), _column(record))
+        settings = digest({**record.identity, "seed": None})
+        cells.setdefault(key, {}).setdefault(settings, []).append(record)
+    rows: dict[tuple[str, str, str], Row] = {}
+    for (model, weights, precision, column), groups in cells.items():
+        main = next(iter(groups.values()))[0]
+        for group in groups.values():
+            variant = ", ".join(filter(None, [precision, _difference(column, group[0], main)]))
+            blank = Row(model, weights, main.random_init, variant)
+            rows.setdefault((model, weights, variant), blank).cells[column] = _cell(group)
+    ordered = [rows[key] for key in sorted(rows)]
     return Leaderboard(ordered, sorted(newest), len(finished) - len(kept))
 
 
-def _column(record: RunRecord) -> tuple[str, str]:
-    return record.task["name"], record.protocol["name"]
+def _column(record: RunRecord) -> Column:
+    return record.task, record.protocol
 
 
-def _versions(record: RunRecord) -> tuple[int, int]:
-    return record.task["version"], record.protocol["version"]
+def _started(record: RunRecord) -> str:
+    return record.provenance.get("started", "")
 
 
-def _variants(column: tuple[str, str], group: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Part the results of one cell by their settings; a single setting needs no name."""
-    settings = [_settings(record) for record in group]
-    differing = [
-        key
-        for key in dict.fromkeys(key for setting in settings for key in setting)
-        if len({str(setting.get(key)) for setting in settings}) > 1
-    ]
-    parted: dict[str, list[RunRecord]] = {}
-    for record, setting in zip(group, settings, strict=True):
-        named = ", ".join(f"{key}={setting.get(key)}" for key in differing)
-        variant = f"{' '.join(column)}: {named}" if named else ""
-        parted.setdefault(variant, []).append(record)
-    return parted
+def _precision(record: RunRecord) -> str:
+    precision = record.identity["precision"]
+    return "" if precision == "float32" else precision
 
 
-def _settings(record: RunRecord) -> dict[str, Any]:
-    """Return what decided a result besides model, task, protocol and seed."""
-    return {
-        "image_size": "x".join(map(str, record.image_size)),
-        "precision": record.precision,
-        "data": record.task["data_fingerprint"][:6],
-        **record.protocol,
-    }
+def _difference(column: Column, record: RunRecord, main: RunRecord) -> str:
+    """Name the settings of a result that are not those of the model's row."""
+    ours, theirs = _flat(record.identity), _flat(main.identity)
+    differing = [f"{key}={ours.get(key)}" for key in ours if ours[key] != theirs.get(key)]
+    return f"{' '.join(column)}: {', '.join(differing)}" if differing else ""
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {"data": identity["data"], "kwargs": identity["kwargs"]}
+    for part in ("preprocessing", "task", "protocol"):
+        flat.update(identity[part])
+    return flat
 
 
 def _cell(group: Sequence[RunRecord]) -> Cell:
-    scores = [record.scores[record.task["metric"]] for record in group]
+    scores = [record.scores[record.metric] for record in group]
     if len(scores) == 1:
-        return Cell(scores[0]["value"], scores[0]["low"], scores[0]["high"], 1)
+        return Cell(scores[0]["value"], scores[0]["low"], scores[0]["high"], 1, group[0])
     values = pd.Series([score["value"] for score in scores])
     mean, deviation = float(values.mean()), float(values.std())
-    return Cell(mean, mean - deviation, mean + deviation, len(scores))
+    return Cell(mean, mean - deviation, mean + deviation, len(scores), group[0])
 
 
 def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
-    """Make the wide table: one row a model, its cost at its own image size, three columns a score.
-
-    costs: by model name. Columns of scores are `task protocol`, and the same with ` low` and ` high`.
-    """
+    """Make the wide table; costs: by their key. `results/README.md` tells what each column means."""
     rows = []
-    for row, cells in board.cells.items():
-        cost = costs.get(row.model)
+    for row in board.rows:
+        cost = row.cost(costs)
         values: dict[str, Any] = {
             "model": row.model,
             "weights": row.weights,
             "variant": row.variant,
             **{name: getattr(cost, name, None) for name in COST},
             "uncounted": ", ".join(cost.uncounted) if cost else "",
+            "device": cost.device if cost else "",
+            "threads": cost.threads if cost else None,
         }
         for column in board.columns:
-            cell = cells.get(column)
+            cell = row.cells.get(column)
             name = " ".join(column)
             values[name] = cell.value if cell else None
             values[f"{name} low"] = cell.low if cell else None
             values[f"{name} high"] = cell.high if cell else None
-        rows.append({**values, **_means(board, cells)})
+            values[f"{name} seeds"] = cell.seeds if cell else None
+        rows.append({**values, **{f"mean {name}": mean for name, mean in board.means(row).items()}})
     return pd.DataFrame(rows)
-
-
-def _means(board: Leaderboard, cells: Mapping[tuple[str, str], Cell]) -> dict[str, float | None]:
-    """Average each protocol over its tasks, where none is missing."""
-    means: dict[str, float | None] = {}
-    for protocol in sorted({protocol for _, protocol in board.columns}):
-        of_protocol = [cells.get(column) for column in board.columns if column[1] == protocol]
-        values = [cell.value for cell in of_protocol if cell is not None]
-        complete = len(values) == len(of_protocol)
-        means[f"mean {protocol}"] = sum(values) / len(values) if complete else None
-    return means
 
 
 def to_markdown(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
     """Show the leaderboard as Markdown: percent, intervals beside the scores, notes below."""
     rows = []
-    for row, cells in board.cells.items():
-        cost = costs.get(row.model)
-        weights = f"**{row.weights}**" if row.weights == RANDOM_INIT else row.weights
+    for row in board.rows:
+        cost = row.cost(costs)
+        weights = f"**{row.weights}**" if row.random_init else row.weights
         shown = {
             "Model": row.model,
             "Weights": f"{weights} ({row.variant})" if row.variant else weights,
+            **{title: _number(getattr(cost, name, None)) for name, title in COST.items()},
         }
-        for name, title in COST.items():
-            shown[title] = f"{getattr(cost, name):.1f}" if cost else ""
         if cost and cost.uncounted:
             shown[COST["gmacs"]] += " †"
-        for column in board.columns:
-            shown[" ".join(column)] = _show(cells.get(column))
-        for name, mean in _means(board, cells).items():
-            shown[name] = "" if mean is None else f"{100 * mean:.1f}"
+        shown.update({" ".join(column): _show(row.cells.get(column)) for column in board.columns})
+        for name, mean in board.means(row).items():
+            shown[f"mean {name}"] = "" if mean is None else f"{100 * mean:.1f}"
         rows.append(shown)
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
     return f"{table}\n\n{_notes(board, costs)}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _show(cell: Cell | None) -> str:
@@ -180,16 +193,20 @@ def _show(cell: Cell | None) -> str:
 
 
 def _notes(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
-    notes = [
-        "Scores are percent with their 95 % interval. FLOPs are multiply-adds of one image at the "
-        "model's own size, as in the papers; images/s is one forward pass on the machine that ran it."
-    ]
-    if any(row.weights == RANDOM_INIT for row in board.cells):
+    found = [cost for cost in (row.cost(costs) for row in board.rows) if cost]
+    machines = sorted({f"{cost.device}, {cost.threads} threads, {cost.precision}" for cost in found})
+    notes = ["Scores are percent with their 95 % interval."]
+    if any(cell.seeds > 1 for row in board.rows for cell in row.cells.values()):
+        notes.append("± is one standard deviation over seeds.")
+    notes.append(
+        "FLOPs are multiply-adds of one image at the model's own size, as in the papers; images/s and memory "
+        f"are those of forward passes at that size ({'; '.join(machines) or 'not measured'})."
+    )
+    if any(row.random_init for row in board.rows):
         notes.append("**random init**: the weights were never trained; only the head or fine-tuning was.")
-    marked = [cost for cost in costs.values() if cost.uncounted]
+    marked = sorted({f"{cost.model} ({', '.join(cost.uncounted)})" for cost in found if cost.uncounted})
     if marked:
-        names = ", ".join(f"{cost.model} ({', '.join(cost.uncounted)})" for cost in marked)
-        notes.append(f"† not everything that multiplies was counted: {names}.")
+        notes.append(f"† not everything that multiplies was counted: {', '.join(marked)}.")
     if board.left_out:
         notes.append(f"{board.left_out} results of older task or protocol versions are left out.")
-    return "\n\n".join(notes)
+    return " ".join(notes)
