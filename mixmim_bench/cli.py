@@ -121,7 +121,7 @@ def main() -> None:
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Images at a time in a forward pass; changes no result.",
+    help="Images at a time in a forward pass; changes results only by rounding.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run and how long it would take.")
 def run(

@@ -92,7 +92,8 @@ def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:
     elif root is None:
         say(
             "No data root is set, so the 'embedded' suite runs, on real images inside installed packages. "
-            "For ImageNet-1K and the six transfer sets: --data-root FOLDER (see tasks/README.md)."
+            "For ImageNet-1K and the six transfer sets: --data-root FOLDER, with a folder for each one that "
+            "`mixmim-bench tasks` lists."
         )
         named, of_suites = [], select_tasks((), [EMBEDDED])
     else:

@@ -1,7 +1,6 @@
 """Names, weights and costs of models."""
 
 import json
-import re
 
 import pytest
 import timm
@@ -11,7 +10,6 @@ from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters, 
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build, create, own_classes, own_size, preprocessing, try_out
-from mixmim_bench.models.checkpoints import load_weights
 from mixmim_bench.models.registry import MODELS, by_name, find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights, weights_folder
 from mixmim_bench.specs import ModelSpec
@@ -121,53 +119,6 @@ def test_a_file_of_another_hash_is_not_taken_for_the_weights():
     (weights_folder() / weights.file).write_bytes(b"something else")
     with pytest.raises(BenchError, match="its SHA-256 starts with"):
         resolve_weights(find_model("mixmim-b"), "auto")
-
-
-def test_a_checkpoint_is_loaded_and_checked(tmp_path):
-    saved = create(TINY, (32, 32), num_classes=5)
-    torch.save({"model": saved.state_dict()}, tmp_path / "good.pth")
-    weights = resolve_weights(TINY, str(tmp_path / "good.pth"))
-    assert re.fullmatch("[0-9a-f]{64}", weights["sha256"])
-    images = torch.randn(2, 3, 32, 32)
-    for classes in (5, 0, 9):
-        loaded = build(TINY, weights, (32, 32), seed=1, num_classes=classes).eval()
-        torch.testing.assert_close(
-            loaded.forward_features(images), saved.eval().forward_features(images), atol=1e-6, rtol=1e-5
-        )
-    assert torch.equal(build(TINY, weights, (32, 32), 1, 5).head.weight, saved.head.weight)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (lambda s: s.pop("norm.weight"), "1 missing (norm.weight)"),
-        (lambda s: [s.pop(k) for k in list(s) if k.startswith("layers.1.blocks.0")], "missing (layers.1.bl"),
-        (lambda s: s.update(surplus=torch.zeros(1)), "1 unexpected (surplus)"),
-        (lambda s: s.update({"norm.weight": torch.zeros(3)}), "1 of another shape (norm.weight)"),
-        (lambda s: s["norm.weight"].fill_(torch.nan), "numbers that are not finite: 1 tensors (norm.weight)"),
-    ],
-)
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, change, told):
-    state = create(TINY, (32, 32)).state_dict()
-    change(state)
-    torch.save(state, tmp_path / "bad.pth")
-    for classes in (0, 12):
-        with pytest.raises(BenchError, match=re.escape(told)):
-            load_weights(create(TINY, (32, 32), classes), tmp_path / "bad.pth", "mixmim_base")
-
-
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, run):
-    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pth")
-    args = ("-m", "test_vit", "-t", "digits", "-p", "knn", "--results", tmp_path / "r")
-    said = run("run", *args, "--weights", tmp_path / "resnet.pth", code=2).output
-    assert "does not fit test_vit" in said.replace("\n", " ") and "missing" in said
-
-
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut short"])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
-    (tmp_path / "file.pth").write_bytes(content)
-    with pytest.raises(BenchError, match="cannot be read as a checkpoint"):
-        load_weights(create(TINY, (32, 32)), tmp_path / "file.pth", "mixmim_base")
 
 
 # -- cost --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Task files and layouts: every file of the suite, and every way in which one can be wrong."""
 
 import csv
+import dataclasses
 import os
 import shutil
 import sys
@@ -65,6 +66,41 @@ def test_an_image_folder_is_read(my_task):
     assert test.ids[0].startswith("val/digit 0/")
     assert np.bincount(test.labels).tolist() == [10, 10, 10]
     assert sorted(test.ids) == test.ids.tolist()
+
+
+def test_images_known_by_name_stay_in_their_slice_when_folders_change(my_task, tmp_path):
+    edited(my_task, 'root = "images"', 'root = "images"\noptions = { ids = "name" }')
+    before = open_task(read_task(my_task), None).parts
+    assert all("/" not in i and "." not in i for i in before["val"].ids)
+    folder = tmp_path / "images" / "train" / "digit 1"
+    (folder / "more").mkdir()
+    for image in list(folder.glob("*.png"))[:5]:
+        image.rename(folder / "more" / image.name)
+    after = open_task(read_task(my_task), None).parts
+    assert {role: part.ids.tolist() for role, part in after.items()} == {
+        role: part.ids.tolist() for role, part in before.items()
+    }
+    shutil.copy(next((folder / "more").glob("*.png")), folder)
+    with pytest.raises(TaskFileError, match="listed twice"):
+        open_task(read_task(my_task), None)
+    edited(my_task, 'ids = "name"', 'ids = "nam"')
+    with pytest.raises(TaskFileError, match=r"data\.options: ids is 'nam', not 'path' or 'name'"):
+        open_task(read_task(my_task), None)
+
+
+def test_imagenet_is_read_from_class_folders_and_its_counts_are_checked(tmp_path):
+    for part, form in (("train", "{0}_{1}.JPEG"), ("val", "ILSVRC2012_val_{0}{1:04d}.JPEG")):
+        for label in range(1000):
+            folder = tmp_path / "imagenet1k" / part / f"n{label:08d}"
+            folder.mkdir(parents=True)
+            for image in range(2):
+                (folder / form.format(folder.name, image)).write_bytes(b"")
+    task = TASKS["imagenet1k"]
+    with pytest.raises(TaskFileError, match=r"data.counts.train: is 1281167, and there are 2000"):
+        open_task(task, tmp_path)
+    data = open_task(dataclasses.replace(task, counts={}), tmp_path)
+    assert {role: len(part) for role, part in data.parts.items()} == {"train": 1980, "val": 20, "test": 2000}
+    assert data.parts["test"].ids[0] == "ILSVRC2012_val_n000000000000"
 
 
 def test_a_csv_of_paths_and_labels_is_read_the_same(my_task, tmp_path):

@@ -15,12 +15,16 @@ class ImageFolder:
     """One folder a part, in it one folder a class, in it images at any depth.
 
     Labels are the ranks of the sorted class names, and every part must have the same classes. The id
-    of an image is its path below the root.
+    of an image is its path below the root, or with `ids = "name"` its file name without the extension,
+    for datasets whose file names are unique.
     """
 
-    def __init__(self, root: Path, parts: Sequence[str]) -> None:
+    def __init__(self, root: Path, parts: Sequence[str], ids: str = "path") -> None:
+        if ids not in ("path", "name"):
+            raise LayoutError(f"ids is {ids!r}, not 'path' or 'name'", "data.options")
         self.root = root
         self.parts = tuple(parts)
+        self.ids = ids
 
     def missing(self) -> str:
         absent = [str(self.root / part) for part in self.parts if not (self.root / part).is_dir()]
@@ -55,7 +59,8 @@ class ImageFolder:
         if empty:
             raise LayoutError(f"no image in the class folder {_some(empty)}")
         listed = np.array(paths)
-        return Part(listed, np.array(labels, dtype=np.int64), Files(self.root, listed))
+        ids = np.array([Path(path).stem for path in paths]) if self.ids == "name" else listed
+        return Part(ids, np.array(labels, dtype=np.int64), Files(self.root, listed))
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -1,13 +1,23 @@
 """Window attention with Swin's relative position bias, and the transformer block around it."""
 
-import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, resize_rel_pos_bias_table, trunc_normal_, use_fused_attn
+from timm.layers import DropPath, Mlp, trunc_normal_, use_fused_attn
 from timm.models.swin_transformer import get_relative_position_index
 from torch import Tensor, nn
+
+
+def resize_bias_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Interpolate a table of relative position biases to another window, bicubic as in the release.
+
+    Windows are (h, w) in tokens; a table is ((2h - 1) * (2w - 1), heads).
+    """
+    grid = table.float().T.reshape(1, -1, 2 * old[0] - 1, 2 * old[1] - 1)
+    size = (2 * new[0] - 1, 2 * new[1] - 1)
+    resized = F.interpolate(grid, size=size, mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(table.dtype).contiguous()
 
 
 class WindowAttention(nn.Module):
@@ -66,18 +76,11 @@ class WindowAttention(nn.Module):
 
     @torch.no_grad()
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Change the window; the bias table is interpolated as timm does for Swin."""
+        """Change the window and interpolate the bias table to it."""
         if window_size == self.window_size:
             return
         old = self.relative_position_bias_table
-        with warnings.catch_warnings():  # timm's interpolation indexes in a way that torch deprecates
-            warnings.simplefilter("ignore")
-            table = resize_rel_pos_bias_table(
-                old,
-                new_window_size=window_size,
-                new_bias_shape=(self._table_rows(window_size), self.num_heads),
-                old_window_size=self.window_size,
-            )
+        table = resize_bias_table(old, self.window_size, window_size)
         self.window_size = window_size
         self.relative_position_bias_table = nn.Parameter(table, requires_grad=old.requires_grad)
         self._index_windows()

@@ -41,7 +41,10 @@ def load_weights(network: nn.Module, path: str | Path, arch: str) -> None:
 
 def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, torch.Tensor]:
     """Read what a checkpoint holds for a network (which may be on the meta device); see load_weights."""
-    state = fit_state(network, read_checkpoint(path), arch)
+    try:
+        state = fit_state(network, read_checkpoint(path), arch)
+    except BenchError as error:
+        raise BenchError(f"{path} does not fit {arch}: {error}") from error
     own = network.state_dict()
     head = _classifier_keys(network)
     # a counter of batches that old checkpoints lack is no weight
@@ -54,15 +57,26 @@ def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, 
     misshapen = sorted(k for k in wanted & set(state) if state[k].shape != own[k].shape)
     if missing or unexpected or misshapen:
         raise BenchError(
-            f"{path} does not fit {arch}: {_list('missing', missing)}"
-            f"{_list('unexpected', unexpected)}{_list('of another shape', misshapen)}"
+            f"{path} does not fit {arch}:{_list('missing', missing)}"
+            f"{_list('unexpected', unexpected)}{_list('of another shape', misshapen)}{_made_for(path, arch)}"
         )
     broken = sorted(
         k for k, v in state.items() if v.is_floating_point() and not v.is_meta and not v.isfinite().all()
     )
     if broken:
-        raise BenchError(f"{path} holds numbers that are not finite: {_list('tensors', broken)}")
+        raise BenchError(f"{path} holds numbers that are not finite:{_list('tensors', broken)}")
     return state
+
+
+def _made_for(path: str | Path, arch: str) -> str:
+    """Say which registered network a checkpoint that does not fit this one was made for."""
+    state = read_state_dict(read_checkpoint(path))
+    for other in timm.list_models("mixmim_*"):
+        with torch.device("meta"):
+            own = timm.create_model(other, num_classes=0).state_dict()
+        if other != arch and all(key in state and state[key].shape == own[key].shape for key in own):
+            return f"; these are weights of {other}"
+    return ""
 
 
 def fit_state(network: nn.Module, checkpoint: Mapping[str, Any], arch: str) -> dict[str, torch.Tensor]:
@@ -87,4 +101,4 @@ def _same_shape(state: Mapping[str, Any], own: Mapping[str, Any], key: str) -> b
 def _list(what: str, keys: list[str]) -> str:
     if not keys:
         return ""
-    return f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''}) "
+    return f" {len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixmim_bench.errors import BenchError
+from mixmim_bench.models.attention import resize_bias_table
 
 _WRAPPERS = ("state_dict", "model", "module", "state_dict_ema", "model_ema", "ema_state_dict")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "ema_model.")
@@ -29,6 +30,10 @@ _OPENMMLAB_NAMES = (
 
 # What a checkpoint may hold beyond the encoder: indices that are computed, and the pretraining decoder.
 _EXTRAS = re.compile(r"relative_position_index$|^mask_token$|^decoder_|^neck\.")
+
+
+POSITIONS = "absolute_pos_embed"
+_TABLE = ".relative_position_bias_table"
 
 
 def read_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -76,28 +81,49 @@ def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 
     The decoder of a pretraining checkpoint and computed indices are left out. Bias tables are
     interpolated to the model's windows; the position embedding is the model's own at another size.
+    Raises BenchError for weights of the model's image size that have other windows: a network that can
+    be interpolated to this one and is another one.
     """
-    from timm.layers import resize_rel_pos_bias_table
-
     state = {k: v for k, v in read_state_dict(checkpoint).items() if not _EXTRAS.search(k)}
-    modules = dict(model.named_modules())
-    for key, value in state.items():
-        if key.endswith("relative_position_bias_table"):
-            attention = modules.get(key.rpartition(".")[0])
-            table = getattr(attention, "relative_position_bias_table", None)
-            if (
-                attention is not None
-                and table is not None
-                and table.shape[1:] == value.shape[1:]
-                and table.shape != value.shape
-            ):
-                state[key] = resize_rel_pos_bias_table(
-                    value, new_window_size=attention.window_size, new_bias_shape=table.shape
-                )
-    key = "absolute_pos_embed"
-    own = getattr(model, key, None)
-    if own is not None and key in state:
-        same_width = state[key].shape[-1] == own.shape[-1]
-        if same_width and state[key].shape != own.shape:
-            state[key] = torch.as_tensor(own.detach().clone())
+    tables = _tables_of_other_windows(state, model)
+    own = getattr(model, POSITIONS, None)
+    theirs = state.get(POSITIONS)
+    if own is not None and theirs is not None and theirs.shape[-1] == own.shape[-1]:
+        if theirs.shape != own.shape:
+            state[POSITIONS] = torch.as_tensor(own.detach().clone())
+        elif tables:
+            raise BenchError(_other_windows(state, model, tables))
+    for key, attention in tables.items():
+        state[key] = resize_bias_table(state[key], _window_of(state[key]), attention.window_size)
     return state
+
+
+def _tables_of_other_windows(state: Mapping[str, Tensor], model: Any) -> dict[str, Any]:
+    """Find the bias tables that are of another size than the model's: key -> its attention."""
+    found = {}
+    for name, module in model.named_modules():
+        table = getattr(module, _TABLE[1:], None)
+        theirs = state.get(name + _TABLE)
+        if table is None or theirs is None or theirs.shape[1:] != table.shape[1:]:
+            continue
+        if theirs.shape != table.shape:
+            found[name + _TABLE] = module
+    return found
+
+
+def _window_of(table: Tensor) -> tuple[int, int]:
+    """Return the square window that a bias table ((2w - 1)^2, heads) was made for."""
+    side = (round(table.shape[0] ** 0.5) + 1) // 2
+    return side, side
+
+
+def _other_windows(state: Mapping[str, Tensor], model: Any, tables: Mapping[str, Any]) -> str:
+    first = [key for key in tables if ".blocks.0." in key]  # a stage's blocks have one window
+    theirs = ", ".join(str(_window_of(state[key])[0]) for key in first)
+    ours = ", ".join(str(tables[key].window_size[0]) for key in first)
+    size = " x ".join(map(str, model.patch_embed.img_size))
+    return (
+        f"the weights were made for {size} pixels with windows of {theirs} tokens where this network has "
+        f"{ours}: another network. The windows of mixmim-b and mixmim-l scale with the image; those of "
+        "mixmim-b-384 and mixmim-l-384 are 16, 16, 24, 12. Name the model that the weights were made for"
+    )

@@ -5,8 +5,10 @@ end of the batch. The encoder lets tokens see only tokens of their own image; th
 tokens with mask tokens elsewhere and predicts the pixels that were hidden.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,9 +53,7 @@ class MixMIMPretraining(MixMIM):
         self.norm_pix_loss = norm_pix_loss
         self.cells: Size = (height // CELL, width // CELL)
 
-        def norm(dim: int) -> nn.LayerNorm:
-            return nn.LayerNorm(dim, eps=decoder_norm_eps)
-
+        norm = partial(nn.LayerNorm, eps=decoder_norm_eps)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.decoder_pos_embed = nn.Parameter(sincos_positions(self.cells, decoder_dim), requires_grad=False)
         self.decoder_embed = nn.Linear(self.num_features, decoder_dim)
@@ -132,15 +132,22 @@ def _spread(mask: Tensor, times: int) -> Tensor:
 
 
 def pretraining_model(arch: str, **kwargs: Any) -> MixMIMPretraining:
-    """Build the pretraining form of a registered MixMIM, such as 'mixmim_base'."""
+    """Build the pretraining form of a registered MixMIM, such as 'mixmim_base'.
+
+    Keyword arguments are those of MixMIMPretraining.
+    """
     import timm
 
+    own = {name: kwargs.pop(name) for name in list(kwargs) if name in _DECODER}
     with torch.device("meta"):
         encoder = timm.create_model(arch, **kwargs)
-    arguments = {
+    described = {
         "img_size": encoder.patch_embed.img_size,
         "embed_dim": encoder.embed_dim,
         "depths": encoder.depths,
         "num_heads": tuple(stage.blocks[0].attn.num_heads for stage in encoder._stages),
     }
-    return MixMIMPretraining(**{**arguments, **kwargs})
+    return MixMIMPretraining(**{**described, **kwargs, **own})
+
+
+_DECODER = [name for name in inspect.signature(MixMIMPretraining).parameters if name != "encoder"]

@@ -1,0 +1,182 @@
+"""Checkpoints: every published format is recognised and loaded, and nothing else is."""
+
+import re
+
+import pytest
+import timm
+import torch
+from conftest import TINY as SMALL
+
+from mixmim_bench.errors import BenchError
+from mixmim_bench.models.build import build, create
+from mixmim_bench.models.checkpoints import load_weights
+from mixmim_bench.models.pretraining import pretraining_model
+from mixmim_bench.models.weights import resolve_weights
+from mixmim_bench.specs import ModelSpec
+
+TINY = ModelSpec(name="tiny", arch="mixmim_base", kwargs=SMALL)
+
+OPENMMLAB = {
+    "patch_embed.proj.": "patch_embed.projection.",
+    ".norm1.": ".ln1.",
+    ".norm2.": ".ln2.",
+    ".mlp.fc1.": ".ffn.layers.0.0.",
+    ".mlp.fc2.": ".ffn.layers.1.",
+}
+
+
+def in_openmmlab_form(state):
+    """Write a state as OpenMMLab's classifier: its names, and its order of the neighbours to merge."""
+    theirs = {}
+    for key, value in state.items():
+        if ".downsample." in key:
+            width = value.shape[-1] // 4
+            moved = torch.empty_like(value)
+            for channel in range(width):
+                for row in (0, 1):
+                    for column in (0, 1):
+                        moved[..., 4 * channel + 2 * row + column] = value[
+                            ..., (2 * column + row) * width + channel
+                        ]
+            value = moved
+        for ours, name in OPENMMLAB.items():
+            key = key.replace(ours, name)
+        theirs[key.replace("head.", "head.fc.") if key.startswith("head.") else f"backbone.{key}"] = value
+    return theirs
+
+
+FORMS = {
+    "bare": lambda s: s,
+    "released, fine-tuned": lambda s: {"model": s, "epoch": 99},
+    "openmmlab": lambda s: {"meta": {"epoch": 100}, "state_dict": in_openmmlab_form(s)},
+    "ddp": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+    "compiled in ddp": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+    "timm's ema": lambda s: {"state_dict_ema": {f"module.{k}": v for k, v in s.items()}},
+    "torch's averaged model": lambda s: {
+        "n_averaged": torch.tensor(3),
+        **{f"module.{k}": v for k, v in s.items()},
+    },
+    "with computed indices": lambda s: {
+        "model": {**s, "layers.0.blocks.0.attn.relative_position_index": torch.zeros(4, 4)}
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_every_form_of_a_checkpoint_gives_the_same_network(tiny, tmp_path, form, suffix):
+    saved = tiny().eval()
+    content = FORMS[form](saved.state_dict())
+    if suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        content = next(
+            (content[k] for k in ("model", "state_dict", "state_dict_ema") if k in content), content
+        )
+        save_file({k: v.contiguous().clone() for k, v in content.items()}, tmp_path / "file.safetensors")
+    else:
+        torch.save(content, tmp_path / "file.pth")
+    loaded = tiny(seed=1).eval()
+    load_weights(loaded, tmp_path / f"file{suffix}", "mixmim_base")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), saved(images))
+
+
+@pytest.mark.parametrize("openmmlab", [False, True])
+def test_a_pretraining_checkpoint_fills_an_encoder(tmp_path, openmmlab):
+    kwargs = {k: v for k, v in SMALL.items() if k != "num_classes"}
+    saved = pretraining_model(
+        "mixmim_base", img_size=64, decoder_dim=32, decoder_num_heads=4, **kwargs
+    ).eval()
+    state = saved.state_dict()
+    if openmmlab:
+        encoder = {k: v for k, v in state.items() if not k.startswith(("mask_token", "decoder"))}
+        neck = {f"neck.{k}": v for k, v in state.items() if k not in encoder}
+        torch.save({"state_dict": {**in_openmmlab_form(encoder), **neck}}, tmp_path / "file.pth")
+    else:
+        torch.save({"model": state, "optimizer": {}}, tmp_path / "file.pth")
+    loaded = create(TINY, (64, 64)).eval()
+    load_weights(loaded, tmp_path / "file.pth", "mixmim_base")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.forward_features(images), saved.forward_features(images))
+
+
+@pytest.mark.parametrize(("own", "other"), [(64, 128), (128, 64), (64, 96)])
+def test_weights_of_another_size_are_interpolated(tiny, tmp_path, own, other):
+    saved = tiny(img_size=own)
+    torch.save(saved.state_dict(), tmp_path / "file.pth")
+    loaded = tiny(seed=1, img_size=other)
+    load_weights(loaded, tmp_path / "file.pth", "mixmim_base")
+    fresh = timm.create_model("mixmim_base", img_size=other, **SMALL)
+    torch.testing.assert_close(loaded.absolute_pos_embed, fresh.absolute_pos_embed)
+    theirs = saved.layers[0].blocks[0].attn.relative_position_bias_table
+    ours = loaded.layers[0].blocks[0].attn.relative_position_bias_table
+    middle = [table.shape[0] // 2 for table in (theirs, ours)]
+    torch.testing.assert_close(theirs[middle[0]], ours[middle[1]], atol=1e-5, rtol=1e-4)  # distance 0
+
+
+def test_weights_of_another_window_at_the_same_size_are_another_network(tmp_path):
+    torch.save(timm.create_model("mixmim_base_384").state_dict(), tmp_path / "b384.pth")
+    with pytest.raises(
+        BenchError, match=r"windows of 16, 16, 24 tokens where .* has 24, 24, 24|mixmim-b-384"
+    ):
+        load_weights(timm.create_model("mixmim_base", img_size=384), tmp_path / "b384.pth", "mixmim_base")
+    load_weights(timm.create_model("mixmim_base_384"), tmp_path / "b384.pth", "mixmim_base_384")
+    # at 224 pixels they are a start for fine-tuning
+    load_weights(timm.create_model("mixmim_base"), tmp_path / "b384.pth", "mixmim_base")
+
+
+def test_the_network_that_weights_were_made_for_is_named(tmp_path):
+    large = timm.create_model("mixmim_large", num_classes=3)
+    torch.save({"state_dict": in_openmmlab_form(large.state_dict())}, tmp_path / "large.pth")
+    with pytest.raises(BenchError, match="these are weights of mixmim_large"):
+        load_weights(timm.create_model("mixmim_base"), tmp_path / "large.pth", "mixmim_base")
+
+
+def test_a_checkpoint_is_loaded_and_checked(tmp_path):
+    saved = create(TINY, (32, 32), num_classes=5)
+    torch.save({"model": saved.state_dict()}, tmp_path / "good.pth")
+    weights = resolve_weights(TINY, str(tmp_path / "good.pth"))
+    assert re.fullmatch("[0-9a-f]{64}", weights["sha256"])
+    images = torch.randn(2, 3, 32, 32)
+    for classes in (5, 0, 9):
+        loaded = build(TINY, weights, (32, 32), seed=1, num_classes=classes).eval()
+        torch.testing.assert_close(
+            loaded.forward_features(images), saved.eval().forward_features(images), atol=1e-6, rtol=1e-5
+        )
+    assert torch.equal(build(TINY, weights, (32, 32), 1, 5).head.weight, saved.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s.pop("norm.weight"), "1 missing (norm.weight)"),
+        (lambda s: [s.pop(k) for k in list(s) if k.startswith("layers.1.blocks.0")], "missing (layers.1.bl"),
+        (lambda s: s.update(surplus=torch.zeros(1)), "1 unexpected (surplus)"),
+        (lambda s: s.update({"norm.weight": torch.zeros(3)}), "1 of another shape (norm.weight)"),
+        (lambda s: s["norm.weight"].fill_(torch.nan), "numbers that are not finite: 1 tensors (norm.weight)"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, change, told):
+    state = create(TINY, (32, 32)).state_dict()
+    change(state)
+    torch.save(state, tmp_path / "bad.pth")
+    for classes in (0, 12):
+        with pytest.raises(BenchError, match=re.escape(told)):
+            load_weights(create(TINY, (32, 32), classes), tmp_path / "bad.pth", "mixmim_base")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, run):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pth")
+    args = ("-m", "test_vit", "-t", "digits", "-p", "knn", "--results", tmp_path / "r")
+    said = run("run", *args, "--weights", tmp_path / "resnet.pth", code=2).output
+    assert "does not fit test_vit" in said.replace("\n", " ") and "missing" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(BenchError, match="cannot be read as a checkpoint"):
+        load_weights(create(TINY, (32, 32)), tmp_path / "file.pth", "mixmim_base")
