@@ -152,7 +152,7 @@ def test_bias_tables_are_interpolated(tiny):
     torch.testing.assert_close(table, -table.flip(0))
     inside = (torch.arange(15.0) - 7)[3:12] * 7 / 15  # offsets as shares of the window
     torch.testing.assert_close(table[3:12, 0], inside, atol=0.06, rtol=0)  # bicubic: near a ramp
-    torch.testing.assert_close(table[[0, -1], 0], torch.tensor([-3.0, 3.0]))
+    torch.testing.assert_close(table[[0, -1], 0], torch.tensor([-3.0, 3.0]), atol=0.2, rtol=0)
 
 
 @pytest.mark.parametrize("size", [30, 0, (64, 50)])

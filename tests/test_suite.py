@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from mixmim_bench.specs import digest
@@ -136,7 +139,9 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(finished, tmp_path):
     results = tmp_path / "results"
     command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "-p", "linear", "--results", results]
     env = {**os.environ, "MIXMIM_BENCH_OFFLINE": "1", "MIXMIM_BENCH_CACHE": str(tmp_path / "cache")}
-    moments = random.Random(time.time_ns())
+    seed = time.time_ns()
+    print(f"moments of SIGKILL drawn from seed {seed}")  # shown if the test fails
+    moments = random.Random(seed)
     kills = 0
     for attempt in range(6):
         patience = 600 if attempt == 5 else moments.uniform(4, 16)
@@ -276,6 +281,50 @@ def test_older_versions_are_left_out_and_counted(copied, run):
     run("report", "--results", copied)
     markdown = (copied / "leaderboard.md").read_text()
     assert "1 results of older task or protocol versions are left out" in markdown
+
+
+def test_a_model_that_cannot_take_the_size_fails_its_own_runs_only(run, tmp_path):
+    args = ("run", "-m", "test_vit", "-m", "inception_v3", "-t", "digits", "-p", "knn")
+    said = run(*args, "--results", tmp_path, code=1).output
+    assert "1 runs failed" in said and "inception_v3 cannot be run for images of 32 x 32 pixels" in said
+    assert pd.read_csv(tmp_path / "leaderboard.csv")["model"].tolist() == ["test_vit"]
+
+
+def test_one_model_under_two_names_is_one(run, tmp_path):
+    args = ("run", "-m", "mixmim-b", "-m", "mixmim_base", "-t", "digits", "--weights", "random", "--dry-run")
+    said = run(*args, "--results", tmp_path).output
+    assert sum(line.startswith("mixmim-b ") for line in said.splitlines()) == 2  # linear and finetune
+
+
+def test_seeds_of_what_is_not_random_are_one_run(run, my_task, tmp_path):
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "trained.pth")
+    args = (*MINE, "-p", "finetune", "-t", my_task, "--weights", tmp_path / "trained.pth", "--seed", 0)
+    said = run(*args, "--seed", 1, "--dry-run", "--results", tmp_path / "r").output
+    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit")]
+    assert [row[4] for row in rows] == ["knn", "finetune", "finetune"]
+
+
+def test_two_files_of_one_name_are_two_models(run, my_task, tmp_path):
+    values = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        (tmp_path / str(seed)).mkdir()
+        path = tmp_path / str(seed) / "best.pth"
+        torch.save(timm.create_model("test_vit").state_dict(), path)
+        run(*MINE, "-t", my_task, "--weights", path, "--results", tmp_path / "r")
+        values.append(pd.read_csv(tmp_path / "r" / "leaderboard.csv")["weights"].tolist())
+    assert len(values[1]) == 2 and all(re.fullmatch(r"best\.pth \([0-9a-f]{8}\)", name) for name in values[1])
+
+
+def test_two_processes_share_one_results_folder(finished, tmp_path):
+    command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "--results", tmp_path / "results"]
+    env = {**os.environ, "MIXMIM_BENCH_OFFLINE": "1", "MIXMIM_BENCH_CACHE": str(tmp_path / "cache")}
+    children = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [child.communicate()[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], said
+    ours = {key: record["scores"] for key, record in records(tmp_path / "results").items()}
+    theirs = {key: record["scores"] for key, record in records(finished[0]).items()}
+    assert ours == {key: theirs[key] for key in ours} and len(ours) == 2
 
 
 # -- bad input ---------------------------------------------------------------------------------------

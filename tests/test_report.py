@@ -1,0 +1,171 @@
+"""Records to tables and plots: what stands in which row, and what a results folder may hold."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+
+from mixmim_bench.report.plots import flops_vs_accuracy
+from mixmim_bench.report.tables import leaderboard, to_frame, to_markdown
+from mixmim_bench.report.write import write_report
+from mixmim_bench.specs import Cost, RunRecord, digest
+from mixmim_bench.store import RunStore
+
+
+def made(
+    model="a",
+    value=0.9,
+    task="digits",
+    protocol="linear",
+    seed=None,
+    precision="float32",
+    version=1,
+    **changes,
+):
+    """A finished record with the fields that a report reads."""
+    identity = {
+        "arch": model,
+        "kwargs": {},
+        "weights": {"kind": "file", "sha256": "0"},
+        "preprocessing": {"size": [32, 32]},
+        "task": {"name": task, "kind": "classification", "version": version, "metrics": ["top1"]},
+        "data": "0",
+        "protocol": {"name": protocol, "version": 1, **changes.pop("values", {})},
+        "seed": seed,
+        "precision": precision,
+    }
+    record = RunRecord(
+        run_id=digest(identity),
+        identity=identity,
+        model=model,
+        weights="w",
+        random_init=False,
+        task_title=task,
+        protocol_title=protocol,
+        costs={"own": f"{model}-own", "run": f"{model}-run"},
+        scores={"top1": {"value": value, "low": value - 0.02, "high": min(value + 0.02, 1.0), "n": 500}},
+        provenance={"started": "2026-01-01T00:00:00"},
+    )
+    return dataclasses.replace(record, **changes)
+
+
+def cost(model="a", gmacs=1.0, **changes):
+    values = {
+        **{"model": model, "arch": model, "image_size": (32, 32), "precision": "float32", "device": "cpu"},
+        **{"threads": 2, "params_m": 5.0, "gmacs": gmacs, "uncounted": (), "images_per_s": 10.0},
+        **{"batch_size": 8, "peak_memory_mb": 100.0},
+    }
+    return Cost(**{**values, **changes})
+
+
+def test_several_models_make_rows_columns_and_points(tmp_path):
+    records = [made("a", 0.9), made("b", 0.8), made("c", 0.95), made("a", 0.7, protocol="finetune")]
+    costs = {
+        f"{m}-{at}": cost(m, g) for m, g in (("a", 1.0), ("b", 4.0), ("c", 16.0)) for at in ("own", "run")
+    }
+    board = leaderboard(records)
+    frame = to_frame(board, costs)
+    assert frame["model"].tolist() == ["a", "b", "c"]
+    assert frame["digits linear"].tolist() == [0.9, 0.8, 0.95]
+    assert frame["digits finetune"].isna().tolist() == [False, True, True]
+    assert frame["mean finetune"].isna().tolist() == [False, True, True]
+    paths = flops_vs_accuracy(board, costs, tmp_path)
+    svg = paths[1].read_text()
+    assert svg.count(">a<") == svg.count(">b<") == svg.count(">c<") == 1  # one key each
+    assert "digits: linear" in svg and "digits: finetune" in svg
+
+
+def test_a_score_of_a_hundred_percent_is_drawn_and_shown(tmp_path):
+    board = leaderboard([made(value=1.0)])
+    assert "100.0 (98.0 to 100.0)" in to_markdown(board, {})
+    assert flops_vs_accuracy(board, {"a-run": cost()}, tmp_path)
+
+
+def test_precisions_have_rows_of_their_own():
+    frame = to_frame(leaderboard([made(value=0.9), made(value=0.8, precision="bfloat16")]), {})
+    assert frame[["variant", "digits linear"]].to_numpy().tolist() == [["", 0.9], ["bfloat16", 0.8]]
+
+
+def test_of_two_settings_the_newest_stands_in_the_models_row():
+    older = made(value=0.8, values={"epochs": 2})
+    newer = made(value=0.9, values={"epochs": 3}, provenance={"started": "2026-02-01T00:00:00"})
+    frame = to_frame(leaderboard([newer, older]), {})
+    rows = frame[["variant", "digits linear"]].to_numpy().tolist()
+    assert rows == [["", 0.9], ["digits linear: epochs=2", 0.8]]
+
+
+def test_older_versions_and_failures_are_left_out():
+    failed = made("b", error="broken", scores={})
+    board = leaderboard([made(version=2), made("c", version=1), failed])
+    assert [row.model for row in board.rows] == ["a"]
+    assert board.left_out == 1
+
+
+def test_what_was_not_counted_is_marked():
+    costs = {"a-own": cost(uncounted=("aten::baddbmm",))}
+    markdown = to_markdown(leaderboard([made()]), costs)
+    assert "†" in markdown and "aten::baddbmm" in markdown
+    assert to_frame(leaderboard([made()]), costs)["uncounted"][0] == "aten::baddbmm"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        "1",
+        "null",
+        '{"schema": 1}',
+        '{"schema": 99, "run_id": "x"}',
+        json.dumps({**dataclasses.asdict(made()), "surplus": 1}),
+        json.dumps({**dataclasses.asdict(made()), "run_id": "0" * 16}),
+        json.dumps(dataclasses.asdict(made()))[:-9],
+    ],
+)
+def test_a_file_that_is_no_record_is_named_and_stops_nothing(tmp_path, text):
+    store = RunStore(tmp_path)
+    store.prepare()
+    store.save(made("good"), {})
+    (store.runs / f"{made().run_id}.json").write_text(text)
+    report = write_report(store)
+    assert report.broken == [str(store.runs / f"{made().run_id}.json")]
+    assert pd.read_csv(tmp_path / "leaderboard.csv")["model"].tolist() == ["good"]
+
+
+def test_a_changed_record_is_no_record(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    record = made()
+    forged = {**dataclasses.asdict(record), "identity": {**record.identity, "precision": "bfloat16"}}
+    (store.runs / f"{record.run_id}.json").write_text(json.dumps(forged))
+    assert store.records() == []
+
+
+def test_a_failure_never_takes_the_place_of_a_result(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    store.save(made(), {})
+    store.save(made(error="no memory", scores={}), {})
+    assert [record.error for record in store.records()] == [""]
+
+
+def test_a_result_ends_the_failures_of_its_run_under_other_settings(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    store.save(made(error="broken", scores={}, values={"epochs": 1}), {})
+    store.save(made("other", error="broken", scores={}), {})
+    store.save(made(), {})
+    assert sorted((record.model, record.error) for record in store.records()) == [
+        ("a", ""),
+        ("other", "broken"),
+    ]
+
+
+def test_a_cost_that_cannot_be_read_is_measured_again(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    store.save_cost("good", cost())
+    (store.costs / "bad.json").write_text('{"model": "a"}')
+    (store.costs / "half.json").write_text('{"model": "a')
+    assert store.read_costs() == {"good": cost()}
