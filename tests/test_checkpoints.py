@@ -1,8 +1,12 @@
 """Checkpoints: every published format is recognised and loaded, and nothing else is."""
 
+import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
+import seeded
 import timm
 import torch
 from conftest import TINY as SMALL
@@ -10,6 +14,7 @@ from conftest import TINY as SMALL
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import build, create
 from mixmim_bench.models.checkpoints import load_weights
+from mixmim_bench.models.formats import convert
 from mixmim_bench.models.pretraining import pretraining_model
 from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.specs import ModelSpec
@@ -25,8 +30,19 @@ OPENMMLAB = {
 }
 
 
+def name_in_openmmlab(key):
+    """Name a tensor of ours as OpenMMLab's checkpoints do."""
+    for ours, theirs in OPENMMLAB.items():
+        key = key.replace(ours, theirs)
+    if key.startswith("head."):
+        return key.replace("head.", "head.fc.")
+    if key.startswith(("mask_token", "decoder_")):
+        return "neck." + key.replace("decoder_norm.", "ln1.")
+    return f"backbone.{key}"
+
+
 def in_openmmlab_form(state):
-    """Write a state as OpenMMLab's classifier: its names, and its order of the neighbours to merge."""
+    """Write a state as OpenMMLab does: its names, and its order of the neighbours to merge."""
     theirs = {}
     for key, value in state.items():
         if ".downsample." in key:
@@ -39,9 +55,7 @@ def in_openmmlab_form(state):
                             ..., (2 * column + row) * width + channel
                         ]
             value = moved
-        for ours, name in OPENMMLAB.items():
-            key = key.replace(ours, name)
-        theirs[key.replace("head.", "head.fc.") if key.startswith("head.") else f"backbone.{key}"] = value
+        theirs[name_in_openmmlab(key)] = value
     return theirs
 
 
@@ -91,9 +105,7 @@ def test_a_pretraining_checkpoint_fills_an_encoder(tmp_path, openmmlab):
     ).eval()
     state = saved.state_dict()
     if openmmlab:
-        encoder = {k: v for k, v in state.items() if not k.startswith(("mask_token", "decoder"))}
-        neck = {f"neck.{k}": v for k, v in state.items() if k not in encoder}
-        torch.save({"state_dict": {**in_openmmlab_form(encoder), **neck}}, tmp_path / "file.pth")
+        torch.save({"state_dict": in_openmmlab_form(state)}, tmp_path / "file.pth")
     else:
         torch.save({"model": state, "optimizer": {}}, tmp_path / "file.pth")
     loaded = create(TINY, (64, 64)).eval()
@@ -101,6 +113,49 @@ def test_a_pretraining_checkpoint_fills_an_encoder(tmp_path, openmmlab):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(loaded.forward_features(images), saved.forward_features(images))
+
+
+def seeded_in_openmmlab_form(network):
+    """Make the checkpoint that tests/reference/openmmlab.py makes, without OpenMMLab's code."""
+    theirs = {}
+    for key, value in network.state_dict().items():
+        name = name_in_openmmlab(key)
+        computed = key.endswith("pos_embed")
+        theirs[name] = value if computed else torch.from_numpy(seeded.weights(name, tuple(value.shape), 0))
+    return {"state_dict": theirs}
+
+
+def check_golden(mode, results):
+    golden = json.loads((Path(__file__).parent / "golden" / f"openmmlab_{mode}_base.json").read_text())
+    for name, values in seeded.digest(results).items():
+        np.testing.assert_allclose(values, golden[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_the_classifier_computes_what_openmmlab_computes():
+    """Against numbers made by OpenMMLab's code; `pytest -m reference` makes them again."""
+    network = timm.create_model("mixmim_base").eval()
+    network.load_state_dict(convert(seeded_in_openmmlab_form(network), network))
+    images = torch.from_numpy(seeded.images(2, 224, 0))
+    with torch.no_grad():
+        last, stages = network.forward_intermediates(images, output_fmt="NHWC", norm=False)
+        results = {f"stage{i}": tokens.numpy() for i, tokens in enumerate(stages)}
+        results["features"] = network.forward_head(last, pre_logits=True).numpy()
+        results["logits"] = network.forward_head(last).numpy()
+    check_golden("classifier", results)
+
+
+def test_pretraining_computes_what_openmmlab_computes():
+    network = pretraining_model("mixmim_base", decoder_norm_eps=1e-6)
+    network.load_state_dict(convert(seeded_in_openmmlab_form(network), network))
+    golden = json.loads((Path(__file__).parent / "golden" / "openmmlab_pretraining_base.json").read_text())
+    mask = torch.tensor(golden["mask"]).view(7, 7)
+    result = network.reconstruct(torch.from_numpy(seeded.images(3, 224, 1)), mask)
+    result.loss.backward()
+    gradients = {
+        "gradient_first": network.patch_embed.proj.weight.grad.numpy(),
+        "gradient_last": network.decoder_pred.bias.grad.numpy(),
+    }
+    check_golden("pretraining", {"loss": result.loss.item(), **gradients})
 
 
 @pytest.mark.parametrize(("own", "other"), [(64, 128), (128, 64), (64, 96)])

@@ -31,12 +31,16 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     return found
 
 
-def load_weights(network: nn.Module, path: str | Path, arch: str) -> None:
+def load_weights(network: nn.Module, path: str | Path, arch: str) -> list[str]:
     """Load a checkpoint into a network; only the classifier may be absent or of another size.
 
-    Raises BenchError that lists what is missing, left over or of another shape.
+    Returns notes: what of the network the checkpoint did not fill. Raises BenchError that lists what is
+    missing, left over or of another shape.
     """
-    network.load_state_dict(checked_state(network, path, arch), strict=False)
+    state = checked_state(network, path, arch)
+    network.load_state_dict(state, strict=False)
+    fresh = sorted(_classifier_keys(network) & set(network.state_dict()) - set(state))
+    return [f"{Path(path).name} has no classifier for this network; new: {', '.join(fresh)}"] if fresh else []
 
 
 def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, torch.Tensor]:

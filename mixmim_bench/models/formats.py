@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mixmim_bench.errors import BenchError
@@ -19,7 +18,8 @@ _PREFIXES = ("module.", "model.", "_orig_mod.", "ema_model.")
 _COUNTERS = ("n_averaged", "steps")  # beside the weights of an averaged model
 
 _OPENMMLAB_NAMES = (
-    (r"^backbone\.", ""),
+    (r"^neck\.ln1\.", "decoder_norm."),
+    (r"^(backbone|neck)\.", ""),
     (r"^head\.fc\.", "head."),
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"\.ln1\.", ".norm1."),
@@ -29,7 +29,8 @@ _OPENMMLAB_NAMES = (
 )
 
 # What a checkpoint may hold beyond the encoder: indices that are computed, and the pretraining decoder.
-_EXTRAS = re.compile(r"relative_position_index$|^mask_token$|^decoder_|^neck\.")
+_COMPUTED = re.compile(r"relative_position_index$")
+_DECODER = re.compile(r"^mask_token$|^decoder_")
 
 
 POSITIONS = "absolute_pos_embed"
@@ -79,20 +80,21 @@ def _reorder_neighbours(value: Tensor) -> Tensor:
 def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     """Bring a published checkpoint to the names, windows and image size of `model`.
 
-    The decoder of a pretraining checkpoint and computed indices are left out. Bias tables are
-    interpolated to the model's windows; the position embedding is the model's own at another size.
-    Raises BenchError for weights of the model's image size that have other windows: a network that can
+    Computed indices are left out, and the decoder of a pretraining checkpoint where the model has none.
+    Bias tables are interpolated to the model's windows; position embeddings are the model's own at another
+    size. Raises BenchError for weights of the model's image size that have other windows: a network that can
     be interpolated to this one and is another one.
     """
-    state = {k: v for k, v in read_state_dict(checkpoint).items() if not _EXTRAS.search(k)}
+    state = {k: v for k, v in read_state_dict(checkpoint).items() if not _COMPUTED.search(k)}
+    if not hasattr(model, "mask_token"):
+        state = {k: v for k, v in state.items() if not _DECODER.search(k)}
     tables = _tables_of_other_windows(state, model)
-    own = getattr(model, POSITIONS, None)
-    theirs = state.get(POSITIONS)
-    if own is not None and theirs is not None and theirs.shape[-1] == own.shape[-1]:
-        if theirs.shape != own.shape:
-            state[POSITIONS] = torch.as_tensor(own.detach().clone())
-        elif tables:
-            raise BenchError(_other_windows(state, model, tables))
+    if tables and POSITIONS in state and state[POSITIONS].shape == model.absolute_pos_embed.shape:
+        raise BenchError(_other_windows(state, model, tables))
+    for key in (POSITIONS, "decoder_pos_embed"):
+        own = getattr(model, key, None)
+        if key in state and own is not None and state[key].shape[::2] == own.shape[::2]:
+            state[key] = state[key] if state[key].shape == own.shape else own.detach().clone()
     for key, attention in tables.items():
         state[key] = resize_bias_table(state[key], _window_of(state[key]), attention.window_size)
     return state
