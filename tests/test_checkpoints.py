@@ -15,6 +15,7 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import build, create
 from mixmim_bench.models.checkpoints import load_weights
 from mixmim_bench.models.formats import convert
+from mixmim_bench.models.positions import sincos_positions
 from mixmim_bench.models.pretraining import pretraining_model
 from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.specs import ModelSpec
@@ -120,8 +121,11 @@ def seeded_in_openmmlab_form(network):
     theirs = {}
     for key, value in network.state_dict().items():
         name = name_in_openmmlab(key)
-        computed = key.endswith("pos_embed")
-        theirs[name] = value if computed else torch.from_numpy(seeded.weights(name, tuple(value.shape), 0))
+        if key.endswith("pos_embed"):
+            side = round(value.shape[1] ** 0.5)  # OpenMMLab's own tables are the release's, transposed
+            theirs[name] = value.view(side, side, -1).transpose(0, 1).reshape(value.shape)
+        else:
+            theirs[name] = torch.from_numpy(seeded.weights(name, tuple(value.shape), 0))
     return {"state_dict": theirs}
 
 
@@ -156,6 +160,29 @@ def test_pretraining_computes_what_openmmlab_computes():
         "gradient_last": network.decoder_pred.bias.grad.numpy(),
     }
     check_golden("pretraining", {"loss": result.loss.item(), **gradients})
+
+
+@pytest.mark.parametrize("rows_first", [False, True])
+def test_positions_of_another_size_keep_their_order(tiny, tmp_path, rows_first):
+    """The release and OpenMMLab write rows and columns in different orders."""
+    saved = tiny(img_size=64)
+    saved.absolute_pos_embed.data = sincos_positions((16, 16), 16, rows_first)
+    torch.save(saved.half().state_dict(), tmp_path / "file.pth")
+    loaded = tiny(seed=1, img_size=(96, 128))
+    load_weights(loaded, tmp_path / "file.pth", "mixmim_base")
+    expected = sincos_positions((24, 32), 16, rows_first)
+    torch.testing.assert_close(loaded.absolute_pos_embed.data, expected)
+    loaded.set_input_size((64, 32))
+    torch.testing.assert_close(loaded.absolute_pos_embed.data, sincos_positions((16, 8), 16, rows_first))
+
+
+def test_positions_that_were_learnt_are_interpolated(tiny, tmp_path):
+    saved = tiny(img_size=64)
+    saved.absolute_pos_embed.data[:] = 3.0
+    torch.save(saved.state_dict(), tmp_path / "file.pth")
+    loaded = tiny(seed=1, img_size=128)
+    load_weights(loaded, tmp_path / "file.pth", "mixmim_base")
+    assert (loaded.absolute_pos_embed == 3.0).all()
 
 
 @pytest.mark.parametrize(("own", "other"), [(64, 128), (128, 64), (64, 96)])

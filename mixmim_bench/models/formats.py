@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.attention import resize_bias_table
+from mixmim_bench.models.positions import resize_positions
 
 _WRAPPERS = ("state_dict", "model", "module", "state_dict_ema", "model_ema", "ema_state_dict")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "ema_model.")
@@ -81,9 +82,9 @@ def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     """Bring a published checkpoint to the names, windows and image size of `model`.
 
     Computed indices are left out, and the decoder of a pretraining checkpoint where the model has none.
-    Bias tables are interpolated to the model's windows; position embeddings are the model's own at another
-    size. Raises BenchError for weights of the model's image size that have other windows: a network that can
-    be interpolated to this one and is another one.
+    Bias tables are interpolated to the model's windows, position embeddings brought to its grid. Raises
+    BenchError for weights of the model's image size that have other windows: a network that can be
+    interpolated to this one and is another one.
     """
     state = {k: v for k, v in read_state_dict(checkpoint).items() if not _COMPUTED.search(k)}
     if not hasattr(model, "mask_token"):
@@ -91,10 +92,12 @@ def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     tables = _tables_of_other_windows(state, model)
     if tables and POSITIONS in state and state[POSITIONS].shape == model.absolute_pos_embed.shape:
         raise BenchError(_other_windows(state, model, tables))
-    for key in (POSITIONS, "decoder_pos_embed"):
-        own = getattr(model, key, None)
-        if key in state and own is not None and state[key].shape[::2] == own.shape[::2]:
-            state[key] = state[key] if state[key].shape == own.shape else own.detach().clone()
+    for key, grid in ((POSITIONS, model.patch_embed.grid_size), ("decoder_pos_embed", _cells(model))):
+        own, theirs = getattr(model, key, None), state.get(key)
+        if own is not None and theirs is not None and theirs.shape[-1] == own.shape[-1]:
+            side = round(theirs.shape[1] ** 0.5)
+            if theirs.shape != own.shape and side**2 == theirs.shape[1]:
+                state[key] = resize_positions(theirs, (side, side), grid)
     for key, attention in tables.items():
         state[key] = resize_bias_table(state[key], _window_of(state[key]), attention.window_size)
     return state
@@ -111,6 +114,11 @@ def _tables_of_other_windows(state: Mapping[str, Tensor], model: Any) -> dict[st
         if theirs.shape != table.shape:
             found[name + _TABLE] = module
     return found
+
+
+def _cells(model: Any) -> tuple[int, int]:
+    """Return the grid of a pretraining model's decoder; of any other one it is not asked."""
+    return getattr(model, "cells", (0, 0))
 
 
 def _window_of(table: Tensor) -> tuple[int, int]:

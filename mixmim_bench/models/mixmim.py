@@ -18,7 +18,6 @@ from timm.layers import (
     get_device_dtype,
     to_2tuple,
 )
-from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
@@ -37,8 +36,7 @@ from timm.models.swin_transformer import (
 from torch import Tensor, nn
 
 from mixmim_bench.models.attention import Block
-
-Size = tuple[int, int]
+from mixmim_bench.models.positions import Size, resize_positions, sincos_positions
 
 PADDING = -1  # the source of tokens that only fill a window up
 
@@ -301,7 +299,7 @@ class MixMIM(nn.Module):
         """Change the image size, with the arguments and the rule of timm's Swin.
 
         Windows scale with the grid unless `window_size` (or `window_ratio`, a divisor of the grid)
-        states them. Bias tables are interpolated, the position embedding is computed anew.
+        states them. Bias tables are interpolated, a sin-cos position embedding is computed anew.
         """
         new_patch = self.patch_embed.patch_size if patch_size is None else to_2tuple(patch_size)
         new_size = self.patch_embed.img_size if img_size is None else to_2tuple(img_size)
@@ -315,7 +313,9 @@ class MixMIM(nn.Module):
             self.feature_info[i]["reduction"] = max(new_patch) * 2**i
             stage.set_input_size(_stage_grid(grid, i), windows[i], always_partition)
         if grid != old_grid:
-            self.absolute_pos_embed = nn.Parameter(self._position_embedding(grid), requires_grad=False)
+            old = self.absolute_pos_embed
+            positions = resize_positions(old.detach(), old_grid, grid)
+            self.absolute_pos_embed = nn.Parameter(positions.to(old.dtype), requires_grad=False)
         update_model_input_size(
             self,
             new_size,
@@ -443,13 +443,6 @@ class MixMIM(nn.Module):
         if prune_head or pruned:
             self.reset_classifier(0, "")
         return take
-
-
-def sincos_positions(grid: Size, dim: int) -> Tensor:
-    """Compute the 2-D sin-cos position embedding of MAE, columns first: (1, H * W, dim)."""
-    table = build_sincos2d_pos_embed(list(grid), dim, reverse_coord=True, interleave_sin_cos=True)
-    # timm walks the grid column by column when it reverses the coordinates
-    return table.view(grid[1], grid[0], dim).transpose(0, 1).reshape(1, -1, dim)
 
 
 def _check_size(img_size: Size, patch_size: Size) -> None:

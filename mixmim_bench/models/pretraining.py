@@ -16,7 +16,8 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mixmim_bench.models.mixmim import MixMIM, Size, sincos_positions
+from mixmim_bench.models.mixmim import MixMIM
+from mixmim_bench.models.positions import Size, sincos_positions
 
 CELL = 32  # pixels of a side of what is masked and predicted as one
 

@@ -18,6 +18,7 @@ from mmpretrain.models.backbones import MixMIMTransformer  # noqa: E402
 from mmpretrain.models.heads import LinearClsHead, MixMIMPretrainHead  # noqa: E402
 from mmpretrain.models.necks import MixMIMPretrainDecoder  # noqa: E402
 from mmpretrain.models.selfsup import MixMIMPretrainTransformer  # noqa: E402
+from mmpretrain.models.utils import build_2d_sincos_position_embedding  # noqa: E402
 
 
 def seed_weights(modules):
@@ -34,8 +35,9 @@ def seed_weights(modules):
 
 @torch.no_grad()
 def classifier(arch):
-    backbone = MixMIMTransformer(arch=arch)
-    backbone.init_weights()
+    backbone = MixMIMTransformer(arch=arch)  # leaves the positions zero, for a checkpoint to fill
+    positions = build_2d_sincos_position_embedding(56, backbone.embed_dims)
+    backbone.absolute_pos_embed.copy_(positions)
     head = LinearClsHead(num_classes=1000, in_channels=backbone.num_features)
     state = seed_weights({"backbone": backbone, "head": head})
     backbone.eval()
