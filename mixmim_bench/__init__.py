@@ -1,3 +1,31 @@
 """Linear-probe and transfer benchmarks for vision backbones, built around MixMIM."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixmim_bench.inference import demo_image, get_model, inference_model, list_models
+    from mixmim_bench.models.pretraining import pretraining_model
+
 __version__ = "0.1.0"
+
+# Public names and where they live; imported when they are first asked for, as torch takes seconds.
+_PUBLIC = {
+    "demo_image": "mixmim_bench.inference",
+    "get_model": "mixmim_bench.inference",
+    "inference_model": "mixmim_bench.inference",
+    "list_models": "mixmim_bench.inference",
+    "pretraining_model": "mixmim_bench.models.pretraining",
+}
+
+__all__ = ["demo_image", "get_model", "inference_model", "list_models", "pretraining_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

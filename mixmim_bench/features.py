@@ -1,6 +1,6 @@
 """Frozen features: one pass of a backbone over images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,52 @@ class Features:
         return len(self.y)
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """What a network gives for one batch: values (b, d) of the rows (b,), and rows that failed with why."""
+
+    rows: np.ndarray
+    values: np.ndarray
+    failures: list[tuple[int, str]]
+    batch_size: int
+
+
+def forward_all(
+    network: nn.Module,
+    transform: Transform,
+    unreadable: Unreadable,
+    machine: Machine,
+    pre_logits: bool = False,
+) -> Iterator[Outputs]:
+    """Run a timm model over images, in their order whatever the number of workers.
+
+    The values are logits, or pooled features: with `pre_logits`, or without a classifier. When memory runs
+    out the batch is halved and the pass goes on from there. Where unreadable images are not allowed, what
+    follows the first one is only decoded, to name all that fail.
+    """
+    dataset = ImageDataset(unreadable.images, transform)
+    network = network.to(machine.device).eval()
+    batch_size, done = machine.batch_size, 0
+    while done < len(dataset):
+        try:
+            groups = in_groups(range(done, len(dataset)), batch_size)
+            for batch in batches(dataset, groups, machine.workers):
+                unreadable.add(batch.failures)
+                useful = unreadable.allowed or not unreadable.found
+                rows, images = (batch.rows, batch.images) if useful else (batch.rows[:0], batch.images[:0])
+                values = (
+                    _forward(network, images, machine, pre_logits)
+                    if len(rows)
+                    else np.empty((0, 0), np.float32)
+                )
+                done += len(batch.rows) + len(batch.failures)
+                yield Outputs(rows.numpy(), values, batch.failures, batch_size)
+        except Exception as error:
+            if not is_out_of_memory(error) or batch_size == 1:
+                raise
+            batch_size = max(1, batch_size // 2)
+
+
 def extract(
     backbone: nn.Module,
     part: Part,
@@ -38,44 +84,30 @@ def extract(
 ) -> Features:
     """Run a timm model over the images of a part: its pooled features, or logits if it has a head.
 
-    Rows come in the order of the part, whatever the number of workers. When memory runs out the batch
-    is halved and the pass goes on from there. Raises UnreadableImages.
+    Raises UnreadableImages.
     """
-    dataset = ImageDataset(part.images, transform)
     unreadable = Unreadable(part.images, skip_unreadable)
-    x: np.ndarray | None = None
-    backbone = backbone.to(machine.device).eval()
-    batch_size, done = machine.batch_size, 0
-    while done < len(part):
-        try:
-            groups = in_groups(range(done, len(part)), batch_size)
-            for batch in batches(dataset, groups, machine.workers):
-                unreadable.add(batch.failures)
-                # once one image has failed the rest is only decoded, to name all that fail
-                if len(batch.rows) and (skip_unreadable or not unreadable.found):
-                    pooled = _forward(backbone, batch.images, machine)
-                    if x is None:
-                        x = np.empty((len(part), pooled.shape[1]), dtype=np.float32)
-                    x[batch.rows.numpy()] = pooled
-                done += len(batch.rows) + len(batch.failures)
-                advance(len(batch.rows) + len(batch.failures))
-        except Exception as error:
-            if not is_out_of_memory(error) or batch_size == 1:
-                raise
-            batch_size = max(1, batch_size // 2)
+    x = np.empty((0, 0), dtype=np.float32)
+    batch_size = machine.batch_size
+    for outputs in forward_all(backbone, transform, unreadable, machine):
+        if len(outputs.rows):
+            if not x.size:
+                x = np.empty((len(part), outputs.values.shape[1]), dtype=np.float32)
+            x[outputs.rows] = outputs.values
+        batch_size = outputs.batch_size
+        advance(len(outputs.rows) + len(outputs.failures))
     unreadable.check()
     kept = np.setdiff1d(np.arange(len(part)), list(unreadable.found))
-    if x is None:
-        x = np.empty((0, 0), dtype=np.float32)
-    return Features(x[kept], part.labels[kept], part.ids[kept], len(unreadable.found), batch_size)
+    x = x[kept] if x.size else x
+    return Features(x, part.labels[kept], part.ids[kept], len(unreadable.found), batch_size)
 
 
 @torch.inference_mode()
-def _forward(backbone: Any, images: torch.Tensor, machine: Machine) -> np.ndarray:
+def _forward(backbone: Any, images: torch.Tensor, machine: Machine, pre_logits: bool) -> np.ndarray:
     with machine.autocast():
         tokens = backbone.forward_features(images.to(machine.device, non_blocking=True))
     # pooling and head in float32: rounded logits tie, and a tie is decided by the order of the classes
-    pooled = backbone.forward_head(tokens.float())
+    pooled = backbone.forward_head(tokens.float(), pre_logits=pre_logits)
     if pooled.ndim != 2:
         raise ValueError(f"the backbone gives features of shape {tuple(pooled.shape)}, not (b, d)")
     return pooled.cpu().numpy()

@@ -36,13 +36,13 @@ class _Speed(TextColumn):
 class View:
     """Shows the runs of a suite one after the other, and the stages of each.
 
-    work: GMACs of the whole plan, from which the time left is told.
+    work: GMACs of the whole plan, from which the time left is told; 0 where there is no plan.
     """
 
     def __init__(self, console: Console, work: float) -> None:
         self.console = console
         self.live = console.is_terminal
-        self.work = max(work, 1e-9)
+        self.work = work
         self.done = 0.0  # GMACs
         self.started = time.monotonic()
         self._bars = Progress(
@@ -59,7 +59,8 @@ class View:
     def __enter__(self) -> "View":
         if self.live:
             self._bars.start()
-            self._whole = self._bars.add_task("all runs (GMACs)", total=round(self.work))
+            if self.work:
+                self._whole = self._bars.add_task("all runs (GMACs)", total=round(self.work))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -45,8 +45,8 @@ def tiny() -> Callable[..., torch.nn.Module]:
 def run() -> Callable[..., Result]:
     """Run a command of mixmim-bench in this process."""
 
-    def invoke(*args: object, code: int = 0) -> Result:
-        result = CliRunner().invoke(main, [str(arg) for arg in args])
+    def invoke(*args: object, code: int = 0, input: bytes | None = None) -> Result:
+        result = CliRunner().invoke(main, [str(arg) for arg in args], input=input)
         assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
         return result
 

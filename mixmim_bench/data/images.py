@@ -18,7 +18,7 @@ class UnreadableImage(Exception):
     """One image that cannot be decoded."""
 
 
-class Images(Protocol):
+class Loadable(Protocol):
     """A sequence of images that are decoded when asked for."""
 
     def __len__(self) -> int: ...
@@ -28,6 +28,10 @@ class Images(Protocol):
 
     def name(self, row: int) -> str:
         """Name one image for people."""
+
+
+class Images(Loadable, Protocol):
+    """Images of a dataset, of which each can be told from another one."""
 
     def content(self, row: int) -> str:
         """Say what would hardly stay if the image were another one, on any machine: its size or digest."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mixmim_bench.data.images import Images, UnreadableImage
+from mixmim_bench.data.images import Loadable, UnreadableImage
 from mixmim_bench.data.transforms import Transform
 from mixmim_bench.errors import UnreadableImages
 from mixmim_bench.seeding import seed_everything
@@ -33,7 +33,7 @@ class ImageDataset(Dataset):
     for any number of worker processes.
     """
 
-    def __init__(self, images: Images, transform: Transform, seed: int | None = None) -> None:
+    def __init__(self, images: Loadable, transform: Transform, seed: int | None = None) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
@@ -82,7 +82,7 @@ def in_groups(rows: Sequence[int], size: int) -> list[list[int]]:
 class Unreadable:
     """Images that could not be decoded, and whether the task lets them be left out."""
 
-    images: Images
+    images: Loadable
     allowed: bool
     found: dict[int, str] = field(default_factory=dict)
 

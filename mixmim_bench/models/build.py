@@ -9,7 +9,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.models.checkpoints import checked_state, load_weights
+from mixmim_bench.models.checkpoints import checked_state, classes_in, load_weights
 from mixmim_bench.specs import ModelSpec
 
 
@@ -76,6 +76,15 @@ def _cannot(what: str, model: ModelSpec, size: tuple[int, int], error: Exception
     return BenchError(f"{model.name} cannot be {what} for images of {size[0]} x {size[1]} pixels: {reason}")
 
 
+def classes_of(model: ModelSpec, weights: Mapping[str, Any]) -> int:
+    """Count the classes of the classifier that weights hold, 0 if they have none."""
+    if weights["kind"] != "file":
+        return own_classes(model)
+    with torch.device("meta"):
+        network = create(model, own_size(model))
+    return classes_in(network, weights["path"], model.arch)
+
+
 def check_weights(model: ModelSpec, weights: Mapping[str, Any]) -> None:
     """See that a checkpoint fits a model, without building the model; raises BenchError."""
     if weights["kind"] == "file":
@@ -90,12 +99,18 @@ def build(
     image_size: tuple[int, int],
     seed: int,
     num_classes: int = 0,
+    notes: list[str] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Make a backbone with its weights; what is drawn at random comes from `seed` alone."""
+    """Make a backbone with its weights; what is drawn at random comes from `seed` alone.
+
+    `notes` is told what the weights did not fill.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create(model, image_size, num_classes, **kwargs)
     if weights["kind"] == "file":
-        load_weights(network, weights["path"], model.arch)
+        unfilled = load_weights(network, weights["path"], model.arch)
+        if notes is not None:
+            notes += unfilled
     return network

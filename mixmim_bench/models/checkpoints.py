@@ -72,6 +72,13 @@ def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, 
     return state
 
 
+def classes_in(network: nn.Module, path: str | Path, arch: str) -> int:
+    """Count the classes of the classifier that a checkpoint holds, 0 if it has none; raises BenchError."""
+    state = fit_state(network, read_checkpoint(path), arch)
+    weights = [key for key in _classifier_keys(network) if key.endswith(".weight")]
+    return next((len(state[key]) for key in weights if key in state), 0)
+
+
 def _made_for(path: str | Path, arch: str) -> str:
     """Say which registered network a checkpoint that does not fit this one was made for."""
     state = read_state_dict(read_checkpoint(path))

@@ -52,14 +52,18 @@ def fetch(url: str, path: Path, sha256: str, bar: Bar) -> None:
         if path.is_file():
             return
         _check_space(path.parent, url)
-        _fetch_all(url, part, bar)
-        found = file_sha256(part)
-        if not found.startswith(sha256):
+        for resumes in (part.exists(), False):  # what an earlier start left may be of another file
+            _fetch_all(url, part, bar)
+            found = file_sha256(part)
+            if found.startswith(sha256):
+                part.replace(path)
+                return
             part.unlink()
-            raise DownloadError(
-                f"{url} gave another file than expected: its SHA-256 starts with {found[:8]}, not {sha256}"
-            )
-        part.replace(path)
+            if not resumes:
+                break
+        raise DownloadError(
+            f"{url} gave another file than expected: its SHA-256 starts with {found[:8]}, not {sha256}"
+        )
 
 
 def offline() -> bool:

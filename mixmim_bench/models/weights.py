@@ -31,10 +31,14 @@ def is_present(weights: WeightsSpec) -> bool:
     return place_of(weights).is_file()
 
 
-def resolve_weights(model: ModelSpec, choice: str, bar: Bar | None = None) -> dict[str, Any]:
+def resolve_weights(
+    model: ModelSpec, choice: str, bar: Bar | None = None, finetuned: bool = False
+) -> dict[str, Any]:
     """Find the weights: 'random', the path of a file, or 'auto' for the registered ones.
 
-    With 'auto' the first registered checkpoint that is here is taken, else the first that can be fetched.
+    With 'auto' the first registered checkpoint that is here is taken, else the first that can be fetched:
+    pretrained ones before fine-tuned ones, which is what probing wants. With `finetuned` only
+    those are taken where there are any.
     Without a `bar` nothing is fetched: what would be is described by its registry entry, kind 'remote'.
     Raises MissingWeights, which says what to put where, if there is none.
     """
@@ -45,7 +49,7 @@ def resolve_weights(model: ModelSpec, choice: str, bar: Bar | None = None) -> di
         if not path.is_file():
             raise BenchError(f"--weights {choice}: there is no such file (or say 'auto' or 'random')")
         return _described(path)
-    found = _registered(model, bar) if model.weights else _from_hub(model, bar)
+    found = _registered(model, bar, finetuned) if model.weights else _from_hub(model, bar)
     if found is None:
         raise MissingWeights(how_to_get(model, "no pretrained weights on this machine"))
     return found
@@ -58,9 +62,11 @@ def _described(path: Path, name: str = "") -> dict[str, Any]:
     return {"kind": "file", "name": name, "sha256": sha256, "path": str(path)}
 
 
-def _registered(model: ModelSpec, bar: Bar | None) -> dict[str, Any] | None:
+def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> dict[str, Any] | None:
     """Take the first registered checkpoint that is here, else fetch the first that has an address."""
-    by_choice = sorted(model.weights, key=lambda weights: weights.finetuned)  # probing wants pretrained ones
+    by_choice = sorted(model.weights, key=lambda weights: weights.finetuned)
+    if finetuned:
+        by_choice = [weights for weights in by_choice if weights.finetuned] or by_choice
     for weights in by_choice:
         if is_present(weights):
             return checked(weights)

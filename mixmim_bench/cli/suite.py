@@ -1,56 +1,25 @@
-"""The command line: commands parse, call one function and print. Heavy imports stand inside them."""
+"""`run` and `report`: the suite and its leaderboard."""
 
-import json
 import sys
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mixmim_bench import __version__
+from mixmim_bench.cli.options import (
+    BATCH_SIZE,
+    DATA_ROOT,
+    DEVICE,
+    PRECISION,
+    RESULTS,
+    THREADS,
+    WORKERS,
+    print_table,
+)
 from mixmim_bench.errors import BenchError
 
-DATA_ROOT = click.option(
-    "--data-root",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="MIXMIM_BENCH_DATA",
-    show_envvar=True,
-    help="Folder with one folder a dataset.",
-)
-RESULTS = click.option(
-    "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("results"),
-    show_default=True,
-    help="Folder for records, tables and plots.",
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
-
-class _Group(click.Group):
-    """A group that tells mistakes in one line and exits with 2, or with 130 after Ctrl-C."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BenchError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(2)
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(130)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__)
-def main() -> None:
-    """Judge vision backbones by linear probes, kNN and fine-tuning, with what they cost."""
-    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # timm's import
-
-
-@main.command()
+@click.command()
 @click.option(
     "-m",
     "--model",
@@ -100,29 +69,11 @@ def main() -> None:
 )
 @DATA_ROOT
 @RESULTS
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
-    default="float32",
-    show_default=True,
-    help="Of the backbone's forward pass.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Processes that decode images.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Images at a time in a forward pass; changes results only by rounding.",
-)
+@DEVICE
+@PRECISION
+@THREADS
+@WORKERS
+@BATCH_SIZE
 @click.option("--dry-run", is_flag=True, help="Show what would run and how long it would take.")
 def run(
     results: Path,
@@ -155,7 +106,7 @@ def run(
     resolved = resolve(selection, line_printer(console), None if dry_run else download_bar(console))
     suite = Suite(resolved, store, machine, console)
     if dry_run:
-        _print_table([_plan_row(estimate) for estimate in suite.estimates()])
+        print_table([_plan_row(estimate) for estimate in suite.estimates()])
         return
     outcome = suite.run()
     click.echo()
@@ -200,56 +151,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-@main.command()
-@JSON
-def models(as_json: bool) -> None:
-    """List the models that the suite knows by name; any timm model is accepted too."""
-    from mixmim_bench.catalog import list_models
-
-    rows = list_models()
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    _print_table(
-        [
-            {
-                "model": row["name"],
-                "timm name": row["arch"],
-                "params (M)": f"{row['params'] / 1e6:.1f}",
-                "GMACs": f"{row['gmacs']:.1f}",
-                "input": row["input_size"],
-            }
-            for row in rows
-        ]
-    )
-    click.echo("\nPublished weights; each name is an alias for the model with these weights.\n")
-    _print_table(
-        [
-            {
-                "alias": weights["name"],
-                "model": row["name"],
-                "top-1": weights["published"].get("top1", ""),
-                "here": "yes" if weights["present"] else "no",
-                "from": weights["url"] or f"{weights['home']} (by hand, to {weights['path']})",
-            }
-            for row in rows
-            for weights in row["weights"]
-        ]
-    )
-
-
-@main.command()
-@DATA_ROOT
-@JSON
-def tasks(data_root: Path | None, as_json: bool) -> None:
-    """List the tasks, and whether their images are on this machine."""
-    from mixmim_bench.catalog import list_tasks
-
-    rows = list_tasks(data_root)
-    click.echo(json.dumps(rows, indent=1)) if as_json else _print_table(rows)
-
-
-@main.command()
+@click.command()
 @RESULTS
 def report(results: Path) -> None:
     """Write the leaderboard and the plots again, from the records alone."""
@@ -258,13 +160,3 @@ def report(results: Path) -> None:
     if not results.is_dir():
         raise BenchError(f"there is no results folder {results}; --results names another")
     _write_report(RunStore(results))
-
-
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    from tabulate import tabulate
-
-    click.echo(tabulate(rows, headers="keys", disable_numparse=True) if rows else "nothing")
-
-
-if __name__ == "__main__":
-    main()

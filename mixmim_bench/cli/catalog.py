@@ -1,0 +1,57 @@
+"""`models` and `tasks`: what the suite knows by name."""
+
+import json
+from pathlib import Path
+
+import click
+
+from mixmim_bench.cli.options import DATA_ROOT, JSON, print_table
+
+
+@click.command()
+@JSON
+def models(as_json: bool) -> None:
+    """List the models that the suite knows by name; any timm model is accepted too."""
+    from mixmim_bench.catalog import list_models
+
+    rows = list_models()
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    print_table(
+        [
+            {
+                "model": row["name"],
+                "timm name": row["arch"],
+                "params (M)": f"{row['params'] / 1e6:.1f}",
+                "GMACs": f"{row['gmacs']:.1f}",
+                "input": row["input_size"],
+            }
+            for row in rows
+        ]
+    )
+    click.echo("\nPublished weights; each name is an alias for the model with these weights.\n")
+    print_table(
+        [
+            {
+                "alias": weights["name"],
+                "model": row["name"],
+                "top-1": weights["published"].get("top1", ""),
+                "here": "yes" if weights["present"] else "no",
+                "from": weights["url"] or f"{weights['home']} (by hand, to {weights['path']})",
+            }
+            for row in rows
+            for weights in row["weights"]
+        ]
+    )
+
+
+@click.command()
+@DATA_ROOT
+@JSON
+def tasks(data_root: Path | None, as_json: bool) -> None:
+    """List the tasks, and whether their images are on this machine."""
+    from mixmim_bench.catalog import list_tasks
+
+    rows = list_tasks(data_root)
+    click.echo(json.dumps(rows, indent=1)) if as_json else print_table(rows)

@@ -1,0 +1,228 @@
+"""`predict`, `embed` and `export`: what a model says of images, and the model in other forms."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mixmim_bench.cli.options import BATCH_SIZE, DEVICE, JSON, PRECISION, THREADS, WORKERS, print_table
+from mixmim_bench.errors import BenchError
+
+MODEL = click.option(
+    "-m",
+    "--model",
+    default="mixmim-b",
+    show_default=True,
+    help="Model or weights of `mixmim-bench models`, or any timm model.",
+)
+WEIGHTS = click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    help="auto (the published ones), random, or the path of a checkpoint.",
+)
+IMAGE_SIZE = click.option(
+    "--image-size", type=click.IntRange(min=1), help="Side in pixels; default: the model's own."
+)
+
+
+@click.command()
+@click.argument("images", nargs=-1)
+@MODEL
+@WEIGHTS
+@IMAGE_SIZE
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@JSON
+@DEVICE
+@PRECISION
+@THREADS
+@WORKERS
+@BATCH_SIZE
+def predict(
+    images: tuple[str, ...],
+    model: str,
+    weights: str,
+    image_size: int | None,
+    top: int,
+    as_csv: bool,
+    as_json: bool,
+    **machine: Any,
+) -> None:
+    """Say what is on images: files, folders, or `-` for standard input.
+
+    Standard input is one image, or a list of paths, one a line. Without IMAGES the photograph that comes
+    with the package is classified. An image that cannot be read is reported, does not stop the others, and
+    makes the exit status 1.
+    """
+    from mixmim_bench.inference import classify
+
+    if as_csv and as_json:
+        raise BenchError("--csv and --json were both given; choose one")
+    pictures = _pictures(images)
+    ready, computer = _ready(model, weights, image_size, machine)
+    rows: list[dict[str, Any]] = []
+    failures: list[tuple[int, str]] = []
+    with _progress(len(pictures)) as advance:
+        for outputs in classify(ready, pictures, computer):
+            for row, scores in zip(outputs.rows.tolist(), outputs.values, strict=True):
+                rows += _ranked(pictures.name(row), scores, ready.classes, top)
+            failures += outputs.failures
+            advance(len(outputs.rows) + len(outputs.failures))
+    if as_json:
+        broken = [{"image": pictures.name(row), "error": reason} for row, reason in failures]
+        click.echo(json.dumps([*_by_image(rows), *broken], indent=1, ensure_ascii=False))
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, ["image", "rank", "label", "synset", "class", "score"])
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        print_table([{**row, "score": f"{100 * row['score']:.2f} %"} for row in rows])
+    _tell(pictures, failures)
+
+
+def _ranked(image: str, scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:
+    best = (-scores).argsort(kind="stable")[:top]
+    return [
+        {
+            "image": image,
+            "rank": rank,
+            "label": int(label),
+            "synset": classes[label].synset,
+            "class": classes[label].name,
+            "score": round(float(scores[label]), 6),
+        }
+        for rank, label in enumerate(best, 1)
+    ]
+
+
+def _by_image(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["image"], []).append({k: v for k, v in row.items() if k != "image"})
+    return [{"image": image, "predictions": predictions} for image, predictions in found.items()]
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="An .npz file.")
+@MODEL
+@WEIGHTS
+@IMAGE_SIZE
+@DEVICE
+@PRECISION
+@THREADS
+@WORKERS
+@BATCH_SIZE
+def embed(
+    images: tuple[str, ...],
+    out: Path,
+    model: str,
+    weights: str,
+    image_size: int | None,
+    **machine: Any,
+) -> None:
+    """Write the pooled features of images (files, folders, `-`) to an .npz file.
+
+    It holds `features` (n, d), `paths` (n,), and `about`: the model, its weights and preprocessing as JSON.
+    An image that cannot be read is reported and left out, and makes the exit status 1.
+    """
+    import numpy as np
+
+    from mixmim_bench.inference import embed as embedded
+    from mixmim_bench.inference import save_features
+
+    if out.suffix != ".npz":
+        raise BenchError(f"--out {out}: the name must end in .npz")
+    if not out.absolute().parent.is_dir():
+        raise BenchError(f"--out {out}: there is no folder {out.absolute().parent}")
+    pictures = _pictures(images)
+    ready, computer = _ready(model, weights, image_size, machine)
+    paths: list[str] = []
+    features = []
+    failures: list[tuple[int, str]] = []
+    with _progress(len(pictures)) as advance:
+        for outputs in embedded(ready, pictures, computer):
+            paths += [pictures.name(row) for row in outputs.rows.tolist()]
+            features += list(outputs.values)
+            failures += outputs.failures
+            advance(len(outputs.rows) + len(outputs.failures))
+    if features:
+        save_features(out, np.stack(features), paths, ready, computer)
+        click.echo(f"{out}: features {len(features)} x {len(features[0])}")
+    _tell(pictures, failures)
+
+
+@click.command()
+@click.option(
+    "--format",
+    "form",
+    required=True,
+    type=click.Choice(["safetensors", "onnx", "torch-export"]),
+    help="What to write.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file.")
+@click.option("--features", is_flag=True, help="Without the classifier: pooled features, not logits.")
+@MODEL
+@WEIGHTS
+@IMAGE_SIZE
+def export(form: str, out: Path, features: bool, model: str, weights: str, image_size: int | None) -> None:
+    """Write a model with its weights for other programs, checked by loading it back.
+
+    The batch is dynamic. onnx needs the extra: pip install 'mixmim-bench[export]'.
+    """
+    from mixmim_bench.export import export_model
+
+    ready, _ = _ready(model, weights, image_size, {"device": "cpu"})
+    difference = export_model(ready, form, out, features)
+    click.echo(f"{out}: outputs differ by at most {difference:.1e} from the model's when loaded back")
+
+
+def _ready(model: str, weights: str, image_size: int | None, machine: dict[str, Any]) -> tuple[Any, Any]:
+    """Build the model, and open the machine it computes on."""
+    from mixmim_bench.inference import get_model
+    from mixmim_bench.machine import open_machine
+
+    computer = open_machine(**machine)
+    pretrained: bool | str = {"auto": True, "random": False}.get(weights, weights)
+    if weights == "random":
+        click.echo(f"{model} has RANDOM weights.", err=True)
+    return get_model(model, pretrained, img_size=image_size), computer
+
+
+def _pictures(images: tuple[str, ...]) -> Any:
+    """Find the images that the arguments name."""
+    from mixmim_bench.data.pictures import Pictures, find_pictures, read_input
+    from mixmim_bench.inference import demo_image
+
+    if not images:
+        click.echo("No image was named: this is the photograph that comes with the package.", err=True)
+        return Pictures([demo_image()])
+    found: list[Any] = []
+    for image in images:
+        found += read_input(sys.stdin.buffer.read()) if image == "-" else find_pictures([Path(image)])
+    return Pictures(found)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    from rich.console import Console
+
+    from mixmim_bench.progress import View
+
+    view = View(Console(stderr=True), 0)
+    with view, view.stage("images", total, 0) as advance:
+        yield advance
+
+
+def _tell(pictures: Any, failures: list[tuple[int, str]]) -> None:
+    """Report what could not be read; then the exit status is 1."""
+    for row, reason in failures:
+        click.echo(f"cannot be read: {pictures.name(row)} ({reason})", err=True)
+    if failures:
+        sys.exit(1)

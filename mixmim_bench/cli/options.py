@@ -1,0 +1,53 @@
+"""What several commands share: options, and tables on the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+DATA_ROOT = click.option(
+    "--data-root",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="MIXMIM_BENCH_DATA",
+    show_envvar=True,
+    help="Folder with one folder a dataset.",
+)
+RESULTS = click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("results"),
+    show_default=True,
+    help="Folder for records, tables and plots.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the backbone's forward pass.",
+)
+THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with.")
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes that decode images.",
+)
+BATCH_SIZE = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Images at a time in a forward pass; changes results only by rounding.",
+)
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows as a table, `nothing` if there are none."""
+    from tabulate import tabulate
+
+    click.echo(tabulate(rows, headers="keys", disable_numparse=True) if rows else "nothing")

@@ -1,0 +1,80 @@
+"""Anybody's images: paths, bytes, PIL images and arrays, without a dataset around them."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mixmim_bench.data.images import EXTENSIONS, UnreadableImage, to_rgb
+from mixmim_bench.errors import BenchError
+
+Picture = str | Path | bytes | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Paths, encoded bytes, PIL images and RGB arrays; photographs are turned upright."""
+
+    sources: Sequence[Picture]
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def load(self, row: int) -> Image.Image:
+        """Decode one to RGB; raises UnreadableImage."""
+        source = self.sources[row]
+        try:
+            if isinstance(source, np.ndarray):
+                return to_rgb(Image.fromarray(source))
+            if isinstance(source, Image.Image):
+                return _upright(source)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                return _upright(image)
+        except Exception as error:  # PIL raises many kinds, down to struct.error
+            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+    def name(self, row: int) -> str:
+        """Name one for people: its path, or its number."""
+        source = self.sources[row]
+        return str(source) if isinstance(source, str | Path) else f"image {row}"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a photograph as its camera says, and convert it to RGB."""
+    turned = ImageOps.exif_transpose(image)
+    return to_rgb(turned)
+
+
+def read_input(content: bytes) -> list[Path] | list[bytes]:
+    """Take standard input: one encoded image, or a list of paths, one a line. Raises BenchError."""
+    try:
+        with Image.open(io.BytesIO(content)):
+            return [content]
+    except Exception:
+        pass
+    try:
+        lines = [line for line in content.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise BenchError("standard input is neither an image nor a list of paths") from None
+    if not lines:
+        raise BenchError("standard input is empty; it should be an image or a list of paths")
+    return find_pictures([Path(line) for line in lines])
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """List files as they are given, and the images below folders, sorted. Raises BenchError."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            if not below:
+                raise BenchError(f"no image below {path} (looked for {', '.join(sorted(EXTENSIONS))})")
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            raise BenchError(f"there is no file {path}")
+    return found
