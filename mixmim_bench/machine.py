@@ -19,7 +19,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 import mixmim_bench
 from mixmim_bench.errors import BenchError
 
-PRECISIONS = ("float32", "bfloat16")
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "accelerate", "pillow")
 
 
@@ -29,7 +28,7 @@ class Machine:
 
     device: str
     precision: str = "float32"
-    batch_size: int = 64  # images at a time when nothing is learnt; never changes a result
+    batch_size: int = 64  # images at a time when nothing is learnt; changes results only by rounding
     workers: int = 0  # processes that decode images
 
     def autocast(self) -> torch.autocast:
@@ -66,9 +65,9 @@ def open_machine(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Machine:
-    """Choose the device ('auto': a GPU if there is one) and set the number of threads.
+    """Choose the device ('auto': a GPU if there is one), the precision, and set the number of threads.
 
-    Raises BenchError for a device that is not there.
+    With 'auto' the precision is bfloat16 where the device computes in it, else float32. Raises BenchError for a device that is not there.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -80,7 +79,17 @@ def open_machine(
             torch.cuda.set_device(device)  # Accelerate takes the current one
     except (RuntimeError, AssertionError) as error:
         raise BenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if precision == "auto":
+        precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
     return Machine(device=device, precision=precision, batch_size=batch_size, workers=workers)
+
+
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether a device multiplies in bfloat16 by itself; where it does not, bfloat16 is slower than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say: then no
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @cache
@@ -116,7 +125,8 @@ def _commit() -> dict[str, Any]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        changed = git("status", "--porcelain", "--", ".", ":!results")  # what runs write is no code
+        return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {}
 

@@ -24,10 +24,10 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for prog
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 PRECISION = click.option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16"]),
+    type=click.Choice(["float32", "bfloat16", "auto"]),
     default="float32",
     show_default=True,
-    help="Of the backbone's forward pass.",
+    help="Of the backbone's forward pass; auto: bfloat16 where the device computes in it.",
 )
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with.")
 WORKERS = click.option(

@@ -102,7 +102,7 @@ def run(
     store = RunStore(results)
     if not dry_run:
         store.prepare()
-    selection = Selection(precision=precision, **selected)
+    selection = Selection(precision=machine.precision, **selected)
     resolved = resolve(selection, line_printer(console), None if dry_run else download_bar(console))
     suite = Suite(resolved, store, machine, console)
     if dry_run:

@@ -1,16 +1,7 @@
-"""Our network against OpenMMLab's, under the same weights: `pytest -m reference`.
+"""Our network against OpenMMLab's, under the same weights: `pytest -m reference`."""
 
-OpenMMLab's packages pin old versions of others, so they live in an environment of their own, which borrows
-torch from this one through a path file. It is made once and kept in pytest's cache.
-"""
-
-import importlib.metadata
 import json
-import re
 import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +9,12 @@ import pytest
 import seeded
 import timm
 import torch
+from environment import openmmlab_python
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.checkpoints import load_weights, read_checkpoint
 from mixmim_bench.models.formats import convert
 from mixmim_bench.models.pretraining import pretraining_model
-from mixmim_bench.specs import digest
 
 pytestmark = pytest.mark.reference
 
@@ -33,22 +24,8 @@ GOLDEN = HERE.parent / "golden"
 
 @pytest.fixture(scope="session")
 def python(request):
-    """The interpreter of an environment with OpenMMLab's packages, those of the extra `reference`."""
-    wanted = [
-        requirement.partition(";")[0].strip()
-        for requirement in importlib.metadata.requires("mixmim-bench")
-        if re.search(r"extra == ['\"]reference['\"]", requirement)
-    ]
-    ours = sysconfig.get_path("purelib")
-    folder = Path(request.config.cache.mkdir("openmmlab")) / digest([*wanted, ours, sys.version])
-    found = folder / "bin" / "python"
-    if not (folder / "whole").exists():
-        venv.create(folder, clear=True, with_pip=True)
-        library = next((folder / "lib").glob("python*")) / "site-packages"
-        (library / "borrowed.pth").write_text(f"{ours}\n")
-        subprocess.run([found, "-m", "pip", "install", "--quiet", "--no-deps", *wanted], check=True)
-        (folder / "whole").touch()
-    return found
+    """The interpreter of an environment with OpenMMLab's packages, kept in pytest's cache."""
+    return openmmlab_python(Path(request.config.cache.mkdir("openmmlab")))
 
 
 @pytest.fixture(scope="session")
