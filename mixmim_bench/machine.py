@@ -65,9 +65,10 @@ def open_machine(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Machine:
-    """Choose the device ('auto': a GPU if there is one), the precision, and set the number of threads.
+    """Choose the device ('auto': a GPU if there is one) and set the number of threads.
 
-    With 'auto' the precision is bfloat16 where the device computes in it, else float32. Raises BenchError for a device that is not there.
+    With 'auto' the precision is bfloat16 where the device computes in it, else float32. Raises BenchError
+    for a device that is not there.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -85,7 +86,7 @@ def open_machine(
 
 
 def computes_in_bfloat16(device: str) -> bool:
-    """Whether a device multiplies in bfloat16 by itself; where it does not, bfloat16 is slower than float32."""
+    """Whether a device multiplies in bfloat16; where it does not, bfloat16 is slower than float32."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not say: then no
