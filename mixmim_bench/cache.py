@@ -1,4 +1,4 @@
-"""The one folder for what can be made or fetched again: weights, features, measurements."""
+"""The one folder for what can be made or fetched again, such as weights."""
 
 import os
 from pathlib import Path

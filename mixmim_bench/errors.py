@@ -27,7 +27,11 @@ class MissingData(BenchError):
 
 
 class MissingWeights(BenchError):
-    """The weights of a model are not on this machine and cannot be had."""
+    """The weights of a model are not on this machine and cannot be had; `reason` says why in short."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class UnreadableImages(BenchError):

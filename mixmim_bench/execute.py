@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import numpy as np
@@ -45,10 +46,20 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         provenance={
             **provenance(),
             **bench.machine.describe(),
+            "layout": run.data["layout"],
+            "root": run.data["root"],
             "started": started.isoformat(timespec="seconds"),
         },
     )
     return record, {**predicted.kept(), **{f"fit_{k}": v for k, v in fitted.arrays.items()}}
+
+
+def check_kept(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
+    """See that a result can be kept; raises TypeError or ValueError for what a protocol may not return."""
+    record.to_json()
+    for name, values in arrays.items():
+        if np.asarray(values).dtype.hasobject:
+            raise TypeError(f"the array {name!r} holds objects; kept are numbers and texts")
 
 
 def blank_record(run: Run) -> RunRecord:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
@@ -107,7 +108,8 @@ def _forward(backbone: Any, images: torch.Tensor, machine: Machine, pre_logits: 
     with machine.autocast():
         tokens = backbone.forward_features(images.to(machine.device, non_blocking=True))
     # pooling and head in float32: rounded logits tie, and a tie is decided by the order of the classes
-    pooled = backbone.forward_head(tokens.float(), pre_logits=pre_logits)
+    tokens = tree_map(torch.Tensor.float, tokens)  # some networks give several
+    pooled = backbone.forward_head(tokens, pre_logits=pre_logits)
     if pooled.ndim != 2:
         raise ValueError(f"the backbone gives features of shape {tuple(pooled.shape)}, not (b, d)")
     return pooled.cpu().numpy()

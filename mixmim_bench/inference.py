@@ -96,11 +96,13 @@ def get_model(
     device: str = "cpu",
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
+    for_features: bool = False,
 ) -> ReadyModel:
     """Build a model by name, in eval mode.
 
     name: a short name, an alias that names published weights, or any timm model. pretrained: True for the
-    published weights (fine-tuned ones before others, fetched if need be), or the path of a checkpoint.
+    published weights (fetched if need be), or the path of a checkpoint. Where a name has several weights,
+    the fine-tuned ones are taken, `for_features` the pretrained ones, which the suite probes.
     num_classes: the weights' own unless it is given; another number gets a new classifier, with a
     warning. Raises BenchError; MissingWeights says what to put where.
     """
@@ -110,7 +112,7 @@ def get_model(
     else:
         choice = "auto" if pretrained is True else str(pretrained)
         bar = download_bar(Console(stderr=True))
-        weights = resolve_weights(spec, choice, bar, finetuned=True)
+        weights = resolve_weights(spec, choice, bar, finetuned=not for_features)
     own = preprocessing(spec)["size"]
     size = (own[0], own[1]) if img_size is None else _pair(img_size)
     if num_classes is None:

@@ -1,6 +1,5 @@
 """The machine at hand: device, threads and memory, and what a record says of them."""
 
-import os
 import platform
 import subprocess
 import time
@@ -173,7 +172,7 @@ def memory_errors(machine: Machine) -> Iterator[None]:
     On Linux a process that takes too much is killed without a word. With a limit on its data just
     under what the machine has left, the allocation fails instead, and the batch can be halved.
     """
-    if not machine.device.startswith("cpu") or os.name != "posix" or platform.system() != "Linux":
+    if torch.device(machine.device).type != "cpu" or platform.system() != "Linux":
         yield
         return
     import resource

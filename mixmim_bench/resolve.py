@@ -16,7 +16,7 @@ from mixmim_bench.models.download import Bar
 from mixmim_bench.models.registry import find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights
 from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, plan
-from mixmim_bench.protocols import AUTO
+from mixmim_bench.protocols import AUTO, resolve_protocol
 from mixmim_bench.specs import ModelSpec, TaskSpec
 
 EMBEDDED = "embedded"
@@ -56,8 +56,12 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     """
     models = [find_model(name) for name in dict.fromkeys(selection.models)]
     tasks = _tasks(selection, say)
-    chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
+    for task in tasks:
+        for protocol in selection.protocols:
+            recipe = task.recipe.get(protocol, {})
+            resolve_protocol(protocol, task.kind, selection.preset, recipe, random_weights=False)
     data = {task.name: open_task(task, selection.data_root) for task in tasks}
+    chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
     chosen_tasks = [
         TaskChoice(
             spec=task,
@@ -92,8 +96,8 @@ def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:
     elif root is None:
         say(
             "No data root is set, so the 'embedded' suite runs, on real images inside installed packages. "
-            "For ImageNet-1K and the six transfer sets: --data-root FOLDER, with a folder for each one that "
-            "`mixmim-bench tasks` lists."
+            "For ImageNet-1K and the transfer sets that `mixmim-bench tasks` lists: --data-root FOLDER, with "
+            "a folder for each."
         )
         named, of_suites = [], select_tasks((), [EMBEDDED])
     else:
@@ -120,11 +124,12 @@ def _choose_weights(
     except MissingWeights as error:
         own = [task.name for task in tasks if EMBEDDED not in task.suites]
         if own:
-            raise MissingWeights(f"{error} (asked for by {', '.join(own)})") from error
+            raise MissingWeights(f"{error} (asked for by {', '.join(own)})", error.reason) from error
         weights = dict(RANDOM)
         say(
-            f"No pretrained weights of {model.name} are on this machine (mixmim-bench models tells what to "
-            "put where). The embedded suite goes on with RANDOM weights, and every table says so."
+            f"{model.name}: {error.reason}"
+            + (" (`mixmim-bench models` tells what to put where)" if model.weights else "")
+            + ". The embedded suite goes on with RANDOM weights, and every table says so."
         )
     check_weights(model, weights)
     return ModelChoice(spec=model, weights=weights, preprocessing=preprocessing(model))

@@ -227,4 +227,12 @@ class RunRecord:
 
     def to_json(self) -> str:
         """Write the record as the text of its file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, allow_nan=False)
+        values = dataclasses.asdict(self)
+        return json.dumps(values, indent=1, sort_keys=True, allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Give a number of numpy as Python's own; raises TypeError for what is no number."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"a record holds JSON values, not {type(value).__name__}")

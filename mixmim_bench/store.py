@@ -26,13 +26,14 @@ class RunStore:
 
     def prepare(self) -> None:
         """Make the folders and see that they can be written; raises BenchError."""
-        with self._writing():
+        with self.writing():
             for folder in (self.runs, self.costs):
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Turn what a file system refuses into a BenchError that names the folder."""
         try:
             yield
         except OSError as error:
@@ -49,7 +50,8 @@ class RunStore:
         """
         if record.error and self.is_finished(record.run_id):
             return
-        with self._writing():
+        with self.writing():
+            self._set_aside(self._path(record.run_id))
             if arrays:
                 buffer = io.BytesIO()
                 np.savez_compressed(buffer, allow_pickle=False, **arrays)
@@ -59,6 +61,11 @@ class RunStore:
                 for other in self.records():
                     if other.error and _same_name(other, record):
                         self._path(other.run_id).unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path) -> None:
+        """Rename a file that stands where a record belongs and is none: of another schema, or damaged."""
+        if path.exists() and _read_record(path) is None:
+            path.replace(path.with_name(f"{path.name}.unread"))
 
     def _path(self, run_id: str) -> Path:
         return self.runs / f"{run_id}.json"
@@ -84,15 +91,10 @@ class RunStore:
         """Return the ids of the runs that have a result; a failed one is not among them."""
         return {record.run_id for record in self.records() if not record.error}
 
-    def arrays(self, run_id: str) -> dict[str, np.ndarray]:
-        """Read what stands beside a record: predictions, and curves of the protocol."""
-        with np.load(self.runs / f"{run_id}.npz", allow_pickle=False) as file:
-            return dict(file)
-
     def save_cost(self, key: str, cost: Cost) -> None:
         """Write a measurement; raises BenchError."""
         text = json.dumps(dataclasses.asdict(cost), indent=1, sort_keys=True)
-        with self._writing():
+        with self.writing():
             write_whole(self.costs / f"{key}.json", text.encode())
 
     def read_costs(self) -> dict[str, Cost]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from mixmim_bench.bench import Shelf, Workbench
 from mixmim_bench.cost import count_on_meta, measure
 from mixmim_bench.errors import BenchError
-from mixmim_bench.execute import execute, failed_record
+from mixmim_bench.execute import check_kept, execute, failed_record
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import own_size
 from mixmim_bench.plan import Planned
@@ -159,6 +159,7 @@ class Suite:
                 raise estimate.error
             bench = Workbench(run, self.machine, view, estimate.gmacs, shelf)
             record, arrays = execute(run, self.resolved.data[run.task.name], bench)
+            check_kept(record, arrays)
         except Exception as error:
             record, arrays = failed_record(run, error), {}
             if not isinstance(error, BenchError):

@@ -84,7 +84,7 @@ def train(
 def make_accelerator(machine: Machine) -> Accelerator:
     """Make Accelerate's handle; in one process it must always be the same device and precision."""
     mixed = "bf16" if machine.precision == "bfloat16" else "no"
-    return Accelerator(cpu=machine.device == "cpu", mixed_precision=mixed)
+    return Accelerator(cpu=torch.device(machine.device).type == "cpu", mixed_precision=mixed)
 
 
 class Trainer:

@@ -257,8 +257,33 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, run):
     assert "does not fit test_vit" in said.replace("\n", " ") and "missing" in said
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut short"])
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"hello world", b"PK\x03\x04 cut short"])
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "file.pth").write_bytes(content)
     with pytest.raises(BenchError, match="cannot be read as a checkpoint"):
         load_weights(create(TINY, (32, 32)), tmp_path / "file.pth", "mixmim_base")
+
+
+def test_a_web_page_is_told_from_a_checkpoint(tmp_path):
+    (tmp_path / "file.pth").write_text("<!DOCTYPE html><html>Google Drive - Virus scan warning</html>")
+    with pytest.raises(BenchError, match="it is a web page; fetch the file itself") as told:
+        load_weights(create(TINY, (32, 32)), tmp_path / "file.pth", "mixmim_base")
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("arch", ["levit_128s", "repvit_m0_9", "shvit_s1", "test_resnet", "test_byobnet"])
+def test_checkpoints_of_timm_load_whatever_their_heads_and_names(arch, tmp_path):
+    saved = timm.create_model(arch)
+    torch.save(saved.state_dict(), tmp_path / "file.pth")
+    for classes in (0, 7, 1000):
+        notes = load_weights(timm.create_model(arch, num_classes=classes), tmp_path / "file.pth", arch)
+        assert bool(notes) == (classes == 7)
+
+
+def test_a_missing_layer_of_a_timm_checkpoint_is_still_an_error(tmp_path):
+    state = timm.create_model("repvit_m0_9").state_dict()
+    for key in [key for key in state if key.startswith("stages.1.blocks.0")]:
+        del state[key]
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(BenchError, match="missing"):
+        load_weights(timm.create_model("repvit_m0_9", num_classes=0), tmp_path / "file.pth", "repvit_m0_9")

@@ -10,6 +10,7 @@ import time
 import pytest
 from server import Behaviour, serving
 
+from mixmim_bench.errors import BenchError
 from mixmim_bench.models import download
 from mixmim_bench.models.download import DownloadError, answers, fetch
 
@@ -94,7 +95,7 @@ def test_a_partial_file_that_is_whole_is_taken(tmp_path):
 
 
 def test_a_wrong_file_is_refused_and_not_kept(tmp_path):
-    told = pytest.raises(DownloadError, match="gave another file than expected: its SHA-256 starts with")
+    told = pytest.raises(BenchError, match="gave another file than expected: its SHA-256 starts with")
     with serving(Behaviour(b"another file")) as url, told:
         fetch(url, tmp_path / "file.pth", DIGEST, Seen())
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

@@ -73,7 +73,7 @@ class Flat(torch.nn.Module):
     def forward_features(self, x):
         return x
 
-    def forward_head(self, x):
+    def forward_head(self, x, pre_logits=False):
         return x.flatten(1)
 
 
@@ -139,3 +139,17 @@ def test_the_recipes_augmentation_never_fails():
         dataset.epoch = epoch
         for row in range(50):
             assert dataset[row][1].shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), OSError(5, "I/O error"), MemoryError()]
+)
+def test_a_fault_of_the_machine_is_no_fault_of_the_image(monkeypatch, tmp_path, error):
+    """Else an image that another start can read would be left out for good."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)):
+        Files(tmp_path, np.array(["a.png"])).load(0)

@@ -245,6 +245,11 @@ def test_predict_prints_json_and_csv_that_agree(run, pictures):
     assert rows[0]["score"] >= rows[1]["score"]
 
 
+def test_an_image_that_is_named_twice_has_two_entries(run):
+    found = json.loads(run("predict", demo_image(), demo_image(), *RANDOM, "--top", 2, "--json").stdout)
+    assert [[p["rank"] for p in entry["predictions"]] for entry in found] == [[1, 2], [1, 2]]
+
+
 def test_predict_takes_standard_input(run, pictures):
     for given in (demo_image().read_bytes(), f"{demo_image()}\n\n{pictures / 'grey.png'}\n".encode()):
         found = json.loads(run("predict", "-", *RANDOM, "--json", input=given).stdout)

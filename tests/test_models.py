@@ -96,6 +96,16 @@ def test_a_size_that_a_model_cannot_take_is_told():
         try_out(find_model("inception_v3"), (32, 32))
 
 
+def test_a_network_that_is_no_citizen_of_timm_is_told_before_any_work(monkeypatch):
+    class Bare(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: Bare())
+    with pytest.raises(BenchError, match="has no attribute 'forward_head'"):
+        try_out(find_model("test_vit"), (32, 32))
+
+
 def test_a_wrong_tag_brings_the_nearest():
     with pytest.raises(BenchError, match=r"no model 'vit_base_patch16_224\.maee'; did you mean .*\.mae"):
         find_model("vit_base_patch16_224.maee")

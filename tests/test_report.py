@@ -3,9 +3,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from mixmim_bench.execute import check_kept
 from mixmim_bench.report.plots import flops_vs_accuracy
 from mixmim_bench.report.tables import leaderboard, to_frame, to_markdown
 from mixmim_bench.report.write import write_report
@@ -27,10 +29,10 @@ def made(
     identity = {
         "arch": model,
         "kwargs": {},
-        "weights": {"kind": "file", "sha256": "0"},
+        "weights": {"kind": "file", "sha256": changes.pop("sha256", "0")},
         "preprocessing": {"size": [32, 32]},
         "task": {"name": task, "kind": "classification", "version": version, "metrics": ["top1"]},
-        "data": "0",
+        "data": changes.pop("data", "0"),
         "protocol": {"name": protocol, "version": 1, **changes.pop("values", {})},
         "seed": seed,
         "precision": precision,
@@ -93,6 +95,77 @@ def test_of_two_settings_the_newest_stands_in_the_models_row():
     frame = to_frame(leaderboard([newer, older]), {})
     rows = frame[["variant", "digits linear"]].to_numpy().tolist()
     assert rows == [["", 0.9], ["digits linear: epochs=2", 0.8]]
+
+
+LATER = {"provenance": {"started": "2026-02-01T00:00:00"}}
+
+
+def rows_of(*records):
+    frame = to_frame(leaderboard(records), {})
+    return [tuple(row) for row in frame[["model", "variant", "digits linear"]].fillna("").to_numpy().tolist()]
+
+
+def test_models_judged_on_other_images_do_not_stand_side_by_side():
+    found = rows_of(made("a", 0.8), made("b", 0.9, data="1", **LATER))
+    assert found == [("a", "digits linear: data=0", 0.8), ("b", "", 0.9)]
+
+
+def test_models_judged_by_other_hyper_parameters_do_not_stand_side_by_side():
+    found = rows_of(made("a", 0.8, values={"C": 1}), made("b", 0.9, values={"C": 2}, **LATER))
+    assert found == [("a", "digits linear: C=1", 0.8), ("b", "", 0.9)]
+
+
+def test_random_and_trained_weights_have_presets_of_their_own():
+    random = made("a", 0.5, values={"C": 2}, weights="random init", random_init=True)
+    assert [row[1] for row in rows_of(made("a", 0.8, values={"C": 1}, **LATER), random)] == ["", ""]
+
+
+@pytest.mark.parametrize("newer", [{"sha256": "1"}, {"values": {"added": 1}}])
+def test_a_newer_result_is_never_hidden_by_an_older_one(newer):
+    found = rows_of(made(value=0.1), made(value=0.99, **newer, **LATER))
+    assert sorted(found)[0] == ("a", "", 0.99)
+    assert len(found) == 2 and sorted(found)[1][2] == 0.1
+
+
+def test_the_plot_tells_weights_and_precisions_apart(tmp_path):
+    records = [
+        made(weights="pretrained", sha256="1"),
+        made(weights="tuned", sha256="2", **LATER),
+        made(weights="tuned", sha256="2", precision="bfloat16", **LATER),
+    ]
+    flops_vs_accuracy(leaderboard(records), {"a-run": cost()}, tmp_path)
+    svg = (tmp_path / "flops_vs_accuracy.svg").read_text()
+    for label in ("a (pretrained)", "a (tuned)", "a (tuned, bfloat16)"):
+        assert svg.count(f">{label}<") == 1
+    assert flops_vs_accuracy(leaderboard([]), {}, tmp_path) == []
+    assert not list(tmp_path.iterdir())  # no plot of results that are gone
+
+
+def test_a_record_of_another_version_is_set_aside_and_kept(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    path = store.runs / f"{made().run_id}.json"
+    path.write_text('{"schema": 2}')
+    store.save(made(), {})
+    assert [record.model for record in store.records()] == ["a"]
+    assert path.with_name(f"{path.name}.unread").read_text() == '{"schema": 2}'
+
+
+def test_numbers_of_numpy_are_kept_and_what_json_cannot_hold_is_a_failure():
+    kept = json.loads(made(chosen={"index": np.int64(3), "share": np.float32(0.5)}).to_json())
+    assert kept["chosen"] == {"index": 3, "share": 0.5}
+    for record, arrays in (
+        (made(chosen={"C": float("nan")}), {}),
+        (made(chosen={"C": object()}), {}),
+        (made(), {"names": np.array([{}])}),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            check_kept(record, arrays)
+
+
+def test_test_images_that_were_left_out_are_marked():
+    markdown = to_markdown(leaderboard([made(counts={"skipped_test": 3})]), {})
+    assert "90.0 (88.0 to 92.0) ‡" in markdown and "left out: 3 of digits linear" in markdown
 
 
 def test_older_versions_and_failures_are_left_out():

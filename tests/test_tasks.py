@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmim_bench.data.dataset import open_task, stamp
+from mixmim_bench.data.images import UnreadableImage
+from mixmim_bench.data.layout import LayoutError, find_layout
 from mixmim_bench.data.taskfile import load_tasks, read_task, select_tasks
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, UnknownName
 
@@ -215,6 +217,45 @@ def test_a_wrong_task_file_names_file_and_key(my_task, old, new, key):
     assert key in str(caught.value)
 
 
+def test_a_slice_beyond_its_part_is_refused(my_task):
+    edited(my_task, 'test = "val"', 'test = "val[:5000]"')
+    with pytest.raises(
+        TaskFileError, match=r"split\.test: the slice asks for image 5000 of the 30 of part 'val'"
+    ):
+        open_task(read_task(my_task), None)
+    edited(my_task, "[data]", "[data]\ncounts = { val = 30 }")
+    with pytest.raises(TaskFileError, match=r"split\.test: the slice asks for image 5000"):
+        read_task(my_task)
+
+
+def test_a_link_to_nowhere_is_an_image_that_cannot_be_read(my_task, tmp_path):
+    (tmp_path / "images" / "train" / "digit 0" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    data = open_task(read_task(my_task), None)
+    parts = [data.parts["train"], data.parts["val"]]
+    (part, row) = next((p, i) for p in parts for i, name in enumerate(p.ids) if name.endswith("gone.png"))
+    with pytest.raises(UnreadableImage, match="FileNotFoundError"):
+        part.images.load(row)
+
+
+def test_two_layout_files_of_one_name_are_not_taken_for_each_other(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twins.py").write_text(f"class Own:\n    name = {folder!r}\n")
+    assert find_layout("twins:Own", tmp_path / "a").name == "a"
+    with pytest.raises(
+        LayoutError, match=r"a module 'twins' is in use already, .*a/twins\.py: rename .*b/twins\.py"
+    ):
+        find_layout("twins:Own", tmp_path / "b")
+
+
+def test_a_layout_file_may_be_called_as_a_module_of_the_package(tmp_path):
+    (tmp_path / "layout.py").write_text("class Own:\n    pass\n")
+    assert find_layout("layout:Own", tmp_path).__module__ == "layout"
+    (tmp_path / "broken_layout.py").write_text("class Own\n")
+    with pytest.raises(LayoutError, match="no layout 'broken_layout:Own'"):
+        find_layout("broken_layout:Own", tmp_path)
+
+
 def test_an_empty_class_folder_is_named(my_task, tmp_path):
     for image in (tmp_path / "images" / "train" / "digit 1").iterdir():
         image.unlink()
@@ -251,7 +292,7 @@ def test_one_image_in_two_parts_is_refused(tmp_path):
     text = TASK.replace('["folder:ImageFolder"]', '["csvlist:CSVList"]').replace('"images"', '"."')
     text = text.replace("[image]", '[data.options]\nfiles = { train = "all.csv", val = "all.csv" }\n[image]')
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(TaskFileError, match="split: an image of part 'val' is listed twice"):
+    with pytest.raises(TaskFileError, match=r"split: the image digit 0/0000\.png is listed twice: "):
         open_task(read_task(tmp_path / "mine.toml"), None)
 
 

@@ -24,7 +24,8 @@ WEIGHTS = click.option(
     "--weights",
     default="auto",
     show_default=True,
-    help="auto (the published ones), random, or the path of a checkpoint.",
+    help="auto (the published ones; fine-tuned ones for classes, pretrained ones for features), random, or "
+    "the path of a checkpoint.",
 )
 IMAGE_SIZE = click.option(
     "--image-size", type=click.IntRange(min=1), help="Side in pixels; default: the model's own."
@@ -66,31 +67,39 @@ def predict(
         raise BenchError("--csv and --json were both given; choose one")
     pictures = _pictures(images)
     ready, computer = _ready(model, weights, image_size, machine)
-    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []  # one entry an image
     failures: list[tuple[int, str]] = []
+    writer = csv.DictWriter(sys.stdout, ["image", "rank", "label", "synset", "class", "score"])
+    if as_csv:
+        writer.writeheader()
     with _progress(len(pictures)) as advance:
         for outputs in classify(ready, pictures, computer):
             for row, scores in zip(outputs.rows.tolist(), outputs.values, strict=True):
-                rows += _ranked(pictures.name(row), scores, ready.classes, top)
+                predictions = _ranked(scores, ready.classes, top)
+                if as_csv:
+                    writer.writerows({"image": pictures.name(row), **p} for p in predictions)
+                else:
+                    found.append({"image": pictures.name(row), "predictions": predictions})
             failures += outputs.failures
             advance(len(outputs.rows) + len(outputs.failures))
     if as_json:
-        broken = [{"image": pictures.name(row), "error": reason} for row, reason in failures]
-        click.echo(json.dumps([*_by_image(rows), *broken], indent=1, ensure_ascii=False))
-    elif as_csv:
-        writer = csv.DictWriter(sys.stdout, ["image", "rank", "label", "synset", "class", "score"])
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        print_table([{**row, "score": f"{100 * row['score']:.2f} %"} for row in rows])
+        found += [{"image": pictures.name(row), "error": reason} for row, reason in failures]
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    elif not as_csv:
+        print_table(
+            [
+                {"image": entry["image"], **p, "score": f"{100 * p['score']:.2f} %"}
+                for entry in found
+                for p in entry["predictions"]
+            ]
+        )
     _tell(pictures, failures)
 
 
-def _ranked(image: str, scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:
+def _ranked(scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:
     best = (-scores).argsort(kind="stable")[:top]
     return [
         {
-            "image": image,
             "rank": rank,
             "label": int(label),
             "synset": classes[label].synset,
@@ -99,13 +108,6 @@ def _ranked(image: str, scores: Any, classes: Any, top: int) -> list[dict[str, A
         }
         for rank, label in enumerate(best, 1)
     ]
-
-
-def _by_image(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row["image"], []).append({k: v for k, v in row.items() if k != "image"})
-    return [{"image": image, "predictions": predictions} for image, predictions in found.items()]
 
 
 @click.command()
@@ -142,7 +144,7 @@ def embed(
     if not out.absolute().parent.is_dir():
         raise BenchError(f"--out {out}: there is no folder {out.absolute().parent}")
     pictures = _pictures(images)
-    ready, computer = _ready(model, weights, image_size, machine)
+    ready, computer = _ready(model, weights, image_size, machine, for_features=True)
     paths: list[str] = []
     features = []
     failures: list[tuple[int, str]] = []
@@ -183,7 +185,9 @@ def export(form: str, out: Path, features: bool, model: str, weights: str, image
     click.echo(f"{out}: outputs differ by at most {difference:.1e} from the model's when loaded back")
 
 
-def _ready(model: str, weights: str, image_size: int | None, machine: dict[str, Any]) -> tuple[Any, Any]:
+def _ready(
+    model: str, weights: str, image_size: int | None, machine: dict[str, Any], for_features: bool = False
+) -> tuple[Any, Any]:
     """Build the model, and open the machine it computes on."""
     from mixmim_bench.inference import get_model
     from mixmim_bench.machine import open_machine
@@ -192,7 +196,7 @@ def _ready(model: str, weights: str, image_size: int | None, machine: dict[str, 
     pretrained: bool | str = {"auto": True, "random": False}.get(weights, weights)
     if weights == "random":
         click.echo(f"{model} has RANDOM weights.", err=True)
-    return get_model(model, pretrained, img_size=image_size), computer
+    return get_model(model, pretrained, img_size=image_size, for_features=for_features), computer
 
 
 def _pictures(images: tuple[str, ...]) -> Any:

@@ -44,7 +44,7 @@ from mixmim_bench.errors import BenchError
     multiple=True,
     default=["linear", "finetune"],
     show_default=True,
-    help="linear, knn, finetune. Repeatable.",
+    help="Such as linear, knn, finetune. Repeatable.",
 )
 @click.option(
     "--seed",

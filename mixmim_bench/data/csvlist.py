@@ -11,6 +11,8 @@ import numpy as np
 from mixmim_bench.data.images import Files, Part
 from mixmim_bench.data.layout import LayoutError
 
+MOST_CLASSES = 1_000_000
+
 
 class CSVList:
     """One CSV file a part, with the columns `path` (below the root) and `label`.
@@ -70,7 +72,10 @@ class CSVList:
     def _classes(self) -> tuple[str, ...]:
         names = {label for rows in self._rows.values() for _, label in rows}
         if all(name.isdecimal() for name in names):
-            return tuple(str(i) for i in range(max(int(name) for name in names) + 1))
+            highest = max(int(name) for name in names)
+            if highest >= MOST_CLASSES:
+                raise LayoutError(f"the label {highest} is no class number; class names have a letter")
+            return tuple(str(i) for i in range(highest + 1))
         return tuple(sorted(names))
 
     def part(self, name: str) -> Part:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixmim_bench.data.images import Part
+from mixmim_bench.data.images import Part, join
 from mixmim_bench.data.layout import Layout, LayoutError, build_layout
 from mixmim_bench.data.split import Slice, overlap, stratified_order
 from mixmim_bench.errors import MissingData, TaskFileError
@@ -104,15 +104,21 @@ def _check(
     for part, count in task.counts.items():
         if part in listed and len(listed[part]) != count:
             raise LayoutError(f"is {count}, and there are {len(listed[part])}", f"data.counts.{part}")
+    for role, cut in slices.items():
+        try:
+            cut.bounds(len(listed[cut.part]))
+        except ValueError as error:
+            raise LayoutError(str(error), f"split.{role}") from error
     shared = overlap(slices, {part: len(images) for part, images in listed.items()})
     if shared:
         raise LayoutError(shared, "split")
-    seen: set[str] = set()
-    for part, images in listed.items():
-        ids = images.ids.tolist()
-        if len(seen) + len(ids) != len(seen.union(ids)):
-            raise LayoutError(f"an image of part {part!r} is listed twice", "split")
-        seen.update(ids)
+    whole = join([*listed.values()])
+    ordered = np.argsort(whole.ids, kind="stable")
+    twice = np.flatnonzero(whole.ids[ordered][1:] == whole.ids[ordered][:-1])
+    if len(twice):
+        first, second = (whole.images.name(int(ordered[twice[0] + step])) for step in (0, 1))
+        image = whole.ids[ordered[twice[0]]]
+        raise LayoutError(f"the image {image!s} is listed twice: {first}, {second}", "split")
 
 
 def _cut(part: Part, cut: Slice) -> Part:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mixmim_bench.data.images import EXTENSIONS, Files, Part
+from mixmim_bench.data.images import Files, Part, images_below
 from mixmim_bench.data.layout import LayoutError
 
 
@@ -51,7 +51,7 @@ class ImageFolder:
         labels: list[int] = []
         empty: list[str] = []
         for label, class_name in enumerate(self._classes):
-            images = sorted(_images_below(self.root, f"{name}/{class_name}"))
+            images = sorted(images_below(self.root / name / class_name, f"{name}/{class_name}/"))
             if not images:
                 empty.append(str(self.root / name / class_name))
             paths += images
@@ -66,20 +66,6 @@ class ImageFolder:
 def _class_folders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-
-
-def _images_below(root: Path, folder: str) -> list[str]:
-    found: list[str] = []
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = f"{folder}/{entry.name}"
-            if entry.is_dir():
-                found += _images_below(root, path)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122 (fast)
-                found.append(path)
-    return found
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,7 +1,10 @@
 """Images as they lie in files or arrays, and their decoding to RGB."""
 
+import errno
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +19,27 @@ EXTENSIONS = frozenset(
 
 class UnreadableImage(Exception):
     """One image that cannot be decoded."""
+
+
+# What the file system says of one file; anything else it says is no fault of the image.
+_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Turn what a decoder says of an image into UnreadableImage.
+
+    The end of memory, too many open files or a failing disk are raised as they are: another start may
+    well read the image.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL raises many kinds, down to struct.error
+        if isinstance(error, OSError) and error.errno not in (None, *_OF_THE_FILE):
+            raise
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
 class Loadable(Protocol):
@@ -51,20 +75,20 @@ class Files:
         return len(self.paths)
 
     def load(self, row: int) -> Image.Image:
-        try:
-            with Image.open(self.name(row)) as image:
-                return to_rgb(image)
-        except Exception as error:  # PIL raises many kinds, down to struct.error
-            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        with decoding(), Image.open(self.name(row)) as image:
+            return to_rgb(image)
 
     def name(self, row: int) -> str:
         return str(self.root / str(self.paths[row]))
 
     def content(self, row: int) -> str:
-        return str(Path(self.name(row)).stat().st_size)
+        return self.stamp(row).partition(":")[0]
 
     def stamp(self, row: int) -> str:
-        status = Path(self.name(row)).stat()
+        try:
+            status = Path(self.name(row)).stat()
+        except OSError:  # a link to nowhere; loading it tells more
+            return "absent"
         return f"{status.st_size}:{status.st_mtime_ns}"
 
 
@@ -147,6 +171,22 @@ def join(parts: Sequence[Part]) -> Part:
         np.concatenate([part.labels for part in parts]),
         Taken(tuple(part.images for part in parts), np.array(rows, dtype=np.int64).reshape(-1, 2)),
     )
+
+
+def images_below(folder: str | Path, prefix: str = "") -> Iterator[str]:
+    """List the images below a folder at any depth, by their extension; hidden files are none.
+
+    Gives paths from the folder, behind `prefix`.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = f"{prefix}{entry.name}"
+            if entry.is_dir():
+                yield from images_below(entry.path, f"{path}/")
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122 (fast)
+                yield path
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -46,16 +46,20 @@ def find_layout(name: str, beside: Path) -> type[Layout]:
     Raises LayoutError.
     """
     module = name.partition(":")[0]
-    full = name
-    if "." not in module and importlib.util.find_spec(f"mixmim_bench.data.{module}"):
-        full = f"mixmim_bench.data.{name}"
-    elif (beside / f"{module}.py").is_file() and str(beside) not in sys.path:
-        sys.path.append(str(beside))  # for good: processes that decode images import it too
+    full, own = name, beside / f"{module}.py"
+    if "." not in module and own.is_file():
+        if str(beside) not in sys.path:
+            sys.path.insert(0, str(beside))  # for good: processes that decode images import it too
+    elif "." not in module and importlib.util.find_spec(f"mixmim_bench.data.{module}"):
+        full, own = f"mixmim_bench.data.{name}", Path()
     try:
         found = pkgutil.resolve_name(full)
+        taken = getattr(sys.modules.get(module), "__file__", None)
+        if own.is_file() and taken is not None and not own.samefile(taken):
+            raise ImportError(f"a module {module!r} is in use already, {taken}: rename {own}")
         if not isinstance(found, type):
             raise AttributeError("it names no class")
-    except (ValueError, ImportError, AttributeError) as error:
+    except Exception as error:  # a module may fail in any way
         raise LayoutError(
             f"no layout {name!r} ({error}); write 'folder:ImageFolder', 'csvlist:CSVList' or the "
             "'module:Class' of your own, in a file beside the task file",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from mixmim_bench.data.images import EXTENSIONS, UnreadableImage, to_rgb
+from mixmim_bench.data.images import EXTENSIONS, decoding, images_below, to_rgb
 from mixmim_bench.errors import BenchError
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
@@ -26,15 +26,13 @@ class Pictures:
     def load(self, row: int) -> Image.Image:
         """Decode one to RGB; raises UnreadableImage."""
         source = self.sources[row]
-        try:
+        with decoding():
             if isinstance(source, np.ndarray):
                 return to_rgb(Image.fromarray(source))
             if isinstance(source, Image.Image):
                 return _upright(source)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 return _upright(image)
-        except Exception as error:  # PIL raises many kinds, down to struct.error
-            raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
     def name(self, row: int) -> str:
         """Name one for people: its path, or its number."""
@@ -69,7 +67,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            below = sorted(path / name for name in images_below(path))
             if not below:
                 raise BenchError(f"no image below {path} (looked for {', '.join(sorted(EXTENSIONS))})")
             found += below

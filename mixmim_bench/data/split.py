@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-_SLICE = re.compile(r"(?P<part>\w+)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
+_SLICE = re.compile(r"(?P<part>[\w.-]+)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class Slice:
         return found
 
     def bounds(self, n: int) -> tuple[int, int]:
-        """Give the first row and the one after the last, of a part of `n` images."""
+        """Give the first row and the one after the last, of a part of `n` images; raises ValueError."""
         start = _rows(self.start, n) if self.start else 0
         stop = _rows(self.stop, n) if self.stop else n
-        return min(start, n), min(stop, n)
+        if max(start, stop) > n:
+            raise ValueError(f"the slice asks for image {max(start, stop)} of the {n} of part {self.part!r}")
+        return start, stop
 
     @property
     def in_percent(self) -> bool:

@@ -1,5 +1,6 @@
 """Task files: TOML to TaskSpec. `tasks/README.md` tells what each key means."""
 
+import sys
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -193,11 +194,18 @@ def _check(top: _Table, task: TaskSpec) -> None:
         raise top.error("metrics", "names no metric")
     if not task.layouts:
         raise top.error("data.layouts", "names no layout")
+    if task.num_classes < 2:
+        raise top.error("num_classes", "must be at least 2")
     slices = {role: Slice.parse(text) for role, text in task.split.items()}
     parts = {cut.part for cut in slices.values()}
     for part in task.counts:
         if part not in parts:
             raise top.error(f"data.counts.{part}", f"no split uses this part; {nearest(part, parts)}")
+    for role, cut in slices.items():
+        try:
+            cut.bounds(task.counts.get(cut.part, sys.maxsize))
+        except ValueError as error:
+            raise top.error(f"split.{role}", str(error)) from error
     shared = overlap(slices, task.counts)
     if shared:
         raise top.error("split", shared)

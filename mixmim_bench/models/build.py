@@ -64,10 +64,10 @@ def try_out(model: ModelSpec, image_size: tuple[int, int]) -> None:
     Raises BenchError.
     """
     with torch.device("meta"):
-        network = create(model, image_size).eval()
+        network: Any = create(model, image_size).eval()
         try:
-            network(torch.empty(2, 3, *image_size))
-        except (ValueError, AssertionError, TypeError, RuntimeError, IndexError) as error:
+            network.forward_head(network.forward_features(torch.empty(2, 3, *image_size)), pre_logits=True)
+        except (ValueError, AssertionError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             raise _cannot("run", model, image_size, error) from error
 
 

@@ -1,6 +1,5 @@
 """Checkpoints: reading them without running code, and loading them with a check of every key."""
 
-import pickle
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +7,11 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.models.formats import read_state_dict
+from mixmim_bench.models.formats import in_our_names, read_state_dict
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
@@ -24,8 +22,13 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             return load_file(path)
         with torch.serialization.safe_globals([Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, SafetensorError) as error:
-        raise BenchError(f"{path} cannot be read as a checkpoint: {error}") from error
+    except Exception as error:  # damaged files fail in many ways, down to KeyError
+        reason = (str(error).splitlines() or [""])[0]
+        if path.is_file() and path.read_bytes()[:1] == b"<":
+            reason = "it is a web page; fetch the file itself"
+        raise BenchError(
+            f"{path} cannot be read as a checkpoint: {reason or type(error).__name__}"
+        ) from error
     if not isinstance(found, Mapping):
         raise BenchError(f"{path} holds a {type(found).__name__}, not named tensors")
     return found
@@ -50,10 +53,12 @@ def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, 
     except BenchError as error:
         raise BenchError(f"{path} does not fit {arch}: {error}") from error
     own = network.state_dict()
-    head = _classifier_keys(network)
     # a counter of batches that old checkpoints lack is no weight
     own = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    head = _classifier_keys(network)
+    if set(own) ^ set(state) - head:
+        head |= _head_keys(arch)
     wanted = {key for key in own if key not in head or _same_shape(state, own, key)}
     state = {key: value for key, value in state.items() if key in wanted or key not in head}
     missing = sorted(wanted - set(state))
@@ -81,7 +86,7 @@ def classes_in(network: nn.Module, path: str | Path, arch: str) -> int:
 
 def _made_for(path: str | Path, arch: str) -> str:
     """Say which registered network a checkpoint that does not fit this one was made for."""
-    state = read_state_dict(read_checkpoint(path))
+    state = in_our_names(read_state_dict(read_checkpoint(path)))
     for other in timm.list_models("mixmim_*"):
         with torch.device("meta"):
             own = timm.create_model(other, num_classes=0).state_dict()
@@ -103,6 +108,13 @@ def _classifier_keys(network: nn.Module) -> set[str]:
     names = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
     names = (names,) if isinstance(names, str) else names
     return {f"{name}.{leaf}" for name in names for leaf in ("weight", "bias")}
+
+
+def _head_keys(arch: str) -> set[str]:
+    """Name what an architecture has with a classifier and not without: some heads are more than a layer."""
+    with torch.device("meta"):
+        whole, bare = timm.create_model(arch), timm.create_model(arch, num_classes=0)
+    return set(whole.state_dict()) - set(bare.state_dict())
 
 
 def _same_shape(state: Mapping[str, Any], own: Mapping[str, Any], key: str) -> bool:

@@ -42,11 +42,15 @@ def fetch(url: str, path: Path, sha256: str, bar: Bar) -> None:
     """Fetch a file to `path`, unless it is there; `sha256` is its digest or the start of it.
 
     Raises DownloadError: within seconds if there is no network, after a few attempts if the server
-    stalls, and at once if it has no such file or another one than expected.
+    stalls, and at once if it has no such file. Raises BenchError for another file than expected, and for
+    a disk that is full.
     """
     if offline():
         raise DownloadError(f"{url} is not fetched: ${OFFLINE} is set", offline=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchError(f"{path.parent} cannot be made: {error.strerror}") from error
     part = path.with_name(f"{path.name}.part")
     with FileLock(path.with_name(f"{path.name}.lock")):
         if path.is_file():
@@ -61,7 +65,7 @@ def fetch(url: str, path: Path, sha256: str, bar: Bar) -> None:
             part.unlink()
             if not resumes:
                 break
-        raise DownloadError(
+        raise BenchError(
             f"{url} gave another file than expected: its SHA-256 starts with {found[:8]}, not {sha256}"
         )
 
@@ -94,7 +98,7 @@ def file_sha256(path: Path) -> str:
 def _check_space(folder: Path, url: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < 1 << 30:
-        raise DownloadError(f"{folder} has {free >> 20} MB left, too little to fetch {url}")
+        raise BenchError(f"{folder} has {free >> 20} MB left, too little to fetch {url}")
 
 
 def _fetch_all(url: str, part: Path, bar: Bar) -> None:

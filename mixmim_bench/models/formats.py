@@ -39,7 +39,7 @@ _TABLE = ".relative_position_bias_table"
 
 
 def read_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Find the tensors in a checkpoint, and name them as our network does.
+    """Find the tensors in a checkpoint, without the prefixes of what wrapped the model.
 
     Raises BenchError if the mapping holds no tensors.
     """
@@ -56,9 +56,14 @@ def read_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     for prefix in _PREFIXES * 2:  # a compiled model inside DDP has two
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    if any(".projection." in key or ".ln1." in key for key in state):
-        return _from_openmmlab(state)
     return state
+
+
+def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the tensors of a MixMIM as our network does, whoever wrote them."""
+    if not any(key.endswith("patch_embed.projection.weight") for key in state):
+        return dict(state)
+    return _from_openmmlab(state)
 
 
 def _from_openmmlab(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +91,8 @@ def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     BenchError for weights of the model's image size that have other windows: a network that can be
     interpolated to this one and is another one.
     """
-    state = {k: v for k, v in read_state_dict(checkpoint).items() if not _COMPUTED.search(k)}
+    state = in_our_names(read_state_dict(checkpoint))
+    state = {k: v for k, v in state.items() if not _COMPUTED.search(k)}
     if not hasattr(model, "mask_token"):
         state = {k: v for k, v in state.items() if not _DECODER.search(k)}
     tables = _tables_of_other_windows(state, model)

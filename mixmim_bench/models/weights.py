@@ -51,7 +51,7 @@ def resolve_weights(
         return _described(path)
     found = _registered(model, bar, finetuned) if model.weights else _from_hub(model, bar)
     if found is None:
-        raise MissingWeights(how_to_get(model, "no pretrained weights on this machine"))
+        raise missing(model, "no pretrained weights are on this machine")
     return found
 
 
@@ -81,7 +81,7 @@ def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> dict[str,
     try:
         fetch(weights.url, place_of(weights), weights.sha256, bar)
     except DownloadError as error:
-        raise MissingWeights(how_to_get(model, str(error))) from error
+        raise missing(model, str(error)) from error
     return checked(weights)
 
 
@@ -121,15 +121,15 @@ def _from_hub(model: ModelSpec, bar: Bar | None) -> dict[str, Any] | None:
     return None
 
 
-def how_to_get(model: ModelSpec, reason: str) -> str:
-    """Say why there are no weights of a model, and every way to get some."""
+def missing(model: ModelSpec, reason: str) -> MissingWeights:
+    """Make the error that says why there are no weights of a model, and every way to get some."""
     ways = [_by_hand(weights) for weights in model.weights]
     config = timm.models.get_pretrained_cfg(model.arch)
     if config is not None and config.hf_hub_id:
         ways.append(f"download {config.hf_hub_id} from the Hugging Face hub while online")
     ways.append("give a checkpoint with --weights PATH")
     ways.append("or take random weights on purpose with --weights random")
-    return f"{model.name}: {reason}. What helps: " + "; ".join(ways)
+    return MissingWeights(f"{model.name}: {reason}. What helps: {'; '.join(ways)}", reason)
 
 
 def _by_hand(weights: WeightsSpec) -> str:

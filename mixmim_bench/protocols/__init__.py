@@ -108,10 +108,10 @@ def check_values(cls: type[Judge], values: Mapping[str, Any]) -> dict[str, Any]:
 def _alike(value: Any, default: Any) -> bool:
     """Whether a value has the type of a default; a list holds what the default's elements are."""
     if isinstance(default, tuple):
+        if not default or not isinstance(value, tuple):
+            return isinstance(value, tuple)
         kinds = (int, float) if type(default[0]) is float else type(default[0])
-        return isinstance(value, tuple) and all(
-            isinstance(v, kinds) and not isinstance(v, bool) for v in value
-        )
+        return all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
     if type(default) is float:
         return type(value) is float and math.isfinite(value)
     return type(value) is type(default)

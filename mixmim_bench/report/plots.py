@@ -1,5 +1,6 @@
 """Accuracy against FLOPs, as a paper would print it."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from mixmim_bench.report.tables import Cell, Column, Leaderboard
+from mixmim_bench.atomic import write_whole
+from mixmim_bench.report.tables import Cell, Column, Leaderboard, Row
 from mixmim_bench.specs import Cost
 
 MARKERS = "osD^vP*X<>"
@@ -33,9 +35,9 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class _Point:
-    """A model in a panel: the GMACs of one image at the size of the run, and the score."""
+    """A row in a panel: the GMACs of one image at the size of the run, and the score."""
 
-    model: str
+    label: str
     random_init: bool
     gmacs: float
     cell: Cell
@@ -49,27 +51,30 @@ def flops_vs_accuracy(board: Leaderboard, costs: Mapping[str, Cost], folder: Pat
     """
     panels = {column: _points(board, column, costs) for column in board.columns}
     panels = {column: points for column, points in panels.items() if points}
+    paths = [folder / f"flops_vs_accuracy.{kind}" for kind in ("png", "svg")]
     if not panels:
+        for path in paths:
+            path.unlink(missing_ok=True)  # of results that are gone
         return []
     order = sorted(panels, key=lambda column: (column[1], column[0]))
-    models = sorted({point.model for points in panels.values() for point in points})
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"flops_vs_accuracy.{kind}" for kind in ("png", "svg")]
+    labels = sorted({point.label for points in panels.values() for point in points})
     across = min(len(panels), PANELS_IN_A_ROW)
     down = math.ceil(len(panels) / across)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(2.6 * across, 5.2), 0.8 + 2.5 * down), layout="constrained")
         axes = figure.subplots(down, across, squeeze=False).flatten()
         for axis, column in zip(axes, order, strict=False):
-            _panel(axis, panels[column], models)
+            _panel(axis, panels[column], labels)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         figure.supxlabel("FLOPs of one image (billion multiply-adds)", fontsize=9)
         figure.supylabel("Score (%)", fontsize=9)
-        keys = _legend([point for column in order for point in panels[column]], models)
+        keys = _legend([point for column in order for point in panels[column]], labels)
         figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4))
         for path in paths:
-            figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+            kind, drawn = path.suffix[1:], io.BytesIO()
+            figure.savefig(drawn, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            write_whole(path, drawn.getvalue())
     return paths
 
 
@@ -79,14 +84,27 @@ def _points(board: Leaderboard, column: Column, costs: Mapping[str, Cost]) -> li
     for row in board.rows:
         cell = row.cells.get(column)
         cost = costs.get(cell.record.costs.get("run", "")) if cell else None
-        if cell and cost and not row.variant:
-            found.append(_Point(row.model, row.random_init, cost.gmacs, cell))
+        if cell and cost and not row.settings:
+            found.append(_Point(_label(row, board.rows), row.random_init, cost.gmacs, cell))
     return found
 
 
-def _panel(axis: Any, points: Sequence[_Point], models: Sequence[str]) -> None:
+def _label(row: Row, rows: Sequence[Row]) -> str:
+    """Name a row in the legend, with its weights where its model has results with several."""
+    others = {other.weights for other in rows if other.model == row.model and not other.random_init}
+    about = []
+    if row.random_init:
+        about.append("random init")
+    elif len(others) > 1:
+        about.append(row.weights)
+    if row.precision != "float32":
+        about.append(row.precision)
+    return f"{row.model} ({', '.join(about)})" if about else row.model
+
+
+def _panel(axis: Any, points: Sequence[_Point], labels: Sequence[str]) -> None:
     for point in points:
-        cell, look = point.cell, _look(models.index(point.model), point.random_init)
+        cell, look = point.cell, _look(labels.index(point.label), point.random_init)
         error = [[100 * (cell.value - cell.low)], [100 * (cell.high - cell.value)]]
         x, y = point.gmacs, 100 * cell.value
         axis.errorbar(x, y, yerr=error, fmt="none", ecolor=look["color"], capsize=2.5, elinewidth=1)
@@ -114,26 +132,20 @@ def _front(points: Sequence[_Point]) -> tuple[list[float], list[float]]:
     return xs, ys
 
 
-def _look(model: int, random_init: bool) -> dict[str, Any]:
-    colour = f"C{model % 10}"
+def _look(place: int, random_init: bool) -> dict[str, Any]:
+    colour = f"C{place % 10}"
     return {
-        "marker": MARKERS[(model + model // 10) % len(MARKERS)],
+        "marker": MARKERS[(place + place // 10) % len(MARKERS)],
         "color": colour,
         "markerfacecolor": "white" if random_init else colour,
         "markersize": 6,
     }
 
 
-def _legend(points: Sequence[_Point], models: Sequence[str]) -> list[Line2D]:
-    """Make one key a model and kind of weights."""
-    kinds = sorted({(point.model, point.random_init) for point in points})
+def _legend(points: Sequence[_Point], labels: Sequence[str]) -> list[Line2D]:
+    """Make one key a label."""
+    kinds = sorted({(point.label, point.random_init) for point in points})
     return [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            label=f"{model} (random init)" if random_init else model,
-            **_look(models.index(model), random_init),
-        )
-        for model, random_init in kinds
+        Line2D([], [], linestyle="none", label=label, **_look(labels.index(label), random_init))
+        for label, random_init in kinds
     ]

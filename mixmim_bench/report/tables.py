@@ -34,13 +34,20 @@ class Cell:
 
 @dataclass
 class Row:
-    """Results of a model with its weights; `variant` tells rows of one model apart."""
+    """Results of a model with its weights in one precision; `settings` tells the rest apart."""
 
     model: str
     weights: str
     random_init: bool
-    variant: str = ""
+    precision: str = "float32"
+    settings: str = ""  # what differs from the settings that its columns are about
     cells: dict[Column, Cell] = field(default_factory=dict)
+
+    @property
+    def variant(self) -> str:
+        """Say what is not usual about the row."""
+        precision = "" if self.precision == "float32" else self.precision
+        return ", ".join(filter(None, [precision, self.settings]))
 
     def cost(self, costs: Mapping[str, Cost]) -> Cost | None:
         """Find what the model costs at its own image size, on the machine of the row's results."""
@@ -69,30 +76,34 @@ class Leaderboard:
 def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
     """Put each result into its cell; failed runs have none.
 
-    A column holds one version of its task and protocol, the newest. Runs that differ in nothing but the
-    seed share a cell. Of runs that differ in more the newest stands in the model's row; the others get
-    rows of their own that say what differs.
+    A column holds one version of its task and protocol, the newest, and is about the settings of its newest
+    result: the images and the task for all models, the protocol for those with weights of one kind (random
+    or trained), the rest for a model. Results with other settings get rows of their own, which say what
+    differs. Runs that differ in nothing but the seed share a cell.
     """
     finished = [record for record in records if not record.error]
     newest: dict[Column, tuple[int, int]] = {}
     for record in finished:
         newest[_column(record)] = max(record.versions, newest.get(_column(record), (0, 0)))
     kept = [record for record in finished if record.versions == newest[_column(record)]]
-    kept.sort(key=_started, reverse=True)
+    kept.sort(key=lambda record: record.provenance.get("started", ""), reverse=True)
 
-    cells: dict[tuple[str, str, str, Column], dict[str, list[RunRecord]]] = {}
+    usual: dict[tuple[Any, ...], dict[str, str]] = {}
+    groups: dict[str, list[RunRecord]] = {}
     for record in kept:
-        key = (record.model, record.weights, _precision(record), _column(record))
-        settings = digest({**record.identity, "seed": None})
-        cells.setdefault(key, {}).setdefault(settings, []).append(record)
-    rows: dict[tuple[str, str, str], Row] = {}
-    for (model, weights, precision, column), groups in cells.items():
-        main = next(iter(groups.values()))[0]
-        for group in groups.values():
-            variant = ", ".join(filter(None, [precision, _difference(column, group[0], main)]))
-            blank = Row(model, weights, main.random_init, variant)
-            rows.setdefault((model, weights, variant), blank).cells[column] = _cell(group)
-    ordered = [rows[key] for key in sorted(rows)]
+        for key, values in _settings(record).items():
+            usual.setdefault(key, values)
+        groups.setdefault(digest({**record.identity, "seed": None}), []).append(record)
+    rows: dict[tuple[str, str, str, str], Row] = {}
+    for group in groups.values():
+        record, column = group[0], _column(group[0])
+        precision = record.identity["precision"]
+        settings = _difference(record, usual)
+        blank = Row(record.model, record.weights, record.random_init, precision, settings)
+        row = rows.setdefault((record.model, record.weights, precision, settings), blank)
+        assert column not in row.cells, f"two results for one cell: {column} {row}"
+        row.cells[column] = _cell(group)
+    ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:2], key[2] != "float32", *key[2:]))]
     return Leaderboard(ordered, sorted(newest), len(finished) - len(kept))
 
 
@@ -100,27 +111,39 @@ def _column(record: RunRecord) -> Column:
     return record.task, record.protocol
 
 
-def _started(record: RunRecord) -> str:
-    return record.provenance.get("started", "")
+def _settings(record: RunRecord) -> dict[tuple[Any, ...], dict[str, str]]:
+    """Return the settings of a result as texts, each part under what it should be common to."""
+    identity, column = record.identity, _column(record)
+    model = {name: identity[name] for name in identity if name not in _COMMON}
+    return {
+        (column, "task"): _flat({"data": identity["data"], **identity["task"]}),
+        (column, record.random_init, "protocol"): _flat(identity["protocol"]),
+        (column, record.model, record.weights, identity["precision"]): _flat(model),
+    }
 
 
-def _precision(record: RunRecord) -> str:
-    precision = record.identity["precision"]
-    return "" if precision == "float32" else precision
+_COMMON = ("data", "task", "protocol", "precision", "seed")
 
 
-def _difference(column: Column, record: RunRecord, main: RunRecord) -> str:
-    """Name the settings of a result that are not those of the model's row."""
-    ours, theirs = _flat(record.identity), _flat(main.identity)
-    differing = [f"{key}={ours.get(key)}" for key in ours if ours[key] != theirs.get(key)]
-    return f"{' '.join(column)}: {', '.join(differing)}" if differing else ""
-
-
-def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {"data": identity["data"], "kwargs": identity["kwargs"]}
-    for part in ("preprocessing", "task", "protocol"):
-        flat.update(identity[part])
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{above}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: str(value)})
     return flat
+
+
+def _difference(record: RunRecord, usual: Mapping[tuple[Any, ...], Mapping[str, str]]) -> str:
+    """Name the settings of a result that are not those its column is about."""
+    differing = []
+    for key, ours in _settings(record).items():
+        theirs = usual[key]
+        differing += [
+            f"{name}={ours.get(name, '(none)')}"
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
+        ]
+    return f"{' '.join(_column(record))}: {', '.join(differing)}" if differing else ""
 
 
 def _cell(group: Sequence[RunRecord]) -> Cell:
@@ -187,9 +210,15 @@ def _number(value: float | None) -> str:
 def _show(cell: Cell | None) -> str:
     if cell is None:
         return ""
+    mark = " ‡" if _skipped(cell) else ""
     if cell.seeds > 1:
-        return f"{100 * cell.value:.1f} ± {100 * (cell.high - cell.value):.1f} ({cell.seeds} seeds)"
-    return f"{100 * cell.value:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f})"
+        return f"{100 * cell.value:.1f} ± {100 * (cell.high - cell.value):.1f} ({cell.seeds} seeds){mark}"
+    return f"{100 * cell.value:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f}){mark}"
+
+
+def _skipped(cell: Cell) -> int:
+    """Count the test images that could not be read and were left out."""
+    return cell.record.counts.get("skipped_test", 0)
 
 
 def _notes(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
@@ -207,6 +236,10 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
     marked = sorted({f"{cost.model} ({', '.join(cost.uncounted)})" for cost in found if cost.uncounted})
     if marked:
         notes.append(f"† not everything that multiplies was counted: {', '.join(marked)}.")
+    skipped = [cell for row in board.rows for cell in row.cells.values() if _skipped(cell)]
+    if skipped:
+        about = {f"{_skipped(cell)} of {' '.join(_column(cell.record))}" for cell in skipped}
+        notes.append(f"‡ test images that could not be read were left out: {', '.join(sorted(about))}.")
     if board.left_out:
         notes.append(f"{board.left_out} results of older task or protocol versions are left out.")
     return " ".join(notes)

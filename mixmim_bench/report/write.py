@@ -19,12 +19,14 @@ class Report:
 
 
 def write_report(store: RunStore) -> Report:
-    """Write leaderboard.csv, leaderboard.md and the plots."""
+    """Write leaderboard.csv, leaderboard.md and the plots; raises BenchError if they cannot be written."""
     broken: list[str] = []
     board = leaderboard(store.records(broken))
     costs = store.read_costs()
     paths = [store.folder / "leaderboard.csv", store.folder / "leaderboard.md"]
     markdown = to_markdown(board, costs) if board.rows else "No run is finished yet."
-    write_whole(paths[0], to_frame(board, costs).to_csv(index=False).encode())
-    write_whole(paths[1], f"{markdown}\n".encode())
-    return Report(markdown, paths + flops_vs_accuracy(board, costs, store.folder / "plots"), broken)
+    with store.writing():
+        write_whole(paths[0], to_frame(board, costs).to_csv(index=False).encode())
+        write_whole(paths[1], f"{markdown}\n".encode())
+        paths += flops_vs_accuracy(board, costs, store.folder / "plots")
+    return Report(markdown, paths, broken)
