@@ -73,7 +73,7 @@ class Flat(torch.nn.Module):
     def forward_features(self, x):
         return x
 
-    def forward_head(self, x, pre_logits=False):
+    def forward_head(self, x, **_):
         return x.flatten(1)
 
 
