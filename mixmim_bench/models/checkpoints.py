@@ -24,7 +24,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in many ways, down to KeyError
         reason = (str(error).splitlines() or [""])[0]
-        if path.is_file() and path.read_bytes()[:1] == b"<":
+        if _is_web_page(path):
             reason = "it is a web page; fetch the file itself"
         raise BenchError(
             f"{path} cannot be read as a checkpoint: {reason or type(error).__name__}"
@@ -32,6 +32,14 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise BenchError(f"{path} holds a {type(found).__name__}, not named tensors")
     return found
+
+
+def _is_web_page(path: Path) -> bool:
+    """Whether a file starts as HTML, as what is fetched by hand from a download page may."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"<")
 
 
 def load_weights(network: nn.Module, path: str | Path, arch: str) -> list[str]:
