@@ -127,7 +127,7 @@ def test_two_runs_give_the_same_scores(finished, run, tmp_path):
 
 def test_a_dry_run_shows_the_plan_and_does_nothing(run, tmp_path):
     said = run(*QUICK, "-p", "linear", "--dry-run", "--results", tmp_path / "none").output
-    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit")]
+    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit ")]
     assert [row[4] for row in rows] == ["knn", "finetune", "linear"]
     assert rows[0][6] == "1797" and rows[1][6:8] == ["500", "2594"]
     assert not (tmp_path / "none").exists()
@@ -300,7 +300,7 @@ def test_seeds_of_what_is_not_random_are_one_run(run, my_task, tmp_path):
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "trained.pth")
     args = (*MINE, "-p", "finetune", "-t", my_task, "--weights", tmp_path / "trained.pth", "--seed", 0)
     said = run(*args, "--seed", 1, "--dry-run", "--results", tmp_path / "r").output
-    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit")]
+    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit ")]
     assert [row[4] for row in rows] == ["knn", "finetune", "finetune"]
 
 
