@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import seeded
 import timm
 import torch
 from conftest import TINY as SMALL
+from safetensors.torch import save_file
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import build, create
@@ -62,7 +65,11 @@ def in_openmmlab_form(state):
 
 FORMS = {
     "bare": lambda s: s,
-    "released, fine-tuned": lambda s: {"model": s, "epoch": 99},
+    "released, fine-tuned": lambda s: {
+        "model": s,
+        "epoch": 99,
+        "args": Namespace(lr=0.1, model="mixmim_base"),
+    },
     "openmmlab": lambda s: {"meta": {"epoch": 100}, "state_dict": in_openmmlab_form(s)},
     "ddp": lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
     "compiled in ddp": lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
@@ -83,8 +90,6 @@ def test_every_form_of_a_checkpoint_gives_the_same_network(tiny, tmp_path, form,
     saved = tiny().eval()
     content = FORMS[form](saved.state_dict())
     if suffix == ".safetensors":
-        from safetensors.torch import save_file
-
         content = next(
             (content[k] for k in ("model", "state_dict", "state_dict_ema") if k in content), content
         )
@@ -287,3 +292,39 @@ def test_a_missing_layer_of_a_timm_checkpoint_is_still_an_error(tmp_path):
     torch.save(state, tmp_path / "file.pth")
     with pytest.raises(BenchError, match="missing"):
         load_weights(timm.create_model("repvit_m0_9", num_classes=0), tmp_path / "file.pth", "repvit_m0_9")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("this code must never run",))
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path, capsys):
+    torch.save(
+        {"model": timm.create_model("test_vit").state_dict(), "extra": Malicious()}, tmp_path / "file.pth"
+    )
+    with pytest.raises(BenchError, match=r"cannot be read as a checkpoint: Weights only load failed"):
+        load_weights(timm.create_model("test_vit"), tmp_path / "file.pth", "test_vit")
+    assert "never run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("real", "called"), [("pth", "safetensors"), ("safetensors", "pth"), ("safetensors", "bin")]
+)
+def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path, real, called):
+    state = timm.create_model("test_vit").state_dict()
+    (save_file if real == "safetensors" else torch.save)(state, tmp_path / f"real.{real}")
+    shutil.copy(tmp_path / f"real.{real}", tmp_path / f"called.{called}")
+    assert load_weights(timm.create_model("test_vit"), tmp_path / f"called.{called}", "test_vit") == []
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
+def test_a_file_that_was_cut_short_is_refused(tmp_path, suffix, share):
+    state = timm.create_model("test_vit").state_dict()
+    (save_file if suffix == "safetensors" else torch.save)(state, tmp_path / "whole")
+    content = (tmp_path / "whole").read_bytes()
+    (tmp_path / f"cut.{suffix}").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(BenchError, match="cannot be read as a checkpoint") as told:
+        load_weights(timm.create_model("test_vit"), tmp_path / f"cut.{suffix}", "test_vit")
+    assert "\n" not in str(told.value)

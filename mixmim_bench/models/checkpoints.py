@@ -15,13 +15,13 @@ from mixmim_bench.models.formats import in_our_names, read_state_dict
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
-    """Read a checkpoint file without running code from it; raises BenchError."""
+    """Read a checkpoint file, whatever its name, without running code from it; raises BenchError."""
     path = Path(path)
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
-        with torch.serialization.safe_globals([Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]), path.open("rb") as file:
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in many ways, down to KeyError
         reason = (str(error).splitlines() or [""])[0]
         if _is_web_page(path):
@@ -32,6 +32,13 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise BenchError(f"{path} holds a {type(found).__name__}, not named tensors")
     return found
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file starts with the length of a JSON header and that header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _is_web_page(path: Path) -> bool:
@@ -56,8 +63,9 @@ def load_weights(network: nn.Module, path: str | Path, arch: str) -> list[str]:
 
 def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, torch.Tensor]:
     """Read what a checkpoint holds for a network (which may be on the meta device); see load_weights."""
+    checkpoint = read_checkpoint(path)
     try:
-        state = fit_state(network, read_checkpoint(path), arch)
+        state = fit_state(network, checkpoint, arch)
     except BenchError as error:
         raise BenchError(f"{path} does not fit {arch}: {error}") from error
     own = network.state_dict()
