@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 import numpy as np
-from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,6 +25,7 @@ from mixmim_bench.machine import open_machine
 from mixmim_bench.models.build import build, preprocessing
 from mixmim_bench.models.registry import find_model
 from mixmim_bench.models.weights import resolve_weights
+from mixmim_bench.stats import mcnemar_mid_p
 
 
 def read(folder: Path, name: str, n: int) -> Part:
@@ -35,14 +35,6 @@ def read(folder: Path, name: str, n: int) -> Part:
     with gzip.open(folder / f"{name}-labels-idx1-ubyte.gz") as file:
         labels = np.frombuffer(file.read(), np.uint8, offset=8)[:n].astype(np.int64)
     return Part(np.array([f"{name}{i}" for i in range(len(labels))]), labels, Arrays(pixels, name))
-
-
-def mcnemar_mid_p(first: np.ndarray, second: np.ndarray) -> float:
-    """Test whether two vectors of right and wrong differ in how often they are right; two-sided."""
-    b, c = int((first & ~second).sum()), int((second & ~first).sum())
-    if b + c == 0:
-        return 1.0
-    return float(2 * binom.cdf(min(b, c), b + c, 0.5) - binom.pmf(min(b, c), b + c, 0.5))
 
 
 @click.command(help=__doc__)
@@ -73,8 +65,7 @@ def main(images: Path, weights: str, train: int, size: int) -> None:
         int((right["float32"] & ~right["bfloat16"]).sum()),
         int((right["bfloat16"] & ~right["float32"]).sum()),
     ]
-    p = mcnemar_mid_p(right["float32"], right["bfloat16"])
-    print(f"only float32 right {wins[0]}, only bfloat16 right {wins[1]}, mid-p {p:.2f}")
+    print(f"only float32 right {wins[0]}, only bfloat16 right {wins[1]}, mid-p {mcnemar_mid_p(*wins):.2f}")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,17 @@ def _hits(k: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     return hits
 
 
+_TOP = {"top1": 1, "top5": 5}  # how many classes may be named
+
 # name -> (y (n,), scores (n, K)) -> which items are right (n,)
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "top1": _hits(1),
-    "top5": _hits(5),
+    name: _hits(k) for name, k in _TOP.items()
 }
+
+
+def kept_hits(metric: str, y: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Say from kept predictions which items are right (n,); best: the best classes (n, k), best first."""
+    return (best[:, : _TOP[metric]] == y[:, None]).any(axis=1)
 
 
 def score(metric: str, y: np.ndarray, scores: np.ndarray) -> dict[str, Any]:

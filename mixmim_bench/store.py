@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,15 @@ class RunStore:
     def finished(self) -> set[str]:
         """Return the ids of the runs that have a result; a failed one is not among them."""
         return {record.run_id for record in self.records() if not record.error}
+
+    def arrays(self, run_id: str) -> dict[str, np.ndarray]:
+        """Read what stands beside a record: predictions, and curves of the protocol; raises BenchError."""
+        path = self.runs / f"{run_id}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise BenchError(f"the predictions {path} cannot be read: {error}") from error
 
     def save_cost(self, key: str, cost: Cost) -> None:
         """Write a measurement; raises BenchError."""

@@ -10,6 +10,7 @@ from mixmim_bench.cli.options import (
     BATCH_SIZE,
     DATA_ROOT,
     DEVICE,
+    JSON,
     PRECISION,
     RESULTS,
     THREADS,
@@ -152,11 +153,56 @@ def _duration(seconds: float) -> str:
 
 
 @click.command()
+@click.argument("first")
+@click.argument("second")
+@RESULTS
+@JSON
+def compare(first: str, second: str, results: Path, as_json: bool) -> None:
+    """Compare two models on the test images that both were judged on, from kept predictions.
+
+    FIRST and SECOND are models of the leaderboard: MODEL, or MODEL/WEIGHTS where one has several. Shown are
+    the difference in points with its paired 95 % interval, the p-value and the one corrected for the number
+    of comparisons (Holm).
+    """
+    import dataclasses
+    import json
+
+    from mixmim_bench.compare import compare as compared
+    from mixmim_bench.store import RunStore
+
+    found = compared(RunStore(_existing(results)), first, second)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in found], indent=1))
+        return
+    print_table(
+        [
+            {
+                "task": row.task,
+                "protocol": row.protocol,
+                "n": row.n,
+                first: f"{100 * row.first:.1f}",
+                f"{second} ": f"{100 * row.second:.1f}",
+                "difference": f"{100 * row.difference:+.1f} ({100 * row.low:+.1f} to {100 * row.high:+.1f})",
+                "p": f"{row.p:.3g}",
+                "p (Holm)": f"{row.p_holm:.3g}",
+                "verdict": row.verdict,
+            }
+            for row in found
+        ]
+    )
+
+
+def _existing(results: Path) -> Path:
+    """See that a results folder is there; raises BenchError."""
+    if not results.is_dir():
+        raise BenchError(f"there is no results folder {results}; --results names another")
+    return results
+
+
+@click.command()
 @RESULTS
 def report(results: Path) -> None:
     """Write the leaderboard and the plots again, from the records alone."""
     from mixmim_bench.store import RunStore
 
-    if not results.is_dir():
-        raise BenchError(f"there is no results folder {results}; --results names another")
-    _write_report(RunStore(results))
+    _write_report(RunStore(_existing(results)))

@@ -28,8 +28,17 @@ class Cell:
     value: float
     low: float
     high: float
-    seeds: int
-    record: RunRecord  # one of those it was made from, the newest
+    records: tuple[RunRecord, ...]  # those it was made from, the newest first
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds the score is the mean of."""
+        return len(self.records)
+
+    @property
+    def record(self) -> RunRecord:
+        """The newest of the records."""
+        return self.records[0]
 
 
 @dataclass
@@ -149,10 +158,10 @@ def _difference(record: RunRecord, usual: Mapping[tuple[Any, ...], Mapping[str, 
 def _cell(group: Sequence[RunRecord]) -> Cell:
     scores = [record.scores[record.metric] for record in group]
     if len(scores) == 1:
-        return Cell(scores[0]["value"], scores[0]["low"], scores[0]["high"], 1, group[0])
+        return Cell(scores[0]["value"], scores[0]["low"], scores[0]["high"], tuple(group))
     values = pd.Series([score["value"] for score in scores])
     mean, deviation = float(values.mean()), float(values.std())
-    return Cell(mean, mean - deviation, mean + deviation, len(scores), group[0])
+    return Cell(mean, mean - deviation, mean + deviation, tuple(group))
 
 
 def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:

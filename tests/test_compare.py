@@ -1,0 +1,157 @@
+"""Paired comparison: the statistics against SciPy, the literature and simulation; the command."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import bootstrap, false_discovery_control, norm
+from test_report import made
+
+from mixmim_bench.compare import compare
+from mixmim_bench.errors import BenchError
+from mixmim_bench.predictions import ClassScores
+from mixmim_bench.stats import detectable_difference, holm, mcnemar_mid_p, paired_bootstrap, paired_z_p
+from mixmim_bench.store import RunStore
+
+
+def test_mcnemar_is_that_of_the_literature():
+    """Table 1 of Fagerland, Lydersen and Laake (2013): 1 against 7 gives mid-p 0.039."""
+    assert mcnemar_mid_p(1, 7) == pytest.approx(0.0391, abs=1e-4)
+    assert mcnemar_mid_p(7, 1) == mcnemar_mid_p(1, 7)
+    assert mcnemar_mid_p(0, 0) == 1.0 and mcnemar_mid_p(5, 5) == pytest.approx(1.0)
+
+
+def simulated(rng, n, p_first, p_second, share):
+    """Draw two vectors of hits that agree by chance `share` of the time."""
+    same = rng.random(n) < share
+    common = rng.random(n) < p_first
+    first = np.where(same, common, rng.random(n) < p_first)
+    second = np.where(same, common, rng.random(n) < p_second)
+    return first.astype(float), second.astype(float)
+
+
+def test_under_no_difference_five_percent_are_rejected_and_intervals_cover():
+    rng = np.random.default_rng(0)
+    rejected, covered = [], []
+    for _ in range(600):
+        x, y = simulated(rng, 400, 0.8, 0.8, 0.5)
+        rejected.append(mcnemar_mid_p(int((x > y).sum()), int((y > x).sum())) < 0.05)
+        low, high = paired_bootstrap(x - y)
+        covered.append(low <= 0.0 <= high)
+    assert 0.025 <= np.mean(rejected) <= 0.075
+    assert 0.93 <= np.mean(covered) <= 0.975
+
+
+def test_the_difference_called_detectable_is_detected_in_four_of_five_cases():
+    rng = np.random.default_rng(1)
+    found, n = [], 1000
+    for _ in range(300):
+        x, y = simulated(rng, n, 0.80, 0.75, 0.0)
+        wanted = detectable_difference(x - y)
+        found.append((wanted, mcnemar_mid_p(int((x > y).sum()), int((y > x).sum())) < 0.05))
+    power = np.mean([hit for _, hit in found])
+    z = 0.05 / np.mean([wanted for wanted, _ in found]) * (1.96 + 0.8416) - 1.96
+    assert power == pytest.approx(norm.cdf(z), abs=0.08)
+
+
+def test_the_paired_bootstrap_is_that_of_scipy():
+    rng = np.random.default_rng(2)
+    x, y = simulated(rng, 300, 0.7, 0.6, 0.3)
+    theirs = bootstrap((x - y,), np.mean, method="percentile", n_resamples=9999, rng=rng).confidence_interval
+    assert paired_bootstrap(x - y) == pytest.approx((theirs.low, theirs.high), abs=0.006)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_lies_between_the_false_discovery_rate_and_bonferroni(p_values):
+    adjusted = np.array(holm(p_values))
+    assert (adjusted <= np.minimum(1, len(p_values) * np.array(p_values)) + 1e-12).all()
+    assert (adjusted >= false_discovery_control(p_values) - 1e-12).all()
+    assert (adjusted >= np.array(p_values) - 1e-15).all()
+
+
+def test_the_z_test_finds_what_is_there():
+    rng = np.random.default_rng(3)
+    assert paired_z_p(rng.normal(0.5, 1, 200)) < 1e-6
+    assert paired_z_p(np.zeros(10)) == 1.0
+
+
+# -- results that are kept ---------------------------------------------------------------------------
+
+
+def kept(store, hits, seed=None, **record):
+    """Keep a result in which the images of `hits` (n,) were right."""
+    n = len(hits)
+    y = np.arange(n) % 10
+    best = np.where(np.asarray(hits, dtype=bool), y, (y + 1) % 10)
+    scores = np.eye(10)[best]
+    predicted = ClassScores(np.array([f"image {i}" for i in range(n)]), y, scores)
+    store.save(made(value=float(np.mean(hits)), seed=seed, **record), predicted.kept())
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    return store
+
+
+def test_a_better_model_is_found_and_equal_ones_are_not_told_apart(store, run):
+    rng = np.random.default_rng(0)
+    kept(store, rng.random(500) < 0.9, model="good")
+    kept(store, rng.random(500) < 0.6, model="bad")
+    kept(store, rng.random(500) < 0.9, model="good", task="other")
+    kept(store, rng.random(500) < 0.9, model="bad", task="other")
+    better, equal = compare(store, "good", "bad")
+    assert better.verdict == "good is better" and better.low > 0.2 and better.p_holm < 1e-6
+    assert better.difference == pytest.approx(better.first - better.second)
+    assert equal.verdict.startswith("no difference shown; 500 images tell") and equal.low < 0 < equal.high
+    assert equal.p_holm >= equal.p
+    assert compare(store, "bad", "good")[0].difference == -better.difference
+
+    said = run("compare", "good", "bad", "--results", store.folder).output
+    assert "good is better" in said and "p (Holm)" in said
+    rows = json.loads(run("compare", "good", "bad", "--json", "--results", store.folder).output)
+    assert [row["task"] for row in rows] == ["digits", "other"]
+    assert (
+        run("compare", "good", "good", "--results", store.folder).output.count("too few images differ") == 2
+    )
+
+
+def test_a_pair_is_made_of_the_images_that_both_have(store):
+    kept(store, np.ones(300), model="a")
+    kept(store, np.zeros(200), model="b")
+    (found,) = compare(store, "a", "b")
+    assert found.n == 200 and found.difference == 1.0
+
+
+def test_seeds_are_averaged_image_by_image(store):
+    rng = np.random.default_rng(0)
+    for seed in (0, 1, 2):
+        kept(store, rng.random(400) < 0.9, model="a", seed=seed)
+        kept(store, rng.random(400) < 0.7, model="b", seed=seed)
+    (found,) = compare(store, "a", "b")
+    assert found.test == "paired z" and found.verdict == "a is better" and found.n == 400
+
+
+def test_names_that_do_not_do_are_told(store):
+    kept(store, np.ones(10), model="mixmim-b")
+    kept(store, np.ones(10), model="mixmim-l", task="other")
+    with pytest.raises(BenchError, match="no results of 'mixmim-c'; did you mean mixmim-"):
+        compare(store, "mixmim-b", "mixmim-c")
+    with pytest.raises(BenchError, match="share no task and protocol"):
+        compare(store, "mixmim-b", "mixmim-l")
+    kept(store, np.zeros(10), model="mixmim-b", sha256="1", weights="other")
+    with pytest.raises(BenchError, match="several weights; name one of mixmim-b/other, mixmim-b/w"):
+        compare(store, "mixmim-b", "mixmim-l")
+    (found,) = compare(store, "mixmim-b/w", "mixmim-b/other")
+    assert found.difference == 1.0
+
+
+def test_predictions_that_are_gone_are_told(store):
+    kept(store, np.ones(10), model="a")
+    kept(store, np.ones(10), model="b")
+    next(store.runs.glob("*.npz")).unlink()
+    with pytest.raises(BenchError, match=r"the predictions .* cannot be read"):
+        compare(store, "a", "b")
