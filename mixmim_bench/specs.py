@@ -113,6 +113,8 @@ class Run:
                 "num_classes": task.num_classes,
                 "metrics": list(task.metrics),
                 "split": dict(task.split),
+                "image_size": task.image_size,  # what the task states for all models
+                "crop_pct": task.crop_pct,
                 "forbid": sorted(task.forbid),
                 "skip_unreadable": task.skip_unreadable,
             },

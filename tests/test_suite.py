@@ -263,6 +263,18 @@ def test_settings_that_differ_get_rows_of_their_own(run, my_task, tmp_path):
     ]  # the newest is the main row
 
 
+def test_a_task_of_another_image_size_is_not_compared_unmarked(run, my_task, tmp_path):
+    args = ("run", "-p", "knn", "-t", my_task, "--weights", "random", "--results", tmp_path / "r")
+    run(*args, "-m", "test_vit")
+    my_task.write_text(my_task.read_text().replace("size = 32", "size = 64"))
+    run(*args, "-m", "test_vit2")
+    table = pd.read_csv(tmp_path / "r" / "leaderboard.csv")
+    assert dict(zip(table["model"], table["variant"].fillna(""), strict=True)) == {
+        "test_vit": "mine knn: image_size=32",
+        "test_vit2": "",
+    }
+
+
 def test_seeds_are_averaged(run, tmp_path):
     run("run", "-m", "test_vit", "-t", "digits", "-p", "knn", "--seed", 0, "--seed", 1, "--results", tmp_path)
     values = [record["scores"]["top1"]["value"] for record in all_records(tmp_path)]

@@ -83,7 +83,8 @@ def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, 
     if missing or unexpected or misshapen:
         raise BenchError(
             f"{path} does not fit {arch}:{_list('missing', missing)}"
-            f"{_list('unexpected', unexpected)}{_list('of another shape', misshapen)}{_made_for(path, arch)}"
+            f"{_list('unexpected', unexpected)}{_list('of another shape', misshapen)}"
+            f"{_made_for(checkpoint, arch)}"
         )
     broken = sorted(
         k for k, v in state.items() if v.is_floating_point() and not v.is_meta and not v.isfinite().all()
@@ -100,9 +101,9 @@ def classes_in(network: nn.Module, path: str | Path, arch: str) -> int:
     return next((len(state[key]) for key in weights if key in state), 0)
 
 
-def _made_for(path: str | Path, arch: str) -> str:
+def _made_for(checkpoint: Mapping[str, Any], arch: str) -> str:
     """Say which registered network a checkpoint that does not fit this one was made for."""
-    state = in_our_names(read_state_dict(read_checkpoint(path)))
+    state = in_our_names(read_state_dict(checkpoint))
     for other in timm.list_models("mixmim_*"):
         with torch.device("meta"):
             own = timm.create_model(other, num_classes=0).state_dict()
