@@ -1,0 +1,260 @@
+"""Multinomial logistic regression along a path of C, to a certified distance from each optimum."""
+
+import math
+import warnings
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from mixmim_bench.probes.path import LinearPath
+from mixmim_bench.probes.rows import Prepared, Standardiser
+from mixmim_bench.probes.softmax import Point, SoftmaxLoss
+
+COLUMNS_A_PASS = 40  # problems with few classes share passes up to this width; wider ones gain nothing
+
+# What a problem asks for: its objective at a point, or its Hessian at a point times a direction.
+Request = Tensor | tuple[Point, Tensor]
+Solving = Generator[Request, Any, "Solution"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a problem was left, and whether it was solved."""
+
+    point: Point
+    gap: float
+    solved: bool
+
+
+class LogisticPath(LinearPath):
+    """Logistic regression with an L2 penalty for each of several C, from the smallest to the largest.
+
+    The objective is that of scikit-learn's LogisticRegression: C * sum of losses + |coef|^2 / 2, without a
+    penalty on intercepts, on features that are standardised here (`standardize`). Each is minimised by a
+    truncated Newton method (conjugate gradients, preconditioned in the basis of uncorrelated features) that
+    starts from the solutions before it, in float32, until the duality gap is at most `tol` of the objective;
+    where float32 does not get there it goes on in float64. Problems with few classes share passes over X.
+
+    X is an array (n, d), or `Stacked` arrays, which may be mapped from a disk: what is large is read block by
+    block. After `fit` the attributes `coef_path_` (n_C, K, d) and `intercept_path_` (n_C, K) are those for
+    X as it is, with one row for two classes as in scikit-learn; `objective_path_` and `gap_path_` (n_C,)
+    are of the standardised problem. `coef_` and `intercept_` are those of `select`, at first the last C.
+
+    coef_init: (coef, intercept) to start from. Raises ValueError as scikit-learn does; warns with
+    ConvergenceWarning where `max_iter` products with the Hessian were not enough.
+    """
+
+    def __init__(
+        self,
+        Cs: Sequence[float] = (1.0,),
+        tol: float = 5e-5,
+        max_iter: int = 10000,
+        standardize: bool = True,
+        device: str = "cpu",
+    ) -> None:
+        self.Cs = Cs
+        self.tol = tol
+        self.max_iter = max_iter
+        self.standardize = standardize
+        self.device = device
+
+    def fit(self, X: Any, y: Any, coef_init: tuple[np.ndarray, np.ndarray] | None = None) -> Self:
+        """Fit the path on features X (n, d) and labels y (n,)."""
+        self._check_values()
+        rows, codes = self._check_data(X, y)
+        standardiser = Standardiser(rows, self.standardize)
+        self.mean_, self.scale_ = standardiser.mean, standardiser.scale
+        prepared = Prepared(rows, standardiser, self.device)
+        # of two classes scikit-learn has one row of coefficients: twice the penalty of two opposite ones
+        binary = len(self.classes_) == 2
+        order = np.argsort(np.asarray(self.Cs, dtype=np.float64), kind="stable")
+        self.C_path_ = np.asarray(self.Cs, dtype=np.float64)[order]
+        loss = SoftmaxLoss(prepared, codes, len(self.classes_), torch.float32)
+        start = None if coef_init is None else self._inwards(loss, *coef_init)
+        C = [c / 2 if binary else c for c in self.C_path_.tolist()]
+        solutions, wider = _path(loss, C, self.tol, self.max_iter, start)
+        self._keep(wider or loss, solutions)
+        self.n_iter_ = loss.passes + (wider.passes if wider else 0)
+        return self.select(len(solutions) - 1)
+
+    def select(self, place: int) -> Self:
+        """Predict with the coefficients of one C of `C_path_` from now on."""
+        self.C_ = float(self.C_path_[place])
+        return super().select(place)
+
+    def _check_values(self) -> None:
+        Cs = np.asarray(self.Cs, dtype=np.float64)
+        if Cs.ndim != 1 or not len(Cs) or not (np.isfinite(Cs) & (Cs > 0)).all():
+            raise ValueError(f"Cs must be numbers above 0, not {self.Cs!r}")
+
+    def _inwards(self, loss: SoftmaxLoss, coef: np.ndarray, intercept: np.ndarray) -> Tensor:
+        """Bring coefficients for X as it is to the unknowns."""
+        if len(coef) == 1:
+            coef, intercept = np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+        intercept = intercept + coef @ self.mean_
+        inner = torch.from_numpy(coef * self.scale_).to(loss.basis)
+        return torch.cat([inner @ loss.basis, torch.from_numpy(intercept).to(loss.basis)[:, None]], dim=1)
+
+    def _keep(self, loss: SoftmaxLoss, solutions: Sequence["Solution"]) -> None:
+        basis = loss.basis.double().cpu().numpy()
+        coefs, intercepts = [], []
+        for solution in solutions:
+            unknowns = solution.point.unknowns.double().cpu().numpy()
+            coef = unknowns[:, :-1] @ basis.T / self.scale_
+            intercept = unknowns[:, -1] - coef @ self.mean_
+            if len(self.classes_) == 2:
+                coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+            coefs.append(coef)
+            intercepts.append(intercept)
+        self.coef_path_, self.intercept_path_ = np.array(coefs), np.array(intercepts)
+        factor = 2.0 if len(self.classes_) == 2 else 1.0
+        self.objective_path_ = factor * np.array([s.point.objective for s in solutions])
+        self.gap_path_ = factor * np.array([s.gap for s in solutions])
+        self.unsolved_ = [float(c) for c, s in zip(self.C_path_, solutions, strict=True) if not s.solved]
+        if self.unsolved_:
+            warnings.warn(
+                f"not solved to tol {self.tol} within max_iter {self.max_iter}: C = "
+                + ", ".join(f"{c:.3g}" for c in self.unsolved_),
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+
+# -- the path --------------------------------------------------------------------------------------
+
+
+def _path(
+    loss: SoftmaxLoss, C: Sequence[float], tol: float, max_iter: int, start: Tensor | None
+) -> tuple[list[Solution], SoftmaxLoss | None]:
+    """Solve for rising C; what float32 cannot solve is solved in float64, and so is all that follows."""
+    together = max(1, COLUMNS_A_PASS // loss.num_classes)
+    solutions: list[Solution] = []
+    wider: SoftmaxLoss | None = None
+    while len(solutions) < len(C):
+        place = len(solutions)
+        group = C[place : place + together]
+        starts = [_start(loss, solutions, c, start) for c in group]
+        found = _solve_together(wider or loss, starts, group, tol, max_iter)
+        if wider is None and not all(solution.solved for solution in found):
+            wider = SoftmaxLoss(loss.x, loss.y.cpu().numpy(), loss.num_classes, torch.float64)
+            # the two bases may differ in signs: come back by way of the features
+            turn = loss.basis.double().T @ wider.basis
+            solutions = [_turned(s, turn) for s in solutions]
+            start = None if start is None else _turn(start, turn)
+            loss = wider
+            starts = [_turn(s.point.unknowns, turn) for s in found]
+            found = _solve_together(wider, starts, group, tol, max_iter)
+        solutions += found
+        for solution in solutions:
+            solution.point.probabilities = None
+    return solutions, wider
+
+
+def _turn(unknowns: Tensor, turn: Tensor) -> Tensor:
+    wide = unknowns.double()
+    return torch.cat([wide[:, :-1] @ turn, wide[:, -1:]], dim=1)
+
+
+def _turned(solution: Solution, turn: Tensor) -> Solution:
+    solution.point.unknowns = _turn(solution.point.unknowns, turn)
+    return solution
+
+
+def _start(loss: SoftmaxLoss, before: Sequence[Solution], c: float, start: Tensor | None) -> Tensor:
+    """Go on from the solutions before, along a line in log C."""
+    if not before:
+        return loss.origin() if start is None else start
+    last = before[-1].point
+    if len(before) == 1:
+        return last.unknowns.clone()
+    slope = (last.unknowns - before[-2].point.unknowns) / math.log(last.C / before[-2].point.C)
+    return last.unknowns + slope * math.log(c / last.C)
+
+
+def _solve_together(
+    loss: SoftmaxLoss, starts: Sequence[Tensor], C: Sequence[float], tol: float, max_iter: int
+) -> list[Solution]:
+    """Drive several problems at once: what they ask for at the same time is answered in one pass."""
+    solving = [_newton(loss, start, tol, max_iter) for start in starts]
+    requests: dict[int, Request] = {i: next(problem) for i, problem in enumerate(solving)}
+    found: dict[int, Solution] = {}
+    while requests:
+        points = [i for i, request in requests.items() if isinstance(request, Tensor)]
+        curves = [i for i in requests if i not in points]
+        answers: dict[int, Any] = {}
+        if points:
+            asked = [requests[i] for i in points]
+            answers.update(zip(points, loss.evaluate(asked, [C[i] for i in points]), strict=True))  # type: ignore[arg-type]
+        if curves:
+            pairs: Any = [requests[i] for i in curves]
+            answers.update(zip(curves, loss.curve(*zip(*pairs, strict=True)), strict=True))
+        requests = {}
+        for i, answer in answers.items():
+            try:
+                requests[i] = solving[i].send(answer)
+            except StopIteration as done:
+                found[i] = done.value
+    return [found[i] for i in range(len(C))]
+
+
+# -- one problem ------------------------------------------------------------------------------------
+
+
+def _newton(loss: SoftmaxLoss, unknowns: Tensor, tol: float, max_iter: int) -> Solving:
+    """Minimise by Newton's method with a truncated conjugate gradient and steps that are cut back."""
+    point: Point = yield unknowns
+    left = max_iter
+    while True:
+        gap = loss.gap(point)
+        if gap <= tol * point.objective:
+            return Solution(point, gap, solved=True)
+        if left <= 0:
+            return Solution(point, gap, solved=False)
+        # a residual whose square is a small part of what the gap may be is as good as none
+        enough = max(0.02 * gap, 0.3 * tol * point.objective)
+        direction, used = yield from _conjugate_gradient(loss, point, enough, left)
+        left -= used
+        slope, step = _dot(direction, point.gradient), 1.0
+        while True:
+            trial: Point = yield point.unknowns + step * direction
+            rounding = 1e-7 * abs(point.objective) if loss.dtype == torch.float32 else 0.0
+            if trial.objective <= point.objective + 1e-4 * step * slope + rounding:
+                break
+            step /= 2
+            if step < 1e-6:
+                return Solution(point, gap, solved=False)
+        if trial.objective >= point.objective and loss.gap(trial) >= gap:
+            return Solution(point, gap, solved=False)
+        point = trial
+
+
+def _conjugate_gradient(
+    loss: SoftmaxLoss, point: Point, enough: float, most: int
+) -> Generator[Request, Any, tuple[Tensor, int]]:
+    """Solve Hessian @ direction = -gradient until the squared residual is at most `enough`."""
+    direction = torch.zeros_like(point.unknowns)
+    residual = -point.gradient
+    along = loss.precondition(point, residual)
+    size = first = _dot(residual, along)
+    for used in range(1, most + 1):
+        product = yield point, along
+        curvature = _dot(along, product)
+        if curvature <= 0:  # rounding: the Hessian is positive
+            return direction if used > 1 else along, used
+        direction += size / curvature * along
+        residual -= size / curvature * product
+        conditioned = loss.precondition(point, residual)
+        size, before = _dot(residual, conditioned), size
+        if _dot(residual, residual) <= enough or size <= 0.0025 * first:
+            return direction, used
+        along = conditioned + size / before * along
+    return direction, most
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.flatten(), b.flatten()))

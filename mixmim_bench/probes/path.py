@@ -1,0 +1,90 @@
+"""What linear classifiers with a path of penalties have in common."""
+
+from typing import Any, Self
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from mixmim_bench.probes.rows import Stacked, stacked
+
+
+class LinearPath(ClassifierMixin, BaseEstimator):
+    """Coefficients for each of several penalties; predicts with those of `select`.
+
+    Subclasses set `classes_`, `coef_path_` (n_path, K, d) and `intercept_path_` (n_path, K), for features
+    as they are; one row stands for two classes.
+    """
+
+    classes_: np.ndarray
+    coef_path_: np.ndarray
+    intercept_path_: np.ndarray
+
+    def _check_data(self, X: Any, y: Any) -> tuple[Stacked, np.ndarray]:
+        """Check features (n, d) and labels (n,), give the labels as codes and remember the classes."""
+        if not isinstance(X, Stacked | np.memmap):
+            X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        rows, labels = stacked(X), column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        if len(rows) != len(labels):
+            raise ValueError(f"there are {len(rows)} rows in X and {len(labels)} labels in y")
+        self.n_features_in_ = rows.shape[1]
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"a classifier needs samples of at least 2 classes, and y has one class: {self.classes_[0]!r}"
+            )
+        return rows, codes
+
+    def select(self, place: int) -> Self:
+        """Predict with the coefficients of one penalty from now on."""
+        self.coef_, self.intercept_ = self.coef_path_[place], self.intercept_path_[place]
+        return self
+
+    def score_path(self, X: Any, y: Any) -> np.ndarray:
+        """Return the accuracy on X (n, d) and y (n,) for each penalty (n_path,), in one pass."""
+        right = np.zeros(len(self.coef_path_))
+        for start, block in stacked(X).blocks():
+            codes = np.asarray(y)[start : start + len(block)]
+            for i, (coef, intercept) in enumerate(zip(self.coef_path_, self.intercept_path_, strict=True)):
+                right[i] += (self._name(_decide(block, coef, intercept)) == codes).sum()
+        return right / len(y)
+
+    @property
+    def _one_row(self) -> bool:
+        return self.coef_path_.shape[1] == 1
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return the logits (n, K), or (n,) for two classes."""
+        check_is_fitted(self)
+        if not isinstance(X, Stacked | np.memmap):
+            X = validate_data(self, X, reset=False, dtype=[np.float32, np.float64])
+        logits = [_decide(block, self.coef_, self.intercept_) for _, block in stacked(X).blocks()]
+        return np.concatenate(logits)[:, 0] if self._one_row else np.concatenate(logits)
+
+    def _name(self, logits: np.ndarray) -> np.ndarray:
+        if self._one_row:
+            return self.classes_[(logits.reshape(-1) > 0).astype(int)]
+        return self.classes_[logits.argmax(1)]
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the likeliest class of each row (n,)."""
+        return self._name(self.decision_function(X))
+
+    def _log_odds(self, X: Any) -> np.ndarray:
+        logits = self.decision_function(X)
+        return np.stack([np.zeros_like(logits), logits], 1) if self._one_row else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probabilities (n, K)."""
+        return softmax(self._log_odds(X), axis=1)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithms of the probabilities (n, K)."""
+        return log_softmax(self._log_odds(X), axis=1)
+
+
+def _decide(block: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    return block.astype(np.float64, copy=False) @ coef.T + intercept

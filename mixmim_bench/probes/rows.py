@@ -1,0 +1,120 @@
+"""Feature rows in one or several arrays, in memory or mapped from a disk, read block by block."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import check_array
+
+BLOCK_BYTES = 2**23  # of float32, read at a time
+IN_MEMORY_BYTES = 2**30  # of float32: rows that are fewer are kept ready for use
+LARGEST_BASIS = 8192  # features of which the uncorrelated basis is computed; beyond it only their variances
+
+
+class Stacked:
+    """Arrays (n_i, d) one below the other, without copying them: train and val, say."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.arrays = tuple(arrays)
+        self.shape = (sum(len(array) for array in self.arrays), self.arrays[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Give the rows in order, block by block, each with the number of its first row."""
+        first = 0
+        step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
+        for array in self.arrays:
+            for start in range(0, len(array), step):
+                block = array[start : start + step]
+                yield first + start, block
+            first += len(array)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Copy some rows (m,), in the order given."""
+        taken = np.empty((len(rows), self.shape[1]), dtype=np.float32)
+        first = 0
+        for array in self.arrays:
+            here = np.flatnonzero((rows >= first) & (rows < first + len(array)))
+            ordered = here[np.argsort(rows[here], kind="stable")]  # a disk likes it in order
+            taken[ordered] = array[rows[ordered] - first]
+            first += len(array)
+        return taken
+
+
+def stacked(x: Any) -> Stacked:
+    """Take features as they come: `Stacked`, or any array (n, d)."""
+    if isinstance(x, Stacked):
+        return x
+    return Stacked([x if isinstance(x, np.memmap) else check_array(x, dtype=[np.float32, np.float64])])
+
+
+class Standardiser:
+    """Centres columns, and scales them by scikit-learn's rule for constant features.
+
+    The mean and the deviation are those of StandardScaler in float64; raises ValueError for values that
+    are not finite.
+    """
+
+    def __init__(self, rows: Stacked, scale: bool = True) -> None:
+        scaler = StandardScaler()
+        for start, block in rows.blocks():
+            if not np.isfinite(block).all():
+                row, column = np.argwhere(~np.isfinite(block))[0]
+                raise ValueError(
+                    f"Input X contains {block[row, column]} (row {start + row}, column {column}); features "
+                    "must be finite, without NaN and infinity"
+                )
+            scaler.partial_fit(block)
+        self.mean: np.ndarray = np.asarray(scaler.mean_)
+        self.scale: np.ndarray = np.asarray(scaler.scale_) if scale else np.ones_like(self.mean)
+
+    def apply(self, block: np.ndarray) -> np.ndarray:
+        """Standardise rows (m, d): float32."""
+        return ((block - self.mean) / self.scale).astype(np.float32)
+
+
+class Prepared:
+    """Standardised rows as tensors on a device: kept if they are few, else made anew at every pass."""
+
+    def __init__(self, rows: Stacked, standardiser: Standardiser, device: str) -> None:
+        self.rows = rows
+        self.standardiser = standardiser
+        self.device = device
+        self.shape = rows.shape
+        self.kept: list[tuple[int, torch.Tensor]] | None = None
+        if 4 * rows.shape[0] * rows.shape[1] <= IN_MEMORY_BYTES or device != "cpu":
+            self.kept = list(self._read())
+
+    def _read(self) -> Iterator[tuple[int, torch.Tensor]]:
+        for start, block in self.rows.blocks():
+            yield start, torch.from_numpy(self.standardiser.apply(block)).to(self.device)
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Give the first row of each block and its values (m, d)."""
+        yield from self._read() if self.kept is None else self.kept
+
+
+def uncorrelated(x: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the orthonormal basis (d, r) in which the features are uncorrelated, and their variances (r,).
+
+    Fewer rows than features span fewer directions, and no other matters.
+    """
+    n, d = x.shape
+    if min(n, d) > LARGEST_BASIS:
+        squares = sum(block.double().square().sum(0) for _, block in x.blocks())
+        return torch.eye(d, dtype=torch.float64, device=x.device), torch.as_tensor(squares) / n
+    if n < d:
+        rows = torch.cat([block for _, block in x.blocks()]).double()
+        variances, left = torch.linalg.eigh(rows @ rows.T)
+        keep = variances > 1e-10 * variances[-1].clamp_min(1e-30)
+        basis = rows.T @ (left[:, keep] / variances[keep].sqrt())
+        return basis, variances[keep] / n
+    gram = torch.zeros(d, d, dtype=torch.float64, device=x.device)
+    for _, block in x.blocks():
+        gram += (block.T @ block).double()
+    variances, basis = torch.linalg.eigh(gram)
+    return basis, (variances / n).clamp_min(0.0)

@@ -1,0 +1,190 @@
+"""The objective of multinomial logistic regression, its gradient and its curvature, many problems a pass.
+
+A problem is one value of C. Its unknowns are a tensor (K, r + 1): a row a class, coordinates in a basis
+in which the features are nearly uncorrelated, and the intercept last. The objective is scikit-learn's:
+C times the sum of the losses, plus half the squared norm of what is not an intercept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixmim_bench.probes.rows import Prepared, uncorrelated
+
+KEPT_NUMBERS = 2**27  # probabilities (n, K) of all problems that are kept between passes; more are made anew
+
+
+@dataclass
+class Point:
+    """What is known of a problem at one point."""
+
+    unknowns: Tensor  # (K, r + 1)
+    C: float
+    objective: float
+    gradient: Tensor  # (K, r + 1)
+    weight: Tensor  # (K,) float64: mean of p (1 - p)
+    probabilities: dict[int, Tensor] | None  # by first row of the block: (m, K)
+
+    @property
+    def width(self) -> int:
+        return len(self.unknowns)
+
+
+class SoftmaxLoss:
+    """Passes over the rows, shared by all problems that need one."""
+
+    def __init__(self, x: Prepared, y: np.ndarray, num_classes: int, dtype: torch.dtype) -> None:
+        self.x = x
+        self.n = x.shape[0]
+        self.num_classes = num_classes
+        self.dtype = dtype
+        self.y = torch.from_numpy(y).to(x.device)
+        self.passes = 0
+        basis, self.variances = uncorrelated(x)
+        self.basis = basis.to(dtype)  # (d, r), orthonormal columns
+        self.rotated: list[tuple[int, Tensor]] | None = None
+        if x.kept is not None:
+            self.rotated = [(start, block.to(dtype) @ self.basis) for start, block in x.kept]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The shape of the unknowns of a problem."""
+        return self.num_classes, len(self.variances) + 1
+
+    def origin(self) -> Tensor:
+        """Start where features say nothing: intercepts that give each class its frequency."""
+        start = torch.zeros(self.size, dtype=self.dtype, device=self.x.device)
+        start[:, -1] = torch.bincount(self.y, minlength=self.num_classes).log()
+        start[:, -1] -= start[:, -1].mean()
+        return start
+
+    def evaluate(self, unknowns: Sequence[Tensor], C: Sequence[float]) -> list[Point]:
+        """Evaluate several problems at one point each, in one pass."""
+        keep = self.n * self.num_classes * len(unknowns) <= KEPT_NUMBERS
+        losses = torch.zeros(len(unknowns), dtype=torch.float64)
+        sums = [torch.zeros(self.num_classes, dtype=torch.float64, device=self.x.device) for _ in unknowns]
+        kept: list[dict[int, Tensor]] = [{} for _ in unknowns]
+
+        def residuals(start: int, logits: Sequence[Tensor]) -> list[Tensor]:
+            y = self.y[start : start + len(logits[0])]
+            return [one(start, i, own, y) for i, own in enumerate(logits)]
+
+        def one(start: int, problem: int, logits: Tensor, y: Tensor) -> Tensor:
+            loss, p, residual = _softmax(logits, y)
+            losses[problem] += loss
+            # 1 - p of the label is not a difference of near numbers: it is what the others have
+            sums[problem].add_((p * torch.where(residual < 0, -residual, 1 - p)).sum(0, dtype=torch.float64))
+            if keep:
+                kept[problem][start] = p
+            return residual
+
+        gradients = self._pass(unknowns, residuals)
+        points = []
+        for i, (u, c) in enumerate(zip(unknowns, C, strict=True)):
+            gradient = c * gradients[i]
+            gradient[:, :-1] += u[:, :-1]
+            objective = c * float(losses[i]) + 0.5 * _squared_norm(u[:, :-1])
+            weight = sums[i] / self.n
+            points.append(Point(u, c, objective, gradient, weight, kept[i] if keep else None))
+        return points
+
+    def curve(self, points: Sequence[Point], directions: Sequence[Tensor]) -> list[Tensor]:
+        """Multiply the Hessian of each problem at its point with a direction, all in one pass."""
+        anew = [i for i, point in enumerate(points) if point.probabilities is None]
+        columns = [*directions, *(points[i].unknowns for i in anew)]
+
+        def residuals(start: int, values: Sequence[Tensor]) -> list[Tensor]:
+            made_anew = dict(zip(anew, values[len(points) :], strict=True))
+            made = []
+            for i, (point, along) in enumerate(zip(points, values[: len(points)], strict=True)):
+                kept = point.probabilities
+                p = made_anew[i].softmax(1) if kept is None else kept[start]
+                along -= (p * along).sum(1, keepdim=True)
+                made.append(along.mul_(p))
+            return made
+
+        products = self._pass(columns, residuals)
+        for i, (point, direction) in enumerate(zip(points, directions, strict=True)):
+            products[i] *= point.C
+            products[i][:, :-1] += direction[:, :-1]
+        return products
+
+    def _pass(
+        self, columns: Sequence[Tensor], residuals: Callable[[int, Sequence[Tensor]], list[Tensor]]
+    ) -> list[Tensor]:
+        """Go over the rows once, and multiply residuals with them.
+
+        `residuals` makes them from the first row of a block and the values (m, K) of each of the columns.
+        """
+        self.passes += 1
+        stacked = torch.cat([u[:, :-1] for u in columns])
+        intercepts = torch.cat([u[:, -1] for u in columns])
+        if self.rotated is None:
+            stacked = stacked @ self.basis.T
+        total: Tensor | None = None
+        for start, block in self._blocks():
+            # classes lie in rows: narrow products are several times faster so
+            values = torch.addmm(intercepts, block, stacked.T).split(self.num_classes, dim=1)
+            made = torch.cat(residuals(start, [each.contiguous() for each in values]), dim=1)
+            if total is None:
+                total = block.new_zeros(made.shape[1], block.shape[1] + 1)
+            total[:, :-1] += made.T @ block
+            total[:, -1] += made.sum(0)
+        assert total is not None
+        if self.rotated is None:
+            total = torch.cat([total[:, :-1] @ self.basis, total[:, -1:]], dim=1)
+        return list(total.split(self.num_classes))
+
+    def _blocks(self) -> Sequence[tuple[int, Tensor]]:
+        if self.rotated is not None:
+            return self.rotated
+        return ((start, block.to(self.dtype)) for start, block in self.x.blocks())  # type: ignore[return-value]
+
+    def precondition(self, point: Point, residual: Tensor) -> Tensor:
+        """Solve with what the Hessian would be if features were uncorrelated and rows alike.
+
+        The solution sums to zero over the classes, as the unknowns do.
+        """
+        weight = point.weight.clamp_min(1e-12)[:, None]
+        curvature = point.C * self.n * weight * self.variances
+        inverse = torch.cat([1 / (1 + curvature), 1 / (point.C * self.n * weight)], dim=1).to(self.dtype)
+        mean = (inverse * residual).sum(0) / inverse.sum(0)
+        return inverse * (residual - mean)
+
+    def gap(self, point: Point) -> float:
+        """Bound how far the objective is above its minimum.
+
+        The penalty makes the objective strongly convex, so half the squared norm of the gradient is a bound
+        (it is the duality gap); of the intercepts, which are not penalised, it is Newton's estimate.
+        """
+        of_intercepts = point.gradient[:, -1].double() ** 2 / (
+            point.C * self.n * point.weight.clamp_min(1e-12)
+        )
+        return 0.5 * (_squared_norm(point.gradient[:, :-1]) + float(of_intercepts.sum()))
+
+
+def _softmax(logits: Tensor, y: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Return the summed loss, the probabilities and the residuals p - onehot; logits (m, K) are used up.
+
+    All is relative to the label's own logit, so that small losses keep all their digits.
+    """
+    rows = torch.arange(len(y), device=y.device)
+    logits -= logits[rows, y][:, None].clone()
+    top = logits.amax(1)  # at least 0
+    p = (logits - top[:, None]).exp_()
+    own = p[rows, y].clone()
+    p[rows, y] = 0.0
+    others = p.sum(1)
+    loss = torch.where(top > 0, top + (own + others).log(), others.log1p())
+    p /= (own + others)[:, None]
+    residual = p.clone()
+    residual[rows, y] = -others / (own + others)
+    p[rows, y] = own / (own + others)
+    return float(loss.sum(dtype=torch.float64)), p, residual
+
+
+def _squared_norm(values: Tensor) -> float:
+    return float(values.double().square().sum())
