@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 import mixmim_bench.models  # noqa: F401 (registers the models)
 from mixmim_bench.data.images import Arrays, Part
 from mixmim_bench.data.transforms import eval_transform
-from mixmim_bench.features import extract
+from mixmim_bench.features.extract import extract
 from mixmim_bench.machine import open_machine
 from mixmim_bench.models.build import build, preprocessing
 from mixmim_bench.models.registry import find_model

@@ -1,23 +1,34 @@
 """The workbench: one backbone and the splits of one task, as a protocol is handed them."""
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import timm
 from torch import nn
 
+from mixmim_bench import metrics
 from mixmim_bench.data.dataset import stamp
-from mixmim_bench.data.images import Part
+from mixmim_bench.data.images import Part, UnreadableImage
 from mixmim_bench.data.transforms import Transform, eval_transform
-from mixmim_bench.features import Features, extract
+from mixmim_bench.features import EXTRACTOR_VERSION, OWN
+from mixmim_bench.features.extract import Features, extract_to_store, features_of
+from mixmim_bench.features.layers import choose_layers
+from mixmim_bench.features.store import Entry, FeatureStore
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build
 from mixmim_bench.specs import Run, digest
 
 Advance = Callable[[int], None]
+HASHING_THREADS = 4  # that wait for the disk
 
 
 class Stages(Protocol):
@@ -39,15 +50,26 @@ class Split:
         """Identify the images, and see when a file was changed."""
         return stamp(self.part)
 
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """Hash the bytes of each image that can be read, (n, 16) uint8."""
+        with ThreadPoolExecutor(HASHING_THREADS) as threads:
+            found = [digest for digest in threads.map(self._digest, range(len(self.part))) if digest]
+        return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 16)
+
+    def _digest(self, row: int) -> bytes:
+        try:
+            return self.part.images.digest(row)
+        except UnreadableImage:
+            return b""
+
 
 @dataclass
 class Shelf:
-    """The last backbone and the last task's features, for the runs that follow on the same ones."""
+    """The last backbone, for the runs that follow on the same one."""
 
-    backbone_key: str = ""
+    key: str = ""
     backbone: nn.Module | None = None
-    task_key: str = ""
-    features: dict[str, Features] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,6 +98,15 @@ class Workbench:
         """The seed of what a protocol draws."""
         return self.run.seed or 0
 
+    @property
+    def metric(self) -> str:
+        """The metric of the task that is ranked, and that choices on val are made by."""
+        return self.run.task.metrics[0]
+
+    def score(self, y: np.ndarray, scores: np.ndarray) -> float:
+        """Score predictions on val by that metric; y (n,), scores (n, K)."""
+        return metrics.value(self.metric, y, scores)
+
     def backbone(self, **kwargs: Any) -> nn.Module:
         """Build the backbone of the run anew, with its weights, for training."""
         return build(self.run.model, self.run.weights, self.run.size, self.seed, **kwargs)
@@ -84,45 +115,93 @@ class Workbench:
         """Make the evaluation transform of the model."""
         return eval_transform(self.run.preprocessing)
 
-    def features(self, split: Split) -> Features:
+    def layers(self, layer: str) -> list[str]:
+        """List the layers that a choice stands for: one, or with 'auto' all that are worth a try."""
+        return choose_layers(self._frozen(), layer)
+
+    def features(self, split: Split, layer: str = OWN) -> Features:
         """Return the frozen, pooled features of a split."""
-        backbone_key = digest(self._made_by())
-        if self.shelf.backbone_key != backbone_key:
-            self.shelf.backbone_key, self.shelf.backbone = backbone_key, self.backbone()
-        task_key = f"{backbone_key} {self.run.task.name}"
-        if self.shelf.task_key != task_key:
-            self.shelf.task_key, self.shelf.features = task_key, {}
-        if split.stamp not in self.shelf.features:
-            self.shelf.features[split.stamp] = self._extract(split)
-        features = self.shelf.features[split.stamp]
-        self.skipped[split.role] = features.unreadable
-        if 0 < features.batch_size < min(self.machine.batch_size, len(split.part)):
-            self.note_batch("features", self.machine.batch_size, features.batch_size)
-        return features
+        return self.features_of_layers(split, [layer])[layer]
+
+    def features_of_layers(self, split: Split, layers: Sequence[str]) -> dict[str, Features]:
+        """Return the features of several layers, which are extracted in one pass and kept in the store."""
+        entries = {layer: self._entry(split, layer) for layer in layers}
+        lacking = {layer: entry for layer, entry in entries.items() if entry.manifest() is None}
+        used = self._extract(split, lacking) if lacking else 0
+        if 0 < used < min(self.machine.batch_size, len(split.part)):
+            self.note_batch("features", self.machine.batch_size, used)
+        found = {layer: features_of(entry, split.part, used) for layer, entry in entries.items()}
+        self.skipped[split.role] = next(iter(found.values())).unreadable
+        return found
+
+    def _frozen(self) -> nn.Module:
+        """Return the backbone that features are taken from; it is built once for all runs on it."""
+        key = digest(self._made_by())
+        if self.shelf.key != key:
+            self.shelf.key, self.shelf.backbone = key, self.backbone()
+        assert self.shelf.backbone is not None
+        return self.shelf.backbone
 
     def _made_by(self) -> dict[str, Any]:
-        """Say what the features of an image depend on."""
+        """Say what the features of an image depend on, apart from the image and the layer."""
         identity = self.run.identity()
         made_by = {key: identity[key] for key in ("arch", "kwargs", "weights", "preprocessing", "precision")}
-        return {**made_by, "seed": self.seed if self.run.weights["kind"] == "random" else None}
+        return {
+            **made_by,
+            "seed": self.seed if self.run.weights["kind"] == "random" else None,
+            "code": _own_code(self.run.model.arch),
+            "extractor": EXTRACTOR_VERSION,
+        }
 
-    def _extract(self, split: Split) -> Features:
-        assert self.shelf.backbone is not None
+    def _entry(self, split: Split, layer: str) -> Entry:
+        run = self.run
+        about = {
+            "model": run.model.name,
+            "weights": run.weights["name"],
+            "task": run.task.name,
+            "task_file": str(Path(run.task.path).resolve()),
+            "root": run.data["root"],
+            "role": split.role,
+        }
+        made_by = {
+            **self._made_by(),
+            "layer": layer,
+            "images": split.stamp,
+            "skip_unreadable": run.task.skip_unreadable,  # else what was left out once would be for ever
+        }
+        return FeatureStore().entry(made_by, about)
+
+    def _extract(self, split: Split, entries: dict[str, Entry]) -> int:
         clock = time.perf_counter()
         with self.stages.stage(f"features of {split.role}", len(split.part), self.gmacs) as advance:
-            features = extract(
-                self.shelf.backbone,
+            used = extract_to_store(
+                self._frozen(),
                 split.part,
                 self.transform(),
                 self.machine,
+                entries,
                 self.run.task.skip_unreadable,
                 advance,
             )
         self.extract_s += time.perf_counter() - clock
-        return features
+        return used
+
+    def digests(self, split: Split) -> np.ndarray:
+        """Hash the bytes of the images of a split, (n, 16); where features are kept the hashes are too."""
+        stored = self._entry(split, OWN)
+        return split.digests if stored.manifest() is None else stored.open().digests
 
     def note_batch(self, what: str, asked: int, used: int) -> None:
         """Put on record that memory ran out and the batch was halved."""
         note = f"{what}: memory ran out at batch {asked}, done with {used}"
         if note not in self.notes:
             self.notes.append(note)
+
+
+def _own_code(arch: str) -> str:
+    """Hash the module of an architecture that is neither timm's nor ours: its author may change it."""
+    module = timm.models.model_entrypoint(arch).__module__
+    if module.startswith(("timm.", "mixmim_bench.")):
+        return ""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return sha256(Path(path).read_bytes()).hexdigest()[:16] if path else ""

@@ -28,13 +28,15 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         fit_s = time.perf_counter() - clock - bench.extract_s
         predicted = fitted.predict(splits["test"])
     total_s = time.perf_counter() - clock
+    duplicates = _duplicates(bench, splits)
     record = dataclasses.replace(
         blank_record(run),
-        scores={metric: predicted.score(metric) for metric in run.task.metrics},
+        scores=predicted.scores_by(run.task.metrics),
         chosen=dict(fitted.chosen),
         counts={
             **{f"n_{role}": len(part) for role, part in data.parts.items()},
             **{f"skipped_{role}": count for role, count in bench.skipped.items()},
+            **duplicates,
         },
         timings={
             "extract_s": round(bench.extract_s, 3),  # 0 where the features were at hand
@@ -42,7 +44,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             "test_s": round(total_s - fit_s - bench.extract_s, 3),
             "total_s": round(total_s, 3),
         },
-        notes=tuple([*bench.notes, *fitted.notes]),
+        notes=tuple([*bench.notes, *fitted.notes, *_told(duplicates)]),
         provenance={
             **provenance(),
             **bench.machine.describe(),
@@ -51,7 +53,21 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             "started": started.isoformat(timespec="seconds"),
         },
     )
-    return record, {**predicted.kept(), **{f"fit_{k}": v for k, v in fitted.arrays.items()}}
+    return record, {**predicted.kept(run.task.metrics), **{f"fit_{k}": v for k, v in fitted.arrays.items()}}
+
+
+def _duplicates(bench: Workbench, splits: Mapping[str, Split]) -> dict[str, int]:
+    """Count the images of val that are also in train, and those of test in either, byte for byte."""
+    train, val, test = (bench.digests(splits[role]).copy().view("V16").ravel() for role in ROLES)
+    return {
+        "val_in_train": int(np.isin(val, train).sum()),
+        "test_in_train_or_val": int(np.isin(test, np.concatenate([train, val])).sum()),
+    }
+
+
+def _told(duplicates: Mapping[str, int]) -> list[str]:
+    found = duplicates["test_in_train_or_val"]
+    return [f"{found} test images are also in train or val, byte for byte"] if found else []
 
 
 def check_kept(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:

@@ -24,7 +24,8 @@ from mixmim_bench.data.loading import Unreadable
 from mixmim_bench.data.pictures import Pictures
 from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.errors import BenchError
-from mixmim_bench.features import Outputs, forward_all
+from mixmim_bench.features import LOGITS, OWN
+from mixmim_bench.features.extract import forward_all
 from mixmim_bench.machine import Machine, open_machine
 from mixmim_bench.models.build import build, classes_of, preprocessing
 from mixmim_bench.models.registry import MODELS, find_model
@@ -160,7 +161,16 @@ def _result(model: ReadyModel, scores: np.ndarray) -> dict[str, Any]:
     }
 
 
-def classify(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Outputs]:
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of some pictures: their rows (b,), values (b, d), and those that failed with why."""
+
+    rows: np.ndarray
+    values: np.ndarray
+    failures: list[tuple[int, str]]
+
+
+def classify(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Answers]:
     """Score pictures, batch by batch: the values are probabilities (b, K).
 
     Raises BenchError for a model without a classifier.
@@ -170,17 +180,21 @@ def classify(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterato
             f"{model.spec.name} with {model.weights['name']} has no classifier: these weights were only "
             "pretrained; features can be extracted"
         )
-    for outputs in forward_all(model.network, model.transform(), Unreadable(pictures, True), machine):
-        if len(outputs.values):
-            logits = torch.from_numpy(outputs.values)
-            outputs = Outputs(outputs.rows, logits.softmax(1).numpy(), outputs.failures, outputs.batch_size)
-        yield outputs
+    for answers in _run(model, pictures, machine, LOGITS):
+        probabilities = torch.from_numpy(answers.values).softmax(1).numpy()
+        yield Answers(answers.rows, probabilities, answers.failures)
 
 
-def embed(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Outputs]:
+def embed(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Answers]:
     """Extract pooled features of pictures, batch by batch: the values are (b, D)."""
+    yield from _run(model, pictures, machine, OWN)
+
+
+def _run(model: ReadyModel, pictures: Pictures, machine: Machine, layer: str) -> Iterator[Answers]:
     unreadable = Unreadable(pictures, True)
-    yield from forward_all(model.network, model.transform(), unreadable, machine, pre_logits=True)
+    for outputs in forward_all(model.network, model.transform(), unreadable, machine, (layer,)):
+        values = outputs.values.get(layer, np.empty((0, 1), np.float32))
+        yield Answers(outputs.rows, values, outputs.failures)
 
 
 def save_features(

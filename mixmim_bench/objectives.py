@@ -1,6 +1,7 @@
 """What a training minimises."""
 
 import torch
+import torch.nn.functional as F
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
@@ -36,3 +37,15 @@ class Classifying:
         """Return the mean cross-entropy, computed in float32."""
         logits = network(images).float()
         return -(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+class ClassifyingByHeads:
+    """Cross-entropy of class labels, summed over several heads that do not know of one another."""
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave images (B, 3, H, W) and labels (B,) as they are."""
+        return images, labels
+
+    def loss(self, network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+        """Return the sum over heads of their mean cross-entropy, in float32."""
+        return torch.stack([F.cross_entropy(logits.float(), target) for logits in network(images)]).sum()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixmim_bench.protocols import build_protocol, resolve_protocol
+from mixmim_bench.protocols import build_protocol, find_protocol, resolve_protocol
 from mixmim_bench.specs import ModelSpec, Run, TaskSpec
 
 
@@ -42,6 +42,7 @@ def plan(
     seeds: Sequence[int],
     preset: str,
     precision: str,
+    layers: str = "",
 ) -> list[Planned]:
     """List the runs, ordered by model, task, protocol and seed, each once.
 
@@ -56,7 +57,7 @@ def plan(
                     protocol,
                     task.spec.kind,
                     preset,
-                    task.spec.recipe.get(protocol, {}),
+                    effective_recipe(task.spec, protocol, layers),
                     random_weights=model.weights["kind"] == "random",
                 )
                 protocol_here = build_protocol(values, task.spec.kind)
@@ -75,6 +76,15 @@ def plan(
                     )
                     planned.setdefault(run.run_id, Planned(run=run, **images))
     return list(planned.values())
+
+
+def effective_recipe(task: TaskSpec, protocol: str, layers: str) -> dict[str, Any]:
+    """Say what is changed of a protocol: by the task, and by layers that were asked for."""
+    recipe = dict(task.recipe.get(protocol, {}))
+    default = getattr(find_protocol(protocol, task.kind), "layers", None)
+    if layers and default is not None:
+        recipe["layers"] = layers if isinstance(default, str) else [layers]
+    return recipe
 
 
 def _at_size_of(task: TaskSpec, preprocessing: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,21 @@
 """What a judged backbone says of images; each kind of task has a class that scores and keeps it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from mixmim_bench import metrics
 
-KEPT_CLASSES = 5  # of each image's scores, the best are kept beside the record
+
+def of_all_classes(scores: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Widen the scores (n, k) of some classes (k,) to all: (n, K), -inf for a class never seen."""
+    if len(classes) == num_classes:
+        return scores
+    wide = np.full((len(scores), num_classes), -np.inf, dtype=scores.dtype)
+    wide[:, classes] = scores
+    return wide
 
 
 class Predictions(Protocol):
@@ -15,10 +23,10 @@ class Predictions(Protocol):
 
     def __len__(self) -> int: ...
 
-    def score(self, metric: str) -> dict[str, Any]:
-        """Score by an official metric: value, 95 % interval (low, high) and how it was made, n."""
+    def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Score by official metrics: value, 95 % interval (low, high) and how it was made, n of each."""
 
-    def kept(self) -> dict[str, np.ndarray]:
+    def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return what is kept beside the record, to compare two models without running them again."""
 
 
@@ -33,14 +41,43 @@ class ClassScores:
     def __len__(self) -> int:
         return len(self.y)
 
-    def score(self, metric: str) -> dict[str, Any]:
-        return metrics.score(metric, self.y, self.scores)
+    def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        return {name: metrics.score(name, self.y, self.scores) for name in names}
 
-    def kept(self) -> dict[str, np.ndarray]:
-        best = np.argsort(-self.scores, axis=1, kind="stable")[:, :KEPT_CLASSES]
+    def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {"ids": self.ids, **metrics.kept(names, self.y, self.scores)}
+
+
+@dataclass(frozen=True)
+class DrawScores:
+    """Scores of the classes for the same images after each of several random draws of what was learnt from.
+
+    The score is the mean over draws; `others` holds those of other settings, by a name for people.
+    """
+
+    ids: np.ndarray  # (n,) of str
+    y: np.ndarray  # (n,)
+    draws: Sequence[np.ndarray]  # each (n, K)
+    others: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        found = {name: self._score(name, self.draws) for name in names}
+        first = names[0]
+        found.update({f"{first} {other}": self._score(first, draws) for other, draws in self.others.items()})
+        return found
+
+    def _score(self, name: str, draws: Sequence[np.ndarray]) -> dict[str, Any]:
+        values = np.array([metrics.value(name, self.y, scores) for scores in draws])
         return {
-            "ids": self.ids,
-            "y": self.y.astype(np.int32),
-            "best": best.astype(np.int32),
-            "best_scores": np.take_along_axis(self.scores, best, 1).astype(np.float32),
+            **metrics.score_draws(name, self.y, draws),
+            "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+            "draws": len(values),
         }
+
+    def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        every = [metrics.kept(names, self.y, scores) for scores in self.draws]
+        stacked = {key: np.stack([arrays[key] for arrays in every]) for key in every[0] if key != "y"}
+        return {"ids": self.ids, "y": every[0]["y"], **stacked}

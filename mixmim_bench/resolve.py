@@ -11,11 +11,13 @@ from pathlib import Path
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.taskfile import select_tasks
 from mixmim_bench.errors import MissingData, MissingWeights
+from mixmim_bench.features import OWN
+from mixmim_bench.features.check import check_layers
 from mixmim_bench.models.build import check_weights, preprocessing
 from mixmim_bench.models.download import Bar
 from mixmim_bench.models.registry import find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights
-from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, plan
+from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, effective_recipe, plan
 from mixmim_bench.protocols import AUTO, resolve_protocol
 from mixmim_bench.specs import ModelSpec, TaskSpec
 
@@ -37,6 +39,7 @@ class Selection:
     weights: str = AUTO
     preset: str = AUTO
     precision: str = "float32"
+    layers: str = ""  # of the protocols that judge frozen features; '': what each has by default
     data_root: Path | None = None
 
 
@@ -58,7 +61,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     tasks = _tasks(selection, say)
     for task in tasks:
         for protocol in selection.protocols:
-            recipe = task.recipe.get(protocol, {})
+            recipe = effective_recipe(task, protocol, selection.layers)
             resolve_protocol(protocol, task.kind, selection.preset, recipe, random_weights=False)
     data = {task.name: open_task(task, selection.data_root) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
@@ -81,8 +84,22 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         list(dict.fromkeys(selection.seeds)),
         selection.preset,
         selection.precision,
+        selection.layers,
     )
+    _check_layers(planned)
     return Resolved(planned, data)
+
+
+def _check_layers(planned: Sequence[Planned]) -> None:
+    """See that each model has the layers that are asked of it, before anything is computed."""
+    asked = {}
+    for each in planned:
+        layers = each.run.protocol.get("layers", OWN)
+        names = tuple([layers] if isinstance(layers, str) else layers)
+        if set(names) - {OWN}:
+            asked[each.run.model.name, each.run.size, names] = each.run.model
+    for (_, size, names), model in asked.items():
+        check_layers(model, size, names)
 
 
 def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:

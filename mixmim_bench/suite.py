@@ -180,5 +180,6 @@ def _told(record: RunRecord) -> str:
     scores = [
         f"{metric} {100 * s['value']:.1f} % ({100 * s['low']:.1f} to {100 * s['high']:.1f})"
         for metric, s in record.scores.items()
+        if metric in record.identity["task"]["metrics"]
     ]
     return ", ".join([*scores, *record.notes])

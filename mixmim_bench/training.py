@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,9 @@ class Schedule:
     clip_grad: float = 0.0  # 0: not clipped
 
 
+MakeOptimizer = Callable[[nn.Module, Schedule], torch.optim.Optimizer]
+
+
 class Objective(Protocol):
     """What is learnt from images."""
 
@@ -56,8 +59,12 @@ def train(
     schedule: Schedule,
     bench: Workbench,
     name: str,
+    make_optimizer: MakeOptimizer | None = None,
+    work: float = TRAIN_WORK,
 ) -> tuple[list[float], dict[int, str]]:
     """Train a network in place; return the mean loss of each epoch, and the rows that were unreadable.
+
+    make_optimizer: in place of timm's by the schedule's name. work: what an image costs, in forward passes.
 
     When memory runs out training starts again with half as many images at a time, their gradients summed:
     the batch that the schedule states stays what it is, and so does what is mixed in it.
@@ -67,8 +74,8 @@ def train(
     at_once = asked
     while True:
         try:
-            trainer = Trainer(network, part, transform, objective, schedule, bench, at_once)
-            losses = trainer.run(name)
+            trainer = Trainer(network, part, transform, objective, schedule, bench, at_once, make_optimizer)
+            losses = trainer.run(name, work)
         except Exception as error:
             if not is_out_of_memory(error) or at_once == 1:
                 raise
@@ -79,6 +86,17 @@ def train(
             if at_once < asked:
                 bench.note_batch(name, asked, at_once)
             return losses, trainer.unreadable.found
+
+
+def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    return create_optimizer_v2(
+        network,
+        opt=schedule.optimizer,
+        lr=schedule.lr,
+        weight_decay=schedule.weight_decay,
+        layer_decay=schedule.layer_decay if schedule.layer_decay < 1.0 else None,
+        **({"fused": True} if schedule.optimizer == "adamw" else {}),
+    )
 
 
 def make_accelerator(machine: Machine) -> Accelerator:
@@ -99,6 +117,7 @@ class Trainer:
         schedule: Schedule,
         bench: Workbench,
         at_once: int,
+        make_optimizer: MakeOptimizer | None = None,
     ) -> None:
         self.part = part
         self.objective = objective
@@ -111,14 +130,7 @@ class Trainer:
         self.unreadable = Unreadable(part.images, bench.run.task.skip_unreadable)
         self.dataset = ImageDataset(part.images, transform, bench.seed)
         self.accelerator = make_accelerator(bench.machine)
-        optimizer = create_optimizer_v2(
-            network,
-            opt=schedule.optimizer,
-            lr=schedule.lr,
-            weight_decay=schedule.weight_decay,
-            layer_decay=schedule.layer_decay if schedule.layer_decay < 1.0 else None,
-            **({"fused": True} if schedule.optimizer == "adamw" else {}),
-        )
+        optimizer = (make_optimizer or _timm_optimizer)(network, schedule)
         # timm's scheduler is what applies the layer decay, to the optimizer's own groups
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
@@ -133,10 +145,10 @@ class Trainer:
         )
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
 
-    def run(self, name: str) -> list[float]:
+    def run(self, name: str, work: float) -> list[float]:
         """Train for all epochs; return the mean loss of each."""
         seen = self.schedule.epochs * self.steps_per_epoch * self.batch_size
-        with self.bench.stages.stage(name, seen, TRAIN_WORK * self.bench.gmacs) as advance:
+        with self.bench.stages.stage(name, seen, work * self.bench.gmacs) as advance:
             return [self._epoch(epoch, advance) for epoch in range(self.schedule.epochs)]
 
     def _epoch(self, epoch: int, advance: Advance) -> float:

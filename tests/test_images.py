@@ -9,7 +9,7 @@ from mixmim_bench.data.images import Arrays, Files, Part, UnreadableImage, join
 from mixmim_bench.data.loading import ImageDataset, batches, in_groups
 from mixmim_bench.data.transforms import eval_transform, train_transform
 from mixmim_bench.errors import UnreadableImages
-from mixmim_bench.features import extract
+from mixmim_bench.features.extract import extract
 from mixmim_bench.machine import Machine
 
 GREY = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from mixmim_bench.bench import Split
 from mixmim_bench.data.images import Arrays, Part
 from mixmim_bench.errors import BenchError
-from mixmim_bench.features import Features
+from mixmim_bench.features.extract import Features
 from mixmim_bench.protocols import (
     build_protocol,
     check_values,

@@ -45,7 +45,7 @@ from mixmim_bench.errors import BenchError
     multiple=True,
     default=["linear", "finetune"],
     show_default=True,
-    help="Such as linear, knn, finetune. Repeatable.",
+    help="linear, linear-sgd, knn, fewshot, finetune. Repeatable.",
 )
 @click.option(
     "--seed",
@@ -66,7 +66,13 @@ from mixmim_bench.errors import BenchError
     "--preset",
     default="auto",
     show_default=True,
-    help="Hyper-parameters: paper, random, or auto by the weights.",
+    help="Hyper-parameters: paper, random, dinov2 (of linear-sgd), or auto by the weights.",
+)
+@click.option(
+    "--layers",
+    default="",
+    help="Layer that frozen features are taken from: own (the model's pooled features), stage3, cls, mean, "
+    "last4, cls+mean, …; auto tries those that the model has and chooses on val.",
 )
 @DATA_ROOT
 @RESULTS

@@ -42,6 +42,10 @@ def decoding() -> Iterator[None]:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()[:16]
+
+
 class Loadable(Protocol):
     """A sequence of images that are decoded when asked for."""
 
@@ -62,6 +66,9 @@ class Images(Loadable, Protocol):
 
     def stamp(self, row: int) -> str:
         """Say what would change here if the image did: also the time of its file."""
+
+    def digest(self, row: int) -> bytes:
+        """Hash the bytes of one image, 16 bytes; raises UnreadableImage."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,10 @@ class Files:
             return "absent"
         return f"{status.st_size}:{status.st_mtime_ns}"
 
+    def digest(self, row: int) -> bytes:
+        with decoding():
+            return _digest(Path(self.name(row)).read_bytes())
+
 
 @dataclass(frozen=True)
 class Arrays:
@@ -113,6 +124,9 @@ class Arrays:
 
     def stamp(self, row: int) -> str:
         return self.content(row)
+
+    def digest(self, row: int) -> bytes:
+        return _digest(self.pixels[row].tobytes())
 
 
 @dataclass(frozen=True)
@@ -144,6 +158,10 @@ class Taken:
     def stamp(self, row: int) -> str:
         images, inner = self._find(row)
         return images.stamp(inner)
+
+    def digest(self, row: int) -> bytes:
+        images, inner = self._find(row)
+        return images.digest(inner)
 
 
 @dataclass(frozen=True)

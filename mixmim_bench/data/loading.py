@@ -1,6 +1,8 @@
 """From images to batches: decoding, transforming and counting what cannot be read."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,57 +15,88 @@ from mixmim_bench.data.transforms import Transform
 from mixmim_bench.errors import UnreadableImages
 from mixmim_bench.seeding import seed_everything
 
+AHEAD = 2  # batches that are prepared before they are needed
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Transformed images (b, 3, H, W), the rows (b,) they came from, and those that failed."""
+    """Transformed images (b, 3, H, W), the rows (b,) they came from, and those that failed.
+
+    digests: of the images' bytes (b, 16), if they were asked for.
+    """
 
     rows: Tensor
     images: Tensor
+    digests: Tensor
     failures: list[tuple[int, str]]
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.rows, self.images.pin_memory(), self.failures)
+        return Batch(self.rows, self.images.pin_memory(), self.digests, self.failures)
+
+
+# row; pixels, or why there are none; digest of the bytes
+_Item = tuple[int, Tensor | str, bytes]
 
 
 class ImageDataset(Dataset):
     """Decodes and transforms images; one that cannot be read gives the reason in place of pixels.
 
     With `seed`, what a random transform draws depends on seed, `epoch` and row alone, so it is the same
-    for any number of worker processes.
+    for any number of worker processes. With `digests` the images' bytes are hashed on the way.
     """
 
-    def __init__(self, images: Loadable, transform: Transform, seed: int | None = None) -> None:
+    def __init__(
+        self, images: Any, transform: Transform, seed: int | None = None, digests: bool = False
+    ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
+        self.digests = digests
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, row: int) -> _Item:
         try:
             image = self.images.load(row)
+            digest = self.images.digest(row) if self.digests else b""
         except UnreadableImage as error:
-            return row, str(error)
+            return row, str(error), b""
         if self.seed is not None:
             seed_everything(self.seed, self.epoch, row)
-        return row, self.transform(image)
+        return row, self.transform(image), digest
 
 
-def collate(items: Sequence[tuple[int, Any]]) -> Batch:
+def collate(items: Sequence[_Item]) -> Batch:
     """Stack what could be read."""
-    good = [(row, image) for row, image in items if not isinstance(image, str)]
+    rows, images, digests, failures = [], [], [], []
+    for row, image, digest in items:
+        if isinstance(image, str):
+            failures.append((row, image))
+        else:
+            rows.append(row)
+            images.append(image)
+            digests.append(
+                torch.frombuffer(bytearray(digest), dtype=torch.uint8) if digest else torch.empty(0)
+            )
     return Batch(
-        torch.tensor([row for row, _ in good], dtype=torch.int64),
-        torch.stack([image for _, image in good]) if good else torch.empty(0),
-        [(row, reason) for row, reason in items if isinstance(reason, str)],
+        torch.tensor(rows, dtype=torch.int64),
+        torch.stack(images) if images else torch.empty(0),
+        torch.stack(digests) if images else torch.empty(0),
+        failures,
     )
 
 
 def batches(dataset: ImageDataset, groups: Sequence[list[int]], workers: int) -> Iterator[Batch]:
-    """Load groups of rows in the order given, one batch a group."""
+    """Load groups of rows in the order given, one batch a group.
+
+    Without worker processes a thread prepares the next batch while this one is computed with, unless the
+    transform draws at random: then it would draw from the generators that the training draws from.
+    """
+    if workers == 0 and dataset.seed is None:
+        yield from _ahead(dataset, groups)
+        return
     yield from DataLoader(
         dataset,
         batch_sampler=groups,
@@ -71,6 +104,16 @@ def batches(dataset: ImageDataset, groups: Sequence[list[int]], workers: int) ->
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _ahead(dataset: ImageDataset, groups: Sequence[list[int]]) -> Iterator[Batch]:
+    with ThreadPoolExecutor(1) as thread:
+        loading: deque[Future[Batch]] = deque()
+        for group in [*groups, *([None] * AHEAD)]:
+            if group is not None:
+                loading.append(thread.submit(lambda rows: collate([dataset[row] for row in rows]), group))
+            if loading and (group is None or len(loading) > AHEAD):
+                yield loading.popleft().result()
 
 
 def in_groups(rows: Sequence[int], size: int) -> list[list[int]]:

@@ -145,8 +145,13 @@ class Stage(nn.Module):
                 x = checkpoint(block, x, mask)
             else:
                 x = block(x, mask)
-        x = x.view(-1, *self.window_size, C)
-        return window_reverse(x, self.window_size, H + rows, W + columns)[:, :H, :W]
+        return self.tokens_of_windows(x, (H, W))
+
+    def tokens_of_windows(self, x: Tensor, grid: Size) -> Tensor:
+        """Lay tokens (B, windows, N, C) out on their grid again, without padding: (B, H, W, C)."""
+        height, width = (side + -side % window for side, window in zip(grid, self.window_size, strict=True))
+        x = x.reshape(-1, *self.window_size, x.shape[-1])
+        return window_reverse(x, self.window_size, height, width)[:, : grid[0], : grid[1]]
 
     def _window_area(self) -> int:
         return self.window_size[0] * self.window_size[1]

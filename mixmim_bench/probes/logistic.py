@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -45,8 +45,8 @@ class LogisticPath(LinearPath):
     X as it is, with one row for two classes as in scikit-learn; `objective_path_` and `gap_path_` (n_C,)
     are of the standardised problem. `coef_` and `intercept_` are those of `select`, at first the last C.
 
-    coef_init: (coef, intercept) to start from. Raises ValueError as scikit-learn does; warns with
-    ConvergenceWarning where `max_iter` products with the Hessian were not enough.
+    Raises ValueError as scikit-learn does; warns with ConvergenceWarning where `max_iter` products with
+    the Hessian were not enough, and lists those C with their relative gaps in `unsolved_`.
     """
 
     def __init__(
@@ -63,8 +63,17 @@ class LogisticPath(LinearPath):
         self.standardize = standardize
         self.device = device
 
-    def fit(self, X: Any, y: Any, coef_init: tuple[np.ndarray, np.ndarray] | None = None) -> Self:
-        """Fit the path on features X (n, d) and labels y (n,)."""
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        coef_init: tuple[np.ndarray, np.ndarray] | None = None,
+        step: Callable[[int], None] | None = None,
+    ) -> Self:
+        """Fit the path on features X (n, d) and labels y (n,).
+
+        coef_init: (coef, intercept) to start from. step: is told how many more C are solved.
+        """
         self._check_values()
         rows, codes = self._check_data(X, y)
         standardiser = Standardiser(rows, self.standardize)
@@ -77,7 +86,7 @@ class LogisticPath(LinearPath):
         loss = SoftmaxLoss(prepared, codes, len(self.classes_), torch.float32)
         start = None if coef_init is None else self._inwards(loss, *coef_init)
         C = [c / 2 if binary else c for c in self.C_path_.tolist()]
-        solutions, wider = _path(loss, C, self.tol, self.max_iter, start)
+        solutions, wider = _path(loss, C, self.tol, self.max_iter, start, step or _nothing)
         self._keep(wider or loss, solutions)
         self.n_iter_ = loss.passes + (wider.passes if wider else 0)
         return self.select(len(solutions) - 1)
@@ -115,21 +124,35 @@ class LogisticPath(LinearPath):
         factor = 2.0 if len(self.classes_) == 2 else 1.0
         self.objective_path_ = factor * np.array([s.point.objective for s in solutions])
         self.gap_path_ = factor * np.array([s.gap for s in solutions])
-        self.unsolved_ = [float(c) for c, s in zip(self.C_path_, solutions, strict=True) if not s.solved]
+        relative = self.gap_path_ / np.maximum(self.objective_path_, 1e-300)
+        self.unsolved_ = [
+            (float(c), float(gap))
+            for c, gap, solution in zip(self.C_path_, relative, solutions, strict=True)
+            if not solution.solved
+        ]
         if self.unsolved_:
             warnings.warn(
                 f"not solved to tol {self.tol} within max_iter {self.max_iter}: C = "
-                + ", ".join(f"{c:.3g}" for c in self.unsolved_),
+                + ", ".join(f"{c:.3g} (relative gap {gap:.1e})" for c, gap in self.unsolved_),
                 ConvergenceWarning,
                 stacklevel=3,
             )
+
+
+def _nothing(_: int) -> None:
+    """Tell nobody how many are solved."""
 
 
 # -- the path --------------------------------------------------------------------------------------
 
 
 def _path(
-    loss: SoftmaxLoss, C: Sequence[float], tol: float, max_iter: int, start: Tensor | None
+    loss: SoftmaxLoss,
+    C: Sequence[float],
+    tol: float,
+    max_iter: int,
+    start: Tensor | None,
+    step: Callable[[int], None],
 ) -> tuple[list[Solution], SoftmaxLoss | None]:
     """Solve for rising C; what float32 cannot solve is solved in float64, and so is all that follows."""
     together = max(1, COLUMNS_A_PASS // loss.num_classes)
@@ -152,6 +175,7 @@ def _path(
         solutions += found
         for solution in solutions:
             solution.point.probabilities = None
+        step(len(found))
     return solutions, wider
 
 

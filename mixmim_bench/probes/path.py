@@ -1,5 +1,6 @@
 """What linear classifiers with a path of penalties have in common."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -43,14 +44,12 @@ class LinearPath(ClassifierMixin, BaseEstimator):
         self.coef_, self.intercept_ = self.coef_path_[place], self.intercept_path_[place]
         return self
 
-    def score_path(self, X: Any, y: Any) -> np.ndarray:
-        """Return the accuracy on X (n, d) and y (n,) for each penalty (n_path,), in one pass."""
-        right = np.zeros(len(self.coef_path_))
-        for start, block in stacked(X).blocks():
-            codes = np.asarray(y)[start : start + len(block)]
-            for i, (coef, intercept) in enumerate(zip(self.coef_path_, self.intercept_path_, strict=True)):
-                right[i] += (self._name(_decide(block, coef, intercept)) == codes).sum()
-        return right / len(y)
+    def decision_path(self, X: Any) -> Iterator[np.ndarray]:
+        """Give for each penalty the scores of all classes (n, K)."""
+        rows = stacked(X)
+        for coef, intercept in zip(self.coef_path_, self.intercept_path_, strict=True):
+            decided = np.concatenate([_decide(block, coef, intercept) for _, block in rows.blocks()])
+            yield np.hstack([np.zeros_like(decided), decided]) if self._one_row else decided
 
     @property
     def _one_row(self) -> bool:
@@ -73,17 +72,17 @@ class LinearPath(ClassifierMixin, BaseEstimator):
         """Return the likeliest class of each row (n,)."""
         return self._name(self.decision_function(X))
 
-    def _log_odds(self, X: Any) -> np.ndarray:
+    def log_odds(self, X: Any) -> np.ndarray:
         logits = self.decision_function(X)
         return np.stack([np.zeros_like(logits), logits], 1) if self._one_row else logits
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probabilities (n, K)."""
-        return softmax(self._log_odds(X), axis=1)
+        return softmax(self.log_odds(X), axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithms of the probabilities (n, K)."""
-        return log_softmax(self._log_odds(X), axis=1)
+        return log_softmax(self.log_odds(X), axis=1)
 
 
 def _decide(block: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:

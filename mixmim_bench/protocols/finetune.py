@@ -174,7 +174,8 @@ def _initialise(head: "nn.Module", std: float, seed: int) -> None:
 
 def score(network: "nn.Module", split: "Split", bench: "Workbench") -> "ClassScores":
     """Score the classes of a split with a trained network; the scores are logits."""
-    from mixmim_bench.features import extract
+    from mixmim_bench.features import LOGITS
+    from mixmim_bench.features.extract import extract
     from mixmim_bench.predictions import ClassScores
 
     with bench.stages.stage(f"scoring {split.role}", len(split.part), bench.gmacs) as advance:
@@ -185,6 +186,7 @@ def score(network: "nn.Module", split: "Split", bench: "Workbench") -> "ClassSco
             bench.machine,
             bench.run.task.skip_unreadable,
             advance,
+            LOGITS,
         )
     bench.skipped[split.role] = logits.unreadable
     return ClassScores(logits.ids, logits.y, logits.x)

@@ -207,7 +207,7 @@ def to_markdown(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
             shown[f"mean {name}"] = "" if mean is None else f"{100 * mean:.1f}"
         rows.append(shown)
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return f"{table}\n\n{_notes(board, costs)}"
+    return f"{table}\n\n{_notes(board, costs, table)}"
 
 
 def _number(value: float | None) -> str:
@@ -222,6 +222,9 @@ def _show(cell: Cell | None) -> str:
     mark = " ‡" if _skipped(cell) else ""
     if cell.seeds > 1:
         return f"{100 * cell.value:.1f} ± {100 * (cell.high - cell.value):.1f} ({cell.seeds} seeds){mark}"
+    score = cell.record.scores[cell.record.metric]
+    if score.get("draws", 1) > 1:
+        return f"{100 * cell.value:.1f} ± {100 * score['std']:.1f} ({score['draws']} draws){mark}"
     return f"{100 * cell.value:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f}){mark}"
 
 
@@ -230,12 +233,12 @@ def _skipped(cell: Cell) -> int:
     return cell.record.counts.get("skipped_test", 0)
 
 
-def _notes(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
+def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
     found = [cost for cost in (row.cost(costs) for row in board.rows) if cost]
     machines = sorted({f"{cost.device}, {cost.threads} threads, {cost.precision}" for cost in found})
     notes = ["Scores are percent with their 95 % interval."]
-    if any(cell.seeds > 1 for row in board.rows for cell in row.cells.values()):
-        notes.append("± is one standard deviation over seeds.")
+    if " ± " in table:
+        notes.append("± is one standard deviation over seeds or draws.")
     notes.append(
         "FLOPs are multiply-adds of one image at the model's own size, as in the papers; images/s and memory "
         f"are those of forward passes at that size ({'; '.join(machines) or 'not measured'})."

@@ -1,0 +1,26 @@
+"""Whether a model has a layer, found out without computing."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from mixmim_bench.errors import BenchError
+from mixmim_bench.features.layers import Taps, choose_layers
+from mixmim_bench.models.build import create
+from mixmim_bench.specs import ModelSpec
+
+
+def check_layers(model: ModelSpec, image_size: tuple[int, int], layers: Sequence[str]) -> None:
+    """See that layers of a model can be read; raises BenchError, which names the nearest ones."""
+    with torch.device("meta"):
+        network = create(model, image_size).eval()
+        try:
+            names = [name for layer in layers for name in choose_layers(network, layer)]
+        except BenchError as error:
+            raise BenchError(f"{model.name}: {error}") from error
+        try:
+            Taps(network).read(torch.empty(2, 3, *image_size), names, nullcontext())
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BenchError(f"{model.name}: {', '.join(names)} cannot be read: {reason}") from error

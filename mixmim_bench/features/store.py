@@ -1,0 +1,274 @@
+"""The feature store: features on a disk, found by everything that made them.
+
+    FOLDER/KEY/made_by.json          what makes the features, and what tells people more; written first
+    FOLDER/KEY/x.npy                 the features (n, d), mapped when they are read
+    FOLDER/KEY/rows.npz              which images they are of, and the digests of the images' bytes
+    FOLDER/KEY/whole.json            what the files before must be; written last
+    FOLDER/KEY/chunks/000000512.npz  while it is being filled: images from this row on, each written whole
+    FOLDER/KEY.lock                  held by the process that fills it
+
+A key is a hash of weights, architecture, layer, preprocessing, images (id, size, time, label of each),
+precision and the extractor's version: whatever changes, the old entry is not found.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from mixmim_bench.atomic import write_whole, writing_whole
+from mixmim_bench.cache import cache_folder
+from mixmim_bench.errors import BenchError
+from mixmim_bench.specs import digest
+
+CHUNK_ROWS = 512  # images that are lost at most when a process is killed
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The content of an entry: features (n, d) mapped from the disk, their rows (n,) and digests (n, 16)."""
+
+    x: np.ndarray
+    rows: np.ndarray
+    digests: np.ndarray
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Features of some images: rows (b,), values (b, d) by layer, digests (b, 16), and failures by row."""
+
+    rows: np.ndarray
+    values: Mapping[str, np.ndarray]
+    digests: np.ndarray
+    failures: Mapping[int, str]
+
+
+class FeatureStore:
+    """A folder of entries."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or cache_folder() / "features"
+
+    def entry(self, made_by: Mapping[str, Any], about: Mapping[str, Any]) -> "Entry":
+        """Name the entry for what makes it; `about` tells people more and decides nothing."""
+        return Entry(self.folder / digest(dict(made_by), 32), made_by, about)
+
+    def entries(self) -> list["Entry"]:
+        """List all entries, the unfinished and the damaged ones too."""
+        if not self.folder.is_dir():
+            return []
+        folders = sorted(path for path in self.folder.iterdir() if path.is_dir())
+        described = [(path, _read_json(path / "made_by.json")) for path in folders]
+        return [Entry(path, found.get("made_by", {}), found.get("about", {})) for path, found in described]
+
+
+class Entry:
+    """Features of one layer for the images of one split."""
+
+    def __init__(self, folder: Path, made_by: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.made_by = made_by
+        self.about = about
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    def _file(self, name: str) -> Path:
+        return self.folder / name
+
+    def lock(self) -> FileLock:
+        """Make the lock that is held while the entry is filled or removed."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder.with_suffix(".lock"))
+
+    # -- reading ---------------------------------------------------------------------------------------
+
+    def manifest(self) -> dict[str, Any] | None:
+        """Read whole.json if the entry is whole: what it names is there and has its size."""
+        manifest = _read_json(self._file("whole.json"))
+        if manifest.get("schema") != SCHEMA or digest(dict(self.made_by), 32) != self.key:
+            return None
+        for name, file in manifest["files"].items():
+            path = self._file(name)
+            if not path.is_file() or path.stat().st_size != file["bytes"]:
+                return None
+        return manifest
+
+    def open(self) -> Stored:
+        """Map the features; raises BenchError if the entry is not whole."""
+        if self.manifest() is None:
+            raise BenchError(f"the features {self.folder} are not whole; the same command makes them again")
+        os.utime(self._file("whole.json"))  # when it was used last
+        with np.load(self._file("rows.npz"), allow_pickle=False) as file:
+            rows, digests = file["rows"], file["digests"]
+        return Stored(np.load(self._file("x.npy"), mmap_mode="r", allow_pickle=False), rows, digests)
+
+    def damage(self) -> str:
+        """Read every byte; say what is wrong, '' if nothing is."""
+        manifest = self.manifest()
+        if manifest is None:
+            return "not whole"
+        for name, file in manifest["files"].items():
+            with self._file(name).open("rb") as opened:
+                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            if found != file["sha256"]:
+                return f"{name} has changed since it was written"
+        return ""
+
+    def bytes(self) -> int:
+        """Count what the entry takes on the disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    def last_used(self) -> datetime:
+        """Say when the entry was read or written last."""
+        newest = max((path.stat().st_mtime for path in self.folder.rglob("*")), default=0.0)
+        return datetime.fromtimestamp(newest, UTC)
+
+    def remove(self) -> bool:
+        """Delete the entry, what makes it whole first; False if another process is filling it."""
+        lock = self.lock()
+        try:
+            with lock.acquire(timeout=0):
+                self._file("whole.json").unlink(missing_ok=True)
+                shutil.rmtree(self.folder, ignore_errors=True)
+        except Timeout:
+            return False
+        return True
+
+    # -- writing ---------------------------------------------------------------------------------------
+
+    def describe(self) -> None:
+        """Write what the entry will hold, for who lists it before it is whole."""
+        text = json.dumps(
+            {"made_by": dict(self.made_by), "about": dict(self.about)}, indent=1, sort_keys=True
+        )
+        write_whole(self._file("made_by.json"), text.encode())
+
+    def _chunk(self, start: int) -> Path:
+        return self._file("chunks") / f"{start:09d}.npz"
+
+    def has_chunk(self, start: int, stop: int) -> bool:
+        """Whether the chunk of the images start to stop is there."""
+        try:
+            return self._read(start, "bounds").tolist() == [start, stop]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
+
+    def _read(self, start: int, name: str) -> np.ndarray:
+        with np.load(self._chunk(start), allow_pickle=False) as file:
+            return file[name]
+
+    def write_chunk(self, start: int, stop: int, chunk: Mapping[str, np.ndarray]) -> None:
+        """Write a chunk, whole or not at all."""
+        with writing_whole(self._chunk(start)) as file:
+            np.savez(file, allow_pickle=False, bounds=np.array([start, stop]), **chunk)
+
+    def finish(self, starts: Sequence[int], images: int) -> None:
+        """Join the chunks, one in memory at a time, and say last that the entry is whole."""
+        rows = np.concatenate([self._read(start, "rows") for start in starts])
+        with writing_whole(self._file("rows.npz")) as file:
+            digests = np.concatenate([self._read(start, "digests") for start in starts])
+            np.savez_compressed(file, allow_pickle=False, rows=rows, digests=digests)
+        width = max(self._read(start, "x").shape[1] for start in starts)
+        with writing_whole(self._file("x.npy")) as file:
+            form = {"descr": "<f4", "fortran_order": False, "shape": (len(rows), width)}
+            np.lib.format.write_array_header_1_0(file, form)
+            for start in starts:
+                file.write(self._read(start, "x").astype("<f4", copy=False).tobytes())
+        files = {name: _measured(self._file(name)) for name in ("rows.npz", "x.npy")}
+        manifest = {"schema": SCHEMA, "images": images, "rows": len(rows), "width": width, "files": files}
+        write_whole(self._file("whole.json"), json.dumps(manifest, indent=1, sort_keys=True).encode())
+        shutil.rmtree(self._file("chunks"), ignore_errors=True)
+
+
+class Filling:
+    """Entries that lack features of the same images, filled chunk by chunk in the order of the images."""
+
+    def __init__(self, entries: Mapping[str, Entry], images: int) -> None:
+        self.entries = entries
+        self.images = images
+        self.bounds = [(a, min(a + CHUNK_ROWS, images)) for a in range(0, images, CHUNK_ROWS)]
+        self.waiting: list[Piece] = []
+        for entry in entries.values():
+            entry.describe()
+        done = 0
+        while done < len(self.bounds) and all(e.has_chunk(*self.bounds[done]) for e in entries.values()):
+            done += 1
+        self.done = done  # chunks
+
+    @property
+    def start(self) -> int:
+        """The first image that is lacking."""
+        return self.bounds[self.done][0] if self.done < len(self.bounds) else self.images
+
+    def add(self, piece: Piece) -> None:
+        """Take the next images; they are written as soon as a chunk of them is there."""
+        self.waiting.append(piece)
+        seen = self.start + sum(len(piece.rows) + len(piece.failures) for piece in self.waiting)
+        while self.done < len(self.bounds) and seen >= self.bounds[self.done][1]:
+            self._write(*self.bounds[self.done])
+            self.done += 1
+
+    def _write(self, start: int, stop: int) -> None:
+        pieces = [piece for piece in self.waiting if len(piece.rows)]
+        rows = np.concatenate([np.empty(0, np.int64), *(piece.rows for piece in pieces)])
+        here, later = rows < stop, rows >= stop
+        digests = np.concatenate([np.empty((0, 16), np.uint8), *(piece.digests for piece in pieces)])
+        values = {
+            layer: np.concatenate([piece.values[layer] for piece in pieces])
+            if pieces
+            else np.empty((0, 0), "<f4")
+            for layer in self.entries
+        }
+        for layer, entry in self.entries.items():
+            chunk = {"rows": rows[here], "digests": digests[here], "x": values[layer][here]}
+            entry.write_chunk(start, stop, chunk)
+        failures = {row: why for piece in self.waiting for row, why in piece.failures.items() if row >= stop}
+        rest = {layer: x[later] for layer, x in values.items()}
+        self.waiting = [Piece(rows[later], rest, digests[later], failures)]
+
+    def finish(self) -> None:
+        """Make the entries whole; raises ValueError if images are lacking."""
+        if self.start < self.images:
+            raise ValueError(f"features of {self.images - self.start} images are lacking")
+        for entry in self.entries.values():
+            entry.finish([start for start, _ in self.bounds], self.images)
+
+
+@contextmanager
+def filling(entries: Mapping[str, Entry], images: int) -> Iterator[Filling | None]:
+    """Hold the entries (layer -> entry) and fill those that are not whole; None if all are.
+
+    An entry that another process holds is waited for.
+    """
+    with ExitStack() as held:
+        for entry in sorted(entries.values(), key=lambda entry: entry.key):
+            held.enter_context(entry.lock())
+        lacking = {layer: entry for layer, entry in entries.items() if entry.manifest() is None}
+        yield Filling(lacking, images) if lacking else None
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, an empty one if there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

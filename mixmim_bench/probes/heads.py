@@ -1,0 +1,92 @@
+"""Linear heads on the layers of a frozen backbone, trained together on the images it is given."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import Lars
+from torch import Tensor, nn
+
+from mixmim_bench.features.layers import Taps
+from mixmim_bench.machine import Machine
+from mixmim_bench.seeding import generator
+
+
+class FrozenProbe(nn.Module):
+    """A backbone that does not learn, and linear heads (optionally behind a BatchNorm without weights).
+
+    layers: the layer of each head. The backbone is always in eval mode, and no gradient goes through it.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        layers: Sequence[str],
+        num_classes: int,
+        *,
+        batch_norm: bool,
+        init_std: float,
+        seed: int,
+        machine: Machine,
+        size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.to(machine.device).requires_grad_(False)
+        self.machine = machine
+        self.layers = list(layers)
+        self.train()
+        images = torch.zeros(1, 3, *size, device=machine.device)
+        widths = {layer: read.shape[1] for layer, read in self._read(images).items()}
+        self.norms = nn.ModuleDict(
+            {
+                layer.replace("+", " "): nn.BatchNorm1d(width, affine=False, eps=1e-6)
+                for layer, width in widths.items()
+                if batch_norm
+            }
+        )
+        self.heads = nn.ModuleList(nn.Linear(widths[layer], num_classes) for layer in self.layers)
+        for place, head in enumerate(self.heads):
+            nn.init.trunc_normal_(head.weight, std=init_std, generator=generator(seed, place))  # type: ignore[arg-type]
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> "FrozenProbe":
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @torch.no_grad()
+    def _read(self, images: Tensor) -> dict[str, Tensor]:
+        taps = Taps(self.backbone)
+        return taps.read(images, list(dict.fromkeys(self.layers)), self.machine.autocast())
+
+    def _normed(self, layer: str, features: Tensor) -> Tensor:
+        key = layer.replace("+", " ")
+        return self.norms[key](features) if key in self.norms else features
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Give the logits (b, K) of each head."""
+        features = {layer: self._normed(layer, x) for layer, x in self._read(images).items()}
+        return [head(features[layer]) for head, layer in zip(self.heads, self.layers, strict=True)]
+
+    @torch.inference_mode()
+    def logits(self, place: int, features: np.ndarray) -> np.ndarray:
+        """Give the logits (n, K) of one head for features (n, d) of its layer."""
+        self.eval()
+        found = []
+        for start in range(0, len(features), 8192):
+            block = torch.from_numpy(np.array(features[start : start + 8192])).to(self.machine.device)
+            found.append(self.heads[place](self._normed(self.layers[place], block)).cpu().numpy())
+        return np.concatenate(found)
+
+    def optimizer(self, name: str, rates: Sequence[float], momentum: float) -> torch.optim.Optimizer:
+        """Make LARS or SGD with a learning rate for each head; LARS leaves biases alone, as MAE's does."""
+        groups: list[dict[str, Any]] = []
+        for head, lr in zip(self.heads, rates, strict=True):
+            groups.append({"params": [head.weight], "lr": lr, "always_adapt": True})
+            groups.append({"params": [head.bias], "lr": lr, "always_adapt": False})
+        if name == "lars":
+            return Lars(groups, momentum=momentum, trust_coeff=0.001)
+        return torch.optim.SGD(
+            [{"params": group["params"], "lr": group["lr"]} for group in groups], momentum=momentum
+        )

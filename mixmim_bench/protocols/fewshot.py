@@ -1,0 +1,134 @@
+"""`fewshot` for classification: probes that learn from a few images of each class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mixmim_bench.protocols import Fitted, require
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mixmim_bench.bench import Split, Workbench
+    from mixmim_bench.features.extract import Features
+
+HEADLINE = 10  # shots of the score in tables, as in big_vision's few-shot evaluation
+HEADS = ("ridge", "logistic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    """Ridge and logistic regression on `shots` images of each class, `draws` times.
+
+    A draw orders the images of each class, and its first ones are taken, so more shots hold the fewer. The
+    penalty of each head and number of shots is the best on val, on average over the draws; train and val
+    are not joined, that would be more shots. The score in tables is that of 10 shots (or the most below)
+    with the head that is better on val; the others stand beside it in the record.
+    """
+
+    name: ClassVar[str] = "fewshot"
+    title: ClassVar[str] = "few-shot probe"
+    kind: ClassVar[str] = "classification"
+    version: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
+
+    shots: tuple[int, ...] = (1, 2, 5, 10, 25)
+    draws: int = 5
+    C: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+    alpha: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+    layers: str = "own"
+
+    def __post_init__(self) -> None:
+        require(len(self.shots) > 0 and min(self.shots) >= 1, "shots must be whole numbers of at least 1")
+        require(self.draws >= 1, "draws must be at least 1")
+        for name in ("C", "alpha"):
+            values = getattr(self, name)
+            require(len(values) > 0 and min(values) > 0.0, f"{name} must be numbers above 0")
+        require(self.layers != "auto", "layers must be one layer: a few images cannot choose among them")
+
+    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
+        return {"forward": sum(counts.values()), "train": 0}
+
+    def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
+        """Choose the penalty of each head and number of shots on val."""
+        import numpy as np
+
+        from mixmim_bench.predictions import DrawScores, of_all_classes
+
+        (layer,) = bench.layers(self.layers)
+        of_train, of_val = bench.features(train, layer), bench.features(val, layer)
+        orders = [_order(of_train.y, bench.seed, draw) for draw in range(self.draws)]
+        fitted: dict[tuple[str, int], list[Any]] = {}
+        chosen: dict[str, Any] = {"layer": layer}
+        on_val: dict[tuple[str, int], float] = {}
+        with bench.stages.stage("few-shot probes", len(self.shots) * len(HEADS), 0.0) as step:
+            for shots in sorted(set(self.shots)):
+                for head in HEADS:
+                    paths = [
+                        self._path(bench, head, of_train, order[order_rank < shots])
+                        for order, order_rank in orders
+                    ]
+                    scores = np.mean([_scores(bench, path, of_val) for path in paths], axis=0)
+                    best = int(np.argmax(scores))
+                    penalty = (self.C if head == "logistic" else self.alpha)[best]
+                    chosen[f"{head} {shots}-shot"] = penalty
+                    on_val[head, shots] = float(scores[best])
+                    fitted[head, shots] = [path.select(best) for path in paths]
+                    step(1)
+        shown = max((s for s in self.shots if s <= HEADLINE), default=min(self.shots))
+        first = max(HEADS, key=lambda head: on_val[head, shown])
+        chosen |= {"head": first, "shots": shown, f"val_{bench.metric}": on_val[first, shown]}
+
+        def predict(split: "Split") -> DrawScores:
+            features = bench.features(split, layer)
+            scores = {
+                key: [of_all_classes(p.log_odds(features.x), p.classes_, bench.num_classes) for p in paths]
+                for key, paths in fitted.items()
+            }
+            others = {f"{head} {shots}-shot": draws for (head, shots), draws in scores.items()}
+            return DrawScores(features.ids, features.y, scores[first, shown], others)
+
+        most = max(self.shots)
+        smallest = int(np.bincount(of_train.y, minlength=bench.num_classes).min())
+        return Fitted(
+            predict,
+            chosen=chosen,
+            notes=(f"the smallest class of train has {smallest} images: there are no {most} shots of it",)
+            if smallest < most
+            else (),
+        )
+
+    def _path(self, bench: "Workbench", head: str, features: "Features", rows: "np.ndarray") -> Any:
+        """Fit a head with all its penalties on some rows of train."""
+        from mixmim_bench.probes.logistic import LogisticPath
+        from mixmim_bench.probes.ridge import RidgePath
+        from mixmim_bench.probes.rows import Stacked
+
+        x, y = Stacked([features.x]).take(rows), features.y[rows]
+        if head == "ridge":
+            return RidgePath(self.alpha, device=bench.machine.device).fit(x, y)
+        return LogisticPath(sorted(self.C), device=bench.machine.device).fit(x, y)
+
+
+def _order(y: "np.ndarray", seed: int, draw: int) -> "tuple[np.ndarray, np.ndarray]":
+    """Order rows at random: the rows (n,), and of each its rank within its class (n,)."""
+    import numpy as np
+
+    shuffled = np.random.default_rng((seed, draw)).permutation(len(y))
+    by_class = shuffled[np.argsort(y[shuffled], kind="stable")]
+    labels = y[by_class]
+    starts = np.searchsorted(labels, labels)
+    return by_class, np.arange(len(y)) - starts
+
+
+def _scores(bench: "Workbench", path: Any, features: "Features") -> list[float]:
+    from mixmim_bench.predictions import of_all_classes
+
+    return [
+        bench.score(features.y, of_all_classes(decided, path.classes_, bench.num_classes))
+        for decided in path.decision_path(features.x)
+    ]
+
+
+PROTOCOL = FewShot
