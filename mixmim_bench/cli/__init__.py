@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from mixmim_bench import __version__
+from mixmim_bench.cli.cache import cache
 from mixmim_bench.cli.catalog import models, tasks
 from mixmim_bench.cli.inference import embed, export, predict
 from mixmim_bench.cli.suite import compare, report, run
@@ -33,5 +34,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # timm's import
 
 
-for command in (run, report, compare, models, tasks, predict, embed, export):
+for command in (run, report, compare, models, tasks, cache, predict, embed, export):
     main.add_command(command)

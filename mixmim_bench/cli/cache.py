@@ -1,0 +1,83 @@
+"""`cache`: the features that are kept on the disk."""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from mixmim_bench.cli.options import JSON, print_table
+
+
+@click.group()
+def cache() -> None:
+    """Look after the features that are kept, in `features/` below the cache folder."""
+
+
+@cache.command("ls")
+@JSON
+def list_features(as_json: bool) -> None:
+    """List the features: of which model, task and layer, how large, when last used."""
+    from mixmim_bench.features.store import FeatureStore
+    from mixmim_bench.features.upkeep import list_entries
+
+    store = FeatureStore()
+    rows = list_entries(store)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    print_table(
+        [
+            {
+                "key": row["key"][:12],
+                "model": f"{row['model']} ({row['weights']})",
+                "task": f"{row['task']} {row['role']}",
+                "layer": row["layer"],
+                "rows x width": f"{row['rows']} x {row['width']}" if row["rows"] is not None else "",
+                "MB": f"{row['bytes'] / 1e6:.1f}",
+                "last used": row["last_used"][:16].replace("T", " "),
+                "state": row["state"],
+            }
+            for row in rows
+        ]
+    )
+    click.echo(f"\n{store.folder}: {sum(row['bytes'] for row in rows) / 1e6:.1f} MB")
+
+
+@cache.command()
+def verify() -> None:
+    """Read every byte of the features again, and compare the images they were made from.
+
+    The exit status is 1 if features are damaged, or if images changed behind a kept size and time.
+    """
+    from mixmim_bench.features.store import FeatureStore
+    from mixmim_bench.features.upkeep import verify as check
+
+    good = check(FeatureStore(), lambda finding: click.echo(f"{_named(finding.entry)}: {finding.text}"))
+    if not good:
+        click.echo("Remove what is wrong with `mixmim-bench cache prune KEY`; runs make it again.", err=True)
+        sys.exit(1)
+
+
+@cache.command()
+@click.argument("keys", nargs=-1)
+@click.option("--older-than", type=click.FloatRange(min=0), help="Remove what was not used for so many days.")
+@click.option("--all", "everything", is_flag=True, help="Remove all features.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed.")
+def prune(keys: tuple[str, ...], older_than: float | None, everything: bool, dry_run: bool) -> None:
+    """Remove features: those of KEYS (as `ls` shows them), or what no run can read any more."""
+    from mixmim_bench.features.store import FeatureStore
+    from mixmim_bench.features.upkeep import prune as remove
+
+    store = FeatureStore()
+    whole = {entry.key[:12]: entry.key for entry in store.entries()}
+    found = remove(store, [whole.get(key, key) for key in keys], older_than, everything, dry_run)
+    for finding in found:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {_named(finding.entry)}: {finding.text}")
+    click.echo(f"{len(found)} {'would be ' if dry_run else ''}removed")
+
+
+def _named(entry: Any) -> str:
+    about = entry.about
+    what = f" ({about['model']}, {about['task']} {about['role']}, {entry.made_by['layer']})" if about else ""
+    return f"{entry.key[:12]}{what}"

@@ -1,0 +1,146 @@
+"""Looking after the feature store: what is in it, whether it is still true, and what can go."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixmim_bench.data.dataset import TaskData, open_task, stamp
+from mixmim_bench.data.images import Part, UnreadableImage
+from mixmim_bench.data.taskfile import read_task
+from mixmim_bench.errors import BenchError, nearest
+from mixmim_bench.features import EXTRACTOR_VERSION
+from mixmim_bench.features.store import Entry, FeatureStore
+
+READING_THREADS = 4  # that wait for the disk
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is to be said of an entry; `wrong` if its features are not those of its images."""
+
+    entry: Entry
+    text: str
+    wrong: bool = False
+
+
+def list_entries(store: FeatureStore) -> list[dict[str, Any]]:
+    """Describe every entry, the unfinished ones too."""
+    return [_row(entry) for entry in store.entries()]
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    manifest = entry.manifest() or {}
+    about, made_by = entry.about, entry.made_by
+    return {
+        "key": entry.key,
+        "model": about.get("model", ""),
+        "weights": about.get("weights", ""),
+        "task": about.get("task", ""),
+        "role": about.get("role", ""),
+        "layer": made_by.get("layer", ""),
+        "precision": made_by.get("precision", ""),
+        "rows": manifest.get("rows"),
+        "width": manifest.get("width"),
+        "bytes": entry.bytes(),
+        "last_used": entry.last_used().isoformat(timespec="seconds"),
+        "state": _state(entry, bool(manifest)),
+    }
+
+
+def _state(entry: Entry, whole: bool) -> str:
+    if not whole:
+        return "unfinished" if entry.made_by else "damaged"
+    return "whole" if entry.made_by.get("extractor") == EXTRACTOR_VERSION else "of another version"
+
+
+def verify(store: FeatureStore, tell: Callable[[Finding], None]) -> bool:
+    """Check every whole entry: its own bytes, and the bytes of the images it was made from.
+
+    The images are found by the task file and the data root that the entry was made with. Returns whether
+    nothing is wrong.
+    """
+    opened: dict[tuple[str, str], TaskData] = {}
+    good = True
+    for entry in store.entries():
+        finding = _check(entry, opened)
+        good &= not finding.wrong
+        tell(finding)
+    return good
+
+
+def _check(entry: Entry, opened: dict[tuple[str, str], TaskData]) -> Finding:
+    state = _state(entry, entry.manifest() is not None)
+    if state != "whole":
+        return Finding(entry, f"{state}; no run reads it", wrong=state == "damaged")
+    damage = entry.damage()
+    if damage:
+        return Finding(entry, f"damaged: {damage}", wrong=True)
+    task, root = entry.about["task_file"], entry.about["root"]
+    try:
+        if (task, root) not in opened:
+            opened[task, root] = open_task(read_task(Path(task)), Path(root).parent)
+        part = opened[task, root].parts[entry.about["role"]]
+    except BenchError as error:
+        return Finding(entry, f"whole; its images cannot be compared: {error}")
+    if stamp(part) != entry.made_by["images"]:
+        return Finding(entry, "whole; its images were changed since, so no run reads it")
+    return _compare(entry, part)
+
+
+def _compare(entry: Entry, part: Part) -> Finding:
+    """Hash the images again."""
+    stored = entry.open()
+
+    def same(place: int) -> bool:
+        try:
+            return part.images.digest(int(stored.rows[place])) == stored.digests[place].tobytes()
+        except UnreadableImage:
+            return False
+
+    with ThreadPoolExecutor(READING_THREADS) as threads:
+        right = np.fromiter(threads.map(same, range(len(stored.rows))), dtype=bool, count=len(stored.rows))
+    if right.all():
+        return Finding(entry, f"whole; {len(right)} images are as they were")
+    first = part.images.name(int(stored.rows[np.argmin(right)]))
+    return Finding(entry, f"{(~right).sum()} images have other bytes now, such as {first}", wrong=True)
+
+
+def prune(
+    store: FeatureStore,
+    keys: Sequence[str] = (),
+    older_than: float | None = None,
+    everything: bool = False,
+    dry_run: bool = False,
+) -> list[Finding]:
+    """Remove entries: those named, those not used for `older_than` days, all, or what no run can read.
+
+    What another process is filling stays. Returns what was (or with `dry_run` would be) removed. Raises
+    BenchError for a key that does not exist.
+    """
+    entries = {entry.key: entry for entry in store.entries()}
+    for key in keys:
+        if key not in entries:
+            raise BenchError(f"no features have the key {key!r}; {nearest(key, entries)}")
+    found = []
+    for key, entry in entries.items():
+        reason = _reason(entry, key in keys, older_than, everything, bool(keys))
+        if reason and (dry_run or entry.remove()):
+            found.append(Finding(entry, reason))
+    return found
+
+
+def _reason(entry: Entry, named: bool, older_than: float | None, everything: bool, by_name: bool) -> str:
+    if named or everything:
+        return "asked for"
+    if by_name:
+        return ""
+    if older_than is not None:
+        age = datetime.now(UTC) - entry.last_used()
+        return f"not used for {age.days} days" if age > timedelta(days=older_than) else ""
+    state = _state(entry, entry.manifest() is not None)
+    return "" if state == "whole" else state
