@@ -43,7 +43,7 @@ def score(name: str, y: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     if is_mean(name):
         low, high = wilson(int(items[0].sum()), len(y))
         return {"value": found, "low": low, "high": high, "interval": "wilson", "n": len(y)}
-    resamples, low, high = bootstrap(lambda weights: metric.reduce(items, weights), len(y))
+    resamples, low, high = bootstrap(found, lambda weights: metric.reduce(items, weights), len(y))
     return {
         "value": found,
         "low": low,
@@ -71,8 +71,8 @@ def score_draws(name: str, y: np.ndarray, draws: Sequence[np.ndarray]) -> dict[s
         drawn = rng.integers(len(every), size=values.shape)
         return np.take_along_axis(values, drawn, 0).mean(0)
 
-    resamples, low, high = bootstrap(reduce, len(y))
     mean = float(np.mean([METRICS[name].reduce(items, np.ones((1, len(y)))) for items in every]))
+    resamples, low, high = bootstrap(mean, reduce, len(y))
     return {
         "value": mean,
         "low": low,
@@ -191,7 +191,7 @@ def _each_column(
 
 def _precision_and_recall(positive: np.ndarray, everything: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.where(everything > 0, positive / everything, 1.0)
+        precision = np.where(everything > 0, positive / everything, 0.0)
         recall = np.where(positive[:, -1:] > 0, positive / positive[:, -1:], np.nan)
     return precision, recall
 

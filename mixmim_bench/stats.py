@@ -9,9 +9,9 @@ Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution
 Z80 = 0.8416212335729143  # the 80 % point
 
 
-def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion (1927), 95 % by default; raises ValueError at n = 0."""
-    if n < 1:
+    if n <= 0:
         raise ValueError("an interval needs at least one item")
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -35,14 +35,20 @@ def resample(n: int, resamples: int = FEW_RESAMPLES, seed: int = 0) -> Iterator[
         yield np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
 
 
-def bootstrap(reduce: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[int, float, float]:
-    """Return the number of resamples and the 95 % percentile interval of a weighted summary of n items.
+def bootstrap(value: float, reduce: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[int, float, float]:
+    """Return the number of resamples and a 95 % interval of a fraction that is reduced from n items.
+
+    The variance is the bootstrap's, the form Wilson's: it is what n = p (1 - p) / variance items of a plain
+    proportion would have. It covers 94 to 96 % where the percentiles of the resamples cover 93 to 95 %
+    (simulated; tests/test_scores.py does so for the first).
 
     reduce: from how often each item was drawn (r, n) to values (r,).
     """
     values = np.concatenate([reduce(weights) for weights in resample(n)])
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return len(values), float(low), float(high)
+    variance = float(np.nanvar(values, ddof=1))
+    items = value * (1 - value) / variance if variance > 0.0 and 0.0 < value < 1.0 else float(n)
+    low, high = wilson(value * items, items)
+    return len(values), max(low, 0.0), min(high, 1.0)
 
 
 def draws_interval(hits: np.ndarray) -> tuple[float, float, float]:

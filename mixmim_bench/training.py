@@ -145,7 +145,7 @@ class Trainer:
         )
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
 
-    def run(self, name: str, work: float) -> list[float]:
+    def run(self, name: str, work: float = TRAIN_WORK) -> list[float]:
         """Train for all epochs; return the mean loss of each."""
         seen = self.schedule.epochs * self.steps_per_epoch * self.batch_size
         with self.bench.stages.stage(name, seen, work * self.bench.gmacs) as advance:

@@ -25,20 +25,21 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.delenv("MIXMIM_BENCH_DATA", raising=False)
 
 
+def make_tiny(seed: int = 0, **kwargs: object) -> torch.nn.Module:
+    """Build a small MixMIM with weights that make its layers matter."""
+    torch.manual_seed(seed)
+    model = timm.create_model("mixmim_base", **{"img_size": 64, **TINY, **kwargs})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
 @pytest.fixture
 def tiny() -> Callable[..., torch.nn.Module]:
-    """Build a small MixMIM with weights that make its layers matter."""
-
-    def build(seed: int = 0, **kwargs: object) -> torch.nn.Module:
-        torch.manual_seed(seed)
-        model = timm.create_model("mixmim_base", **{"img_size": 64, **TINY, **kwargs})
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.2 * torch.randn_like(parameter))
-        return model
-
-    return build
+    """Build a small MixMIM."""
+    return make_tiny
 
 
 @pytest.fixture

@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, false_discovery_control, norm
 from test_report import made
 
+from mixmim_bench import metrics
 from mixmim_bench.compare import compare
 from mixmim_bench.errors import BenchError
-from mixmim_bench.predictions import ClassScores
-from mixmim_bench.stats import detectable_difference, holm, mcnemar_mid_p, paired_bootstrap, paired_z_p
+from mixmim_bench.predictions import ClassScores, DrawScores
+from mixmim_bench.stats import (
+    detectable_difference,
+    holm,
+    mcnemar_mid_p,
+    paired_bootstrap,
+    paired_z_p,
+    resample,
+    z_p,
+)
 from mixmim_bench.store import RunStore
 
 
@@ -87,7 +96,7 @@ def kept(store, hits, seed=None, **record):
     best = np.where(np.asarray(hits, dtype=bool), y, (y + 1) % 10)
     scores = np.eye(10)[best]
     predicted = ClassScores(np.array([f"image {i}" for i in range(n)]), y, scores)
-    store.save(made(value=float(np.mean(hits)), seed=seed, **record), predicted.kept())
+    store.save(made(value=float(np.mean(hits)), seed=seed, **record), predicted.kept(["top1"]))
 
 
 @pytest.fixture
@@ -155,3 +164,58 @@ def test_predictions_that_are_gone_are_told(store):
     next(store.runs.glob("*.npz")).unlink()
     with pytest.raises(BenchError, match=r"the predictions .* cannot be read"):
         compare(store, "a", "b")
+
+
+def ranked(rng, n, strength):
+    """Scores of two classes that tell the label the better the stronger."""
+    y = rng.integers(0, 2, n)
+    return y, np.stack([np.zeros(n), strength * y + rng.normal(size=n)], 1)
+
+
+@pytest.mark.parametrize("metric", ["roc_auc", "mean_per_class"])
+def test_metrics_that_are_no_means_are_compared_by_resampling_both(store, metric):
+    for model, strength in (("good", 2.5), ("bad", 0.8), ("too", 2.5)):
+        rng = np.random.default_rng(0)
+        y, _ = ranked(rng, 300, 0)
+        scores = np.stack(
+            [np.zeros(300), strength * (y - 0.5) + np.random.default_rng(1).normal(size=300)], 1
+        )
+        predicted = ClassScores(np.arange(300).astype(str), y, scores)
+        record = made(value=predicted.scores_by([metric])[metric]["value"], model=model, metric=metric)
+        store.save(record, predicted.kept([metric]))
+    (found,) = compare(store, "good", "bad")
+    assert found.test == "paired bootstrap z" and found.metric == metric
+    assert found.verdict == "good is better" and 0 < found.low < found.difference < found.high
+    (same,) = compare(store, "good", "too")
+    assert same.difference == 0.0 and same.p == 1.0
+
+
+def test_the_paired_bootstrap_of_a_ranking_keeps_its_level():
+    """Two equally good rankings of the same items: about 5 % of differences are called real."""
+    rejected = []
+    reduce = metrics.METRICS["roc_auc"].reduce
+    rng = np.random.default_rng(0)
+    for trial in range(250):
+        y = rng.integers(0, 2, 150)
+        common = y + rng.normal(size=150)
+        sides = [np.stack([np.zeros(150), common + rng.normal(size=150)], 1) for _ in range(2)]
+        x, z = (metrics.METRICS["roc_auc"].items(y, scores) for scores in sides)
+        drawn = np.concatenate([reduce(x, w) - reduce(z, w) for w in resample(150, 300, seed=trial)])
+        whole = np.ones((1, 150))
+        difference = float((reduce(x, whole) - reduce(z, whole))[0])
+        rejected.append(z_p(difference, float(drawn.std(ddof=1))) < 0.05)
+    assert 0.02 <= np.mean(rejected) <= 0.09
+
+
+def test_draws_count_as_seeds_do(store):
+    """Few-shot results keep the predictions of each draw."""
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 10
+    for model, share in (("a", 0.9), ("b", 0.5)):
+        right = [np.where(rng.random(200) < share, y, (y + 1) % 10) for _ in range(3)]
+        predicted = DrawScores(np.arange(200).astype(str), y, [np.eye(10)[best] for best in right])
+        value = predicted.scores_by(["top1"])["top1"]["value"]
+        store.save(made(value=value, model=model, seed=0), predicted.kept(["top1"]))
+    (found,) = compare(store, "a", "b")
+    assert found.test == "paired z" and found.verdict == "a is better"
+    assert found.first == pytest.approx(0.9, abs=0.05)

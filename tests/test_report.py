@@ -23,6 +23,7 @@ def made(
     seed=None,
     precision="float32",
     version=1,
+    metric="top1",
     **changes,
 ):
     """A finished record with the fields that a report reads."""
@@ -31,7 +32,7 @@ def made(
         "kwargs": {},
         "weights": {"kind": "file", "sha256": changes.pop("sha256", "0")},
         "preprocessing": {"size": [32, 32]},
-        "task": {"name": task, "kind": "classification", "version": version, "metrics": ["top1"]},
+        "task": {"name": task, "kind": "classification", "version": version, "metrics": [metric]},
         "data": changes.pop("data", "0"),
         "protocol": {"name": protocol, "version": 1, **changes.pop("values", {})},
         "seed": seed,
@@ -46,7 +47,7 @@ def made(
         task_title=task,
         protocol_title=protocol,
         costs={"own": f"{model}-own", "run": f"{model}-run"},
-        scores={"top1": {"value": value, "low": value - 0.02, "high": min(value + 0.02, 1.0), "n": 500}},
+        scores={metric: {"value": value, "low": value - 0.02, "high": min(value + 0.02, 1.0), "n": 500}},
         provenance={"started": "2026-01-01T00:00:00"},
     )
     return dataclasses.replace(record, **changes)

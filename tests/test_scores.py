@@ -2,13 +2,21 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, top_k_accuracy_score
+from scipy.stats import binomtest, norm
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    precision_recall_curve,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
-from mixmim_bench.metrics import METRICS, score
-from mixmim_bench.stats import wilson
+from mixmim_bench import metrics
+from mixmim_bench.metrics import METRICS, score, value
+from mixmim_bench.stats import draws_interval, wilson
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -61,11 +69,137 @@ def test_an_interval_needs_items():
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_one_for_the_right_order_and_zero_for_the_wrong_one(name):
-    y = np.arange(7)
-    right = np.eye(7)
-    assert score(name, y, right)["value"] == 1.0
-    assert score(name, y, -right)["value"] == 0.0
+def test_every_metric_is_one_for_the_right_order_and_little_for_the_wrong_one(name):
+    y = np.arange(21) % 7
+    right = np.eye(7)[y]
+    assert score(name, y, right)["value"] == pytest.approx(1.0)
+    assert value(name, y, -right) <= 1 / 7 + 1e-9  # what the average precision of the worst order is
+
+
+# -- more metrics -------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 6), st.booleans())
+def test_rankings_are_those_of_scikit_learn(seed, classes, rounded):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, (60, classes))
+    y[:2] = [[0] * classes, [1] * classes]
+    scores = rng.normal(size=y.shape) + y
+    if rounded:
+        scores = scores.round()  # ties
+    expected = average_precision_score(y, scores, average="macro")
+    assert value("mean_ap", y, scores) == pytest.approx(expected)
+    assert value("roc_auc", y, scores) == pytest.approx(roc_auc_score(y, scores))
+    eleven = [
+        np.mean([precision[recall >= level].max() for level in np.linspace(0, 1, 11).round(1)])
+        for precision, recall, _ in (precision_recall_curve(a, b) for a, b in zip(y.T, scores.T, strict=True))
+    ]
+    # scikit-learn closes its curve with precision 1 at recall 0, where nothing is found
+    curve = [c for c in zip(y.T, scores.T, strict=True)]
+    best_at_0 = [np.max(precision_recall_curve(a, b)[0][:-1]) for a, b in curve]
+    eleven = [e + (b - 1) / 11 for e, b in zip(eleven, best_at_0, strict=True)]
+    assert value("mean_ap_11", y, scores) == pytest.approx(np.mean(eleven))
+
+
+@given(st.integers(0, 10_000))
+def test_the_mean_over_classes_is_scikit_learns_balanced_accuracy(seed):
+    rng = np.random.default_rng(seed)
+    y, scores = rng.choice(5, 80, p=[0.6, 0.2, 0.1, 0.05, 0.05]), rng.normal(size=(80, 5))
+    y[:5] = np.arange(5)
+    assert value("mean_per_class", y, scores) == pytest.approx(balanced_accuracy_score(y, scores.argmax(1)))
+
+
+def test_one_label_an_item_is_ranked_one_against_the_rest():
+    rng = np.random.default_rng(0)
+    y, scores = rng.integers(0, 4, 200), rng.random((200, 4))
+    scores /= scores.sum(1, keepdims=True)
+    assert value("roc_auc", y, scores) == pytest.approx(roc_auc_score(y, scores, multi_class="ovr"))
+    two, of_two = y % 2, scores[:, :2]
+    assert value("roc_auc", two, of_two) == pytest.approx(roc_auc_score(two, of_two[:, 1] - of_two[:, 0]))
+
+
+def test_objects_that_are_difficult_count_neither_way():
+    rng = np.random.default_rng(0)
+    y, scores = rng.integers(0, 2, (100, 3)), rng.normal(size=(100, 3))
+    with_some = np.vstack([y, np.full((20, 3), -1)])
+    more = np.vstack([scores, rng.normal(size=(20, 3)) + 5])
+    for name in ("mean_ap", "mean_ap_11", "roc_auc"):
+        assert value(name, with_some, more) == value(name, y, scores)
+    with pytest.raises(ValueError, match="no class has both"):
+        value("mean_ap", np.ones((5, 2), dtype=int), np.ones((5, 2)))
+
+
+@given(st.integers(0, 1000), st.sampled_from(sorted(METRICS)))
+@settings(deadline=None)
+def test_weights_are_as_good_as_copies(seed, name):
+    """The value with weights is that of a set in which each item stands so often."""
+    rng = np.random.default_rng(seed)
+    y, scores = rng.integers(0, 4, 40), rng.normal(size=(40, 4)).round(1)
+    y[:4] = np.arange(4)
+    counts = rng.integers(0, 3, 40)
+    counts[:4] = 1
+    metric = METRICS[name]
+    weighted = metric.reduce(metric.items(y, scores), counts[None].astype(float))[0]
+    rows = np.repeat(np.arange(40), counts)
+    assert weighted == pytest.approx(value(name, y[rows], scores[rows]))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_what_is_kept_gives_the_score_again(name):
+    rng = np.random.default_rng(0)
+    y, scores = rng.integers(0, 8, 100), rng.normal(size=(100, 8)).astype(np.float32)
+    arrays = metrics.kept([name], y, scores)
+    again = METRICS[name].reduce(metrics.kept_items(name, arrays), np.ones((1, 100)))[0]
+    assert again == pytest.approx(value(name, y, scores))
+
+
+def covers(draw, name, truth, trials, seed=0):
+    """How often the interval of a metric holds the truth."""
+    rng = np.random.default_rng(seed)
+    found = [score(name, *draw(rng)) for _ in range(trials)]
+    return np.mean([s["low"] <= truth <= s["high"] for s in found])
+
+
+def test_the_interval_of_the_mean_over_classes_covers():
+    rates = np.array([0.95, 0.9, 0.8, 0.7, 0.6])
+
+    def draw(rng):
+        y = rng.choice(5, 400, p=[0.4, 0.3, 0.1, 0.1, 0.1])
+        hits = rng.random(400) < rates[y]
+        return y, np.eye(5)[np.where(hits, y, (y + 1) % 5)]
+
+    assert 0.92 <= covers(draw, "mean_per_class", rates.mean(), 300) <= 0.98
+
+
+def test_the_interval_of_the_mean_over_classes_covers_near_one():
+    def draw(rng):
+        y = rng.permutation(np.arange(500) % 10)
+        return y, np.eye(10)[np.where(rng.random(500) < 0.97, y, (y + 1) % 10)]
+
+    assert 0.93 <= covers(draw, "mean_per_class", 0.97, 500) <= 0.975
+
+
+def test_the_interval_of_a_ranking_covers():
+    def draw(rng):
+        y = (rng.random(250) < 0.4).astype(int)
+        return y, np.stack([np.zeros(250), y + rng.normal(size=250)], 1)
+
+    truth = norm.cdf(1 / np.sqrt(2))
+    assert 0.92 <= covers(draw, "roc_auc", truth, 300) <= 0.98
+
+
+def test_the_interval_over_draws_covers_draws_and_items():
+    """An accuracy that differs between draws of the training set, on test sets that differ too."""
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(600):
+        hardness = rng.normal(size=300)
+        skill = 1.0 + 0.15 * rng.normal(size=(5, 1))
+        hits = skill + 0.3 * rng.normal(size=(5, 300)) > hardness
+        _, low, high = draws_interval(hits)
+        covered.append(low <= norm.cdf(1.0 / np.sqrt(1 + 0.15**2 + 0.3**2)) <= high)
+    assert 0.93 <= np.mean(covered) <= 0.99
 
 
 def test_the_interval_holds_the_value_also_at_the_ends():

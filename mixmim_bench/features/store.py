@@ -167,7 +167,8 @@ class Entry:
             return False
 
     def _read(self, start: int, name: str) -> np.ndarray:
-        with np.load(self._chunk(start), allow_pickle=False) as file:
+        # numpy leaves a file open that it opened itself and that is no zip archive
+        with self._chunk(start).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return file[name]
 
     def write_chunk(self, start: int, stop: int, chunk: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,491 @@
+"""The feature store: found by everything that made it, whole or not at all, safe for two."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import write_digits
+from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_training import PREPROCESSING, TINY, Quiet
+
+from mixmim_bench.bench import Shelf, Split, Workbench
+from mixmim_bench.data.dataset import open_task
+from mixmim_bench.data.taskfile import read_task
+from mixmim_bench.errors import BenchError, UnreadableImages
+from mixmim_bench.features import store as store_module
+from mixmim_bench.features.store import FeatureStore, Piece, filling
+from mixmim_bench.machine import Machine
+from mixmim_bench.models.weights import RANDOM
+from mixmim_bench.plan import ModelChoice, TaskChoice, plan
+from mixmim_bench.specs import digest
+
+SMALL = {**PREPROCESSING, "size": [32, 32], "crop_pct": 1.0}
+
+
+def bench_of(task, model=TINY, weights=RANDOM, preprocessing=SMALL, precision="float32", seed=0):
+    """Make a workbench on a task of the user's, as the suite does, and its splits."""
+    data = open_task(task, None)
+    counts = {role: len(part) for role, part in data.parts.items()}
+    run = plan(
+        [ModelChoice(spec=model, weights=dict(weights), preprocessing=preprocessing)],
+        [
+            TaskChoice(
+                spec=task,
+                data={"fingerprint": data.fingerprint, "layout": data.layout, "root": data.root},
+                counts=counts,
+            )
+        ],
+        ["knn"],
+        [seed],
+        "auto",
+        precision,
+    )[0].run
+    bench = Workbench(run, Machine(device="cpu", precision=precision, batch_size=7), Quiet(), 0.1, Shelf())
+    return bench, {role: Split(role, part) for role, part in data.parts.items()}
+
+
+def extracted(bench):
+    """How many images went through the backbone."""
+    return sum(done for done, _ in bench.stages.counted.values())
+
+
+def weights_file(folder, seed):
+    """Save weights of the small model under the same name, whatever they are."""
+    torch.manual_seed(seed)
+    network = timm.create_model(TINY.arch, num_classes=0, img_size=32, **TINY.kwargs)
+    path = folder / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return {"kind": "file", "name": "weights.pth", "path": str(path), "sha256": digest([seed])}
+
+
+# -- found by what made it ----------------------------------------------------------------------------
+
+
+def test_what_was_extracted_is_read_again(my_task):
+    bench, splits = bench_of(read_task(my_task))
+    first = bench.features(splits["train"])
+    assert extracted(bench) == len(splits["train"].part) == 48
+    again, others = bench_of(read_task(my_task))
+    second = again.features(others["train"])
+    assert extracted(again) == 0
+    assert isinstance(second.x, np.memmap)
+    assert np.array_equal(first.x, second.x) and first.ids.tolist() == second.ids.tolist()
+    assert second.x.shape == (48, 192) and second.digests.shape == (48, 16)
+
+
+def test_several_layers_take_one_pass_and_only_what_lacks_is_extracted(my_task):
+    bench, splits = bench_of(read_task(my_task))
+    both = bench.features_of_layers(splits["val"], ["own", "stage1"])
+    assert extracted(bench) == 12
+    more, splits = bench_of(read_task(my_task))
+    found = more.features_of_layers(splits["val"], ["stage1", "own"])
+    assert extracted(more) == 0
+    assert all(np.array_equal(found[layer].x, both[layer].x) for layer in both)
+    assert more.features(splits["val"], "stage2").x.shape == (12, 48)
+    assert extracted(more) == 12
+
+
+def change_nothing(_, __):
+    pass
+
+
+def change_weights(folder, arguments):
+    arguments["weights"] = weights_file(folder, 1)  # the same path and name
+
+
+def change_normalisation(_, arguments):
+    arguments["preprocessing"] = {**SMALL, "mean": [0.5, 0.5, 0.51]}
+
+
+def change_crop(_, arguments):
+    arguments["preprocessing"] = {**SMALL, "crop_pct": 0.9}
+
+
+def change_interpolation(_, arguments):
+    arguments["preprocessing"] = {**SMALL, "interpolation": "bilinear"}
+
+
+def change_size(_, arguments):
+    arguments["preprocessing"] = {**SMALL, "size": [64, 64]}
+    arguments["weights"] = dict(RANDOM)
+
+
+def change_architecture(_, arguments):
+    arguments["model"] = dataclasses.replace(TINY, kwargs={**TINY.kwargs, "depths": [1, 1, 1, 2]})
+    arguments["weights"] = dict(RANDOM)
+
+
+def change_precision(_, arguments):
+    arguments["precision"] = "bfloat16"
+
+
+def change_time(folder, _):
+    path = next((folder / "images" / "train").rglob("*.png"))
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+
+def change_image(folder, _):
+    for path in (folder / "images" / "train").rglob("*.png"):
+        kept = path.stat()
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+        os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
+
+
+def change_label(folder, _):
+    first, second = sorted((folder / "images" / "train").iterdir())[:2]
+    (folder / "other").mkdir()
+    for source, target in (
+        (first, folder / "other" / "a"),
+        (second, first),
+        (folder / "other" / "a", second),
+    ):
+        source.rename(target)
+
+
+def change_name(folder, _):
+    path = next((folder / "images" / "train").rglob("*.png"))
+    path.rename(path.with_name("renamed.png"))
+
+
+def change_skipping(folder, _):
+    path = folder / "mine.toml"
+    path.write_text(path.read_text().replace("[data]", "[data]\nskip_unreadable = true"))
+
+
+CHANGES = [value for name, value in dict(globals()).items() if name.startswith("change_")]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_any_change_misses(my_task, change):
+    folder = my_task.parent
+    arguments = {"weights": weights_file(folder, 0)}
+    bench, splits = bench_of(read_task(my_task), **arguments)
+    bench.features(splits["train"])
+    change(folder, arguments)
+    again, others = bench_of(read_task(my_task), **arguments)
+    features = again.features(others["train"])
+    assert extracted(again) == (0 if change is change_nothing else len(others["train"].part))
+    fresh, others = bench_of(read_task(my_task), **arguments)
+    fresh_store = my_task.parent / "elsewhere"
+    os.environ["MIXMIM_BENCH_CACHE"] = str(fresh_store)
+    assert np.array_equal(fresh.features(others["train"]).x, features.x)
+
+
+def test_the_seed_of_random_weights_and_the_extractor_decide_too(my_task, monkeypatch):
+    bench, splits = bench_of(read_task(my_task))
+    bench.features(splits["val"])
+    other, splits = bench_of(read_task(my_task), seed=1)
+    other.features(splits["val"])
+    assert extracted(other) == 12
+    monkeypatch.setattr("mixmim_bench.bench.EXTRACTOR_VERSION", 99)
+    newer, splits = bench_of(read_task(my_task))
+    newer.features(splits["val"])
+    assert extracted(newer) == 12
+
+
+def test_the_code_of_a_users_own_model_decides_too(monkeypatch, tmp_path):
+    module = tmp_path / "own_backbone.py"
+    code = (
+        "import timm\nfrom timm.models import register_model\n"
+        "@register_model\ndef own_backbone_{}(pretrained=False, **kwargs):\n"
+        "    return timm.create_model('test_vit', **kwargs)\n"
+    )
+    module.write_text(code.format("a"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import own_backbone  # noqa: F401 (registers the model)
+
+    from mixmim_bench.bench import _own_code
+
+    before = _own_code("own_backbone_a")
+    module.write_text(code.format("a") + "# another pooling\n")
+    assert before and _own_code("own_backbone_a") != before
+    assert _own_code("test_vit") == _own_code("mixmim_base") == ""
+
+
+INGREDIENTS = {
+    "arch": st.sampled_from(["a", "b"]),
+    "weights": st.fixed_dictionaries({"sha256": st.sampled_from(["0", "1"])}),
+    "layer": st.sampled_from(["own", "stage1"]),
+    "preprocessing": st.fixed_dictionaries(
+        {"crop_pct": st.sampled_from([0.875, 1.0]), "mean": st.lists(st.floats(0, 1), max_size=2)}
+    ),
+    "images": st.sampled_from(["x", "y"]),
+    "precision": st.sampled_from(["float32", "bfloat16"]),
+    "extractor": st.integers(1, 2),
+}
+
+
+@given(st.fixed_dictionaries(INGREDIENTS), st.fixed_dictionaries(INGREDIENTS))
+def test_two_entries_are_one_only_if_all_ingredients_are(first, second):
+    store = FeatureStore(Path("nowhere"))
+    one, other = store.entry(first, {"model": "a"}), store.entry(second, {"model": "b"})
+    assert (one.key == other.key) == (first == second)
+
+
+# -- whole or not at all ------------------------------------------------------------------------------
+
+
+def piece(rows, layers=("own",), failures=()):
+    values = {layer: np.outer(rows, [1.0, 2.0]).astype(np.float32) + len(layer) for layer in layers}
+    digests = np.repeat(rows.astype(np.uint8)[:, None], 16, axis=1)
+    return Piece(rows, values, digests, dict.fromkeys(failures, "broken"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 40),
+    broken=st.sets(st.integers(0, 39), max_size=12),
+    sizes=st.lists(st.integers(1, 13), min_size=1, max_size=6),
+    stops=st.lists(st.integers(0, 40), max_size=3),
+)
+def test_whatever_the_batches_and_interruptions_the_rows_are_in_order(
+    tmp_path_factory, n, broken, sizes, stops
+):
+    """Batches of any size, images that fail, and starts that break off anywhere."""
+    entry = FeatureStore(tmp_path_factory.mktemp("store")).entry({"n": n}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "CHUNK_ROWS", 8)
+        for stop in [*(min(stop, n) for stop in stops), n]:
+            with filling({"own": entry}, n) as lacking:
+                if lacking is None:
+                    break
+                row, turn = lacking.start, 0
+                while row < stop:
+                    rows = np.arange(row, min(row + sizes[turn % len(sizes)], n))
+                    good = np.array([r for r in rows if r not in broken], dtype=np.int64)
+                    lacking.add(piece(good, failures=[r for r in rows if r in broken]))
+                    row, turn = row + len(rows), turn + 1
+                if lacking.start == n:
+                    lacking.finish()
+    stored = entry.open()
+    expected = np.array([row for row in range(n) if row not in broken], dtype=np.int64)
+    assert stored.rows.tolist() == expected.tolist()
+    if len(expected):
+        assert np.array_equal(stored.x, piece(expected).values["own"])
+        assert np.array_equal(stored.digests, piece(expected).digests)
+
+
+def whole_entry(folder, n=20):
+    entry = FeatureStore(folder).entry({"layer": "own", "extractor": 1}, {})
+    with filling({"own": entry}, n) as lacking:
+        lacking.add(piece(np.arange(n)))
+        lacking.finish()
+    return entry
+
+
+@pytest.mark.parametrize("name", ["x.npy", "rows.npz", "whole.json", "made_by.json"])
+@pytest.mark.parametrize("how", ["cut", "gone", "empty"])
+def test_a_damaged_entry_is_never_read(tmp_path, name, how):
+    entry = whole_entry(tmp_path)
+    path = entry.folder / name
+    path.unlink() if how == "gone" else path.write_bytes(path.read_bytes()[:-3] if how == "cut" else b"")
+    if name == "made_by.json":  # says what it is, to people only
+        assert entry.open().x.shape == (20, 2)
+        return
+    assert entry.manifest() is None
+    with pytest.raises(BenchError, match="not whole; the same command makes them again"):
+        entry.open()
+    assert whole_entry(tmp_path).open().x.shape == (20, 2)
+
+
+def test_a_changed_byte_is_found_by_verifying(tmp_path):
+    entry = whole_entry(tmp_path)
+    assert entry.damage() == ""
+    content = bytearray((entry.folder / "x.npy").read_bytes())
+    content[-1] ^= 1
+    (entry.folder / "x.npy").write_bytes(content)
+    assert entry.damage() == "x.npy has changed since it was written"
+
+
+def test_a_cut_chunk_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "CHUNK_ROWS", 8)
+    entry = FeatureStore(tmp_path).entry({"layer": "own"}, {})
+    with filling({"own": entry}, 30) as lacking:
+        lacking.add(piece(np.arange(25)))
+    chunks = sorted((entry.folder / "chunks").iterdir())
+    assert [path.name for path in chunks] == ["000000000.npz", "000000008.npz", "000000016.npz"]
+    chunks[1].write_bytes(chunks[1].read_bytes()[:-40])
+    with filling({"own": entry}, 30) as lacking:
+        assert lacking.start == 8
+        with pytest.raises(ValueError, match="features of 22 images are lacking"):
+            lacking.finish()
+
+
+def test_an_unreadable_image_fails_or_is_left_out_as_the_task_says(my_task):
+    (my_task.parent / "images" / "val" / "digit 1" / "broken.png").write_bytes(b"no image")
+    bench, splits = bench_of(read_task(my_task))
+    with pytest.raises(UnreadableImages, match=r"1 of 31 images cannot be read: .*broken\.png"):
+        bench.features(splits["test"])
+    change_skipping(my_task.parent, {})
+    bench, splits = bench_of(read_task(my_task))
+    assert len(bench.features(splits["test"])) == 30 and bench.skipped["test"] == 1
+    my_task.write_text(my_task.read_text().replace("skip_unreadable = true", ""))
+    bench, splits = bench_of(read_task(my_task))
+    with pytest.raises(UnreadableImages):
+        bench.features(splits["test"])
+
+
+def test_memory_of_a_second_reader_stays_on_the_disk(tmp_path):
+    entry = whole_entry(tmp_path)
+    assert isinstance(entry.open().x, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        entry.open().x[0] = 0.0
+
+
+# -- killed, and two at once --------------------------------------------------------------------------
+
+
+def command(folder):
+    return [
+        *(sys.executable, "-m", "mixmim_bench.cli", "run", "-m", "test_vit", "-p", "knn"),
+        *("--task", str(folder / "many.toml"), "--weights", "random", "--batch-size", "16"),
+        *("--results", "results", "--threads", "1"),
+    ]
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """A task with enough images to be killed in the middle of."""
+    write_digits(tmp_path / "images" / "train", per_class=170, classes=10)
+    write_digits(tmp_path / "images" / "val", per_class=4, classes=10, start=170)
+    (tmp_path / "many.toml").write_text(
+        'schema = 1\nversion = 1\nkind = "classification"\ntitle = "Many"\nnum_classes = 10\n'
+        'metrics = ["top1"]\n[data]\nlayouts = ["folder:ImageFolder"]\nroot = "images"\n'
+        '[split]\ntrain = "train[:95%]"\nval = "train[95%:]"\ntest = "val"\n'
+    )
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def started(folder, results="results"):
+    arguments = [results if a == "results" else a for a in command(folder)]
+    with (folder / f"{results}.log").open("w") as log:
+        return subprocess.Popen(arguments, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+
+
+def kept_features(folder):
+    entries = FeatureStore(folder / "cache" / "features").entries()
+    assert len(entries) == 3
+    return {entry.about["role"]: np.array(entry.open().x) for entry in entries}
+
+
+def test_killed_while_extracting_it_goes_on_at_the_chunk(many):
+    child = started(many)
+    deadline = time.monotonic() + 120
+    chunks = many / "cache" / "features"
+    while not list(chunks.rglob("chunks/000000512.npz")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    entry = next(e for e in FeatureStore(chunks).entries() if e.about["role"] == "train")
+    assert entry.manifest() is None and (entry.folder / "chunks" / "000000000.npz").exists()
+    before = (entry.folder / "chunks" / "000000000.npz").stat().st_mtime_ns
+    again = started(many)
+    while entry.manifest() is None and again.poll() is None:
+        chunk = entry.folder / "chunks" / "000000000.npz"
+        try:
+            assert chunk.stat().st_mtime_ns == before  # never written again
+        except FileNotFoundError:
+            break
+        time.sleep(0.01)
+    assert again.wait(timeout=120) == 0, (many / "results.log").read_text()
+    interrupted = kept_features(many)
+    assert not list(chunks.rglob("chunks")) and not list(chunks.rglob("*.tmp"))
+    os.environ["MIXMIM_BENCH_CACHE"] = str(many / "other" / "cache")
+    straight = started(many, "straight")
+    assert straight.wait(timeout=120) == 0
+    for role, features in kept_features(many / "other").items():
+        np.testing.assert_allclose(interrupted[role], features, atol=1e-5)
+
+
+def test_two_processes_on_one_store_do_the_work_once(many):
+    children = [started(many, results) for results in ("one", "two")]
+    said = [(many / f"{results}.log") for results in ("one", "two")]
+    assert [child.wait(timeout=180) for child in children] == [0, 0], [log.read_text() for log in said]
+    kept_features(many)
+    scores = []
+    for results in ("one", "two"):
+        (path,) = (many / results / "runs").glob("*.json")
+        scores.append(json.loads(path.read_text())["scores"])
+    assert scores[0] == scores[1]
+
+
+def test_what_another_process_fills_is_not_pruned(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path))
+    entry = whole_entry(tmp_path / "features")
+    with FileLock(entry.folder.with_suffix(".lock")):
+        assert "0 removed" in run("cache", "prune", "--all").output
+    assert "1 removed" in run("cache", "prune", "--all").output
+    assert not entry.folder.exists()
+
+
+# -- the commands -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(run, my_task, tmp_path):
+    """A task whose features are kept."""
+    args = ("-m", "test_vit", "--task", my_task, "-p", "knn", "--weights", "random")
+    run("run", *args, "--results", tmp_path / "results")
+    return my_task
+
+
+@pytest.mark.usefixtures("judged")
+def test_the_cache_is_listed(run):
+    rows = json.loads(run("cache", "ls", "--json").output)
+    assert {(row["task"], row["role"], row["rows"], row["state"]) for row in rows} == {
+        *{("mine", "train", 48, "whole"), ("mine", "val", 12, "whole"), ("mine", "test", 30, "whole")}
+    }
+    table = run("cache", "ls").output
+    assert "mine train" in table and "48 x 64" in table and "MB" in table
+
+
+def test_images_that_changed_behind_their_time_are_found(judged, run):
+    assert run("cache", "verify").output.count("images are as they were") == 3
+    path = next((judged.parent / "images" / "val").rglob("*.png"))
+    kept, content = path.stat(), bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # as a malicious copy would
+    said = run("cache", "verify", code=1).output
+    assert f"1 images have other bytes now, such as {path}" in said
+    key = next(line.split()[0] for line in said.splitlines() if "other bytes" in line)
+    assert f"removed {key}" in run("cache", "prune", key).output
+    assert len(json.loads(run("cache", "ls", "--json").output)) == 2
+
+
+def test_images_that_changed_are_told(judged, run):
+    change_time(judged.parent, {})
+    assert "its images were changed since, so no run reads it" in run("cache", "verify").output
+    judged.unlink()
+    assert "its images cannot be compared" in run("cache", "verify").output
+
+
+@pytest.mark.usefixtures("judged")
+def test_pruning_takes_what_no_run_reads(run):
+    store = FeatureStore()
+    assert run("cache", "prune").output.strip() == "0 removed"
+    entry = store.entries()[0]
+    (entry.folder / "x.npy").unlink()
+    said = run("cache", "prune", "--dry-run").output
+    assert "would remove" in said and "unfinished" in said and len(store.entries()) == 3
+    assert "1 removed" in run("cache", "prune").output
+    assert len(store.entries()) == 2
+    assert "0 removed" in run("cache", "prune", "--older-than", 1).output
+    for path in store.entries()[0].folder.rglob("*"):
+        os.utime(path, (1, 1))
+    assert "not used for" in run("cache", "prune", "--older-than", 30).output
+    assert "no features have the key 'zzz'" in run("cache", "prune", "zzz", code=2).output
