@@ -12,19 +12,20 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from fvcore.nn import FlopCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.machine import Machine, open_machine
+from mixmim_bench.machine import Machine, measure_matmul_peak, open_machine
 from mixmim_bench.models.build import create, own_classes, own_size, try_out
 from mixmim_bench.specs import Cost, ModelSpec
 
@@ -111,20 +112,38 @@ def count_by_fvcore(network: nn.Module, image_size: tuple[int, int]) -> Count:
 
     The trace runs with gradients on: without them torch takes paths that fvcore cannot see.
     """
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        analysis = (
-            FlopCountAnalysis(network.eval(), torch.zeros(1, 3, *image_size))
-            .unsupported_ops_warnings(False)
-            .uncalled_modules_warnings(False)
-            .tracer_warnings("none")
-            .set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        )
+    with _tracing():
+        analysis = _quiet(FlopCountAnalysis(network.eval(), torch.zeros(1, 3, *image_size)))
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         by_operator = analysis.by_operator()
         uncounted = tuple(op for op in analysis.unsupported_ops() if op in MULTIPLYING)
     macs = sum(int(by_operator.get(name, 0)) for name in _MAC_OPERATORS)
     return Count(macs, int(analysis.total()), uncounted)
+
+
+def count_activations(network: nn.Module, image_size: tuple[int, int]) -> int:
+    """Count by fvcore the outputs of what multiplies for one image: of fused attention, its result alone."""
+    with _tracing():
+        analysis = _quiet(ActivationCountAnalysis(network.eval(), torch.zeros(1, 3, *image_size)))
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _outputs)
+        return int(analysis.total())
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    logging.getLogger("fvcore").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _quiet(analysis: Any) -> Any:
+    return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+
+
+def _outputs(inputs: list[Any], outputs: list[Any]) -> int:
+    del inputs
+    return math.prod(outputs[0].type().sizes())
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
@@ -175,6 +194,7 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
     batch_size = max(1, min(64, round((16 if cuda else 1) * 65e9 / max(counted.macs, 1))))
     images = torch.randn(batch_size, 3, *size, device=machine.device)
     times: list[float] = []
+    peak = machine.matmul_gmacs_per_s
     with torch.inference_mode(), machine.autocast():
         network(images)
         while len(times) < repeats and sum(times) < seconds:
@@ -183,7 +203,9 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
             if cuda:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - clock)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory_mb() - before
+    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory_mb() - before
+    peak = max(peak, measure_matmul_peak(machine.device, machine.precision))  # another program may have run
+    images_per_s = batch_size / statistics.median(times)
     by_fvcore = count_by_fvcore(network.cpu().float(), size)
     uncounted = by_fvcore.uncounted
     if by_fvcore.macs != counted.macs and not uncounted:
@@ -192,9 +214,11 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
         "params_m": sum(parameter.numel() for parameter in network.parameters()) / 1e6,
         "gmacs": by_fvcore.total / 1e9,
         "uncounted": uncounted,
-        "images_per_s": batch_size / statistics.median(times),
+        "activations_m": count_activations(network, size) / 1e6,
+        "images_per_s": images_per_s,
         "batch_size": batch_size,
-        "peak_memory_mb": peak,
+        "peak_share": images_per_s * counted.macs / 1e9 / peak,
+        "peak_memory_mb": memory,
     }
 
 

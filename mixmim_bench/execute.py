@@ -37,6 +37,8 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             **{f"n_{role}": len(part) for role, part in data.parts.items()},
             **{f"skipped_{role}": count for role, count in bench.skipped.items()},
             **duplicates,
+            "head_params": fitted.head_params,
+            "head_macs": fitted.head_macs,
         },
         timings={
             "extract_s": round(bench.extract_s, 3),  # 0 where the features were at hand

@@ -159,8 +159,10 @@ class Cost:
     params_m: float
     gmacs: float
     uncounted: tuple[str, ...]  # operations that multiply and that a counter left out
+    activations_m: float  # millions of outputs of convolutions, linear layers and matrix products
     images_per_s: float
     batch_size: int
+    peak_share: float  # of the machine's matrix-multiply peak, measured before and after
     peak_memory_mb: float
 
     @staticmethod

@@ -181,3 +181,21 @@ def test_help_is_instant_and_imports_no_torch():
         "assert not {'torch', 'timm', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_activations_are_those_counted_by_hand():
+    """A linear layer, attention and a convolution: the numbers of their outputs."""
+    from torch import nn
+
+    from mixmim_bench.cost import count_activations
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 12)
+
+        def forward(self, x):
+            q, k, v = self.linear(self.conv(x).flatten(2).transpose(1, 2))[:, None].chunk(3, -1)
+            return nn.functional.scaled_dot_product_attention(q, k, v)
+
+    assert count_activations(Small(), (8, 8)) == 16 * 4 + 16 * 12 + 16 * 4

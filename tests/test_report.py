@@ -56,7 +56,15 @@ def made(
 def cost(model="a", gmacs=1.0, **changes):
     values = {
         **{"model": model, "arch": model, "image_size": (32, 32), "precision": "float32", "device": "cpu"},
-        **{"threads": 2, "params_m": 5.0, "gmacs": gmacs, "uncounted": (), "images_per_s": 10.0},
+        **{
+            "threads": 2,
+            "params_m": 5.0,
+            "gmacs": gmacs,
+            "uncounted": (),
+            "activations_m": 5.0,
+            "peak_share": 0.6,
+            "images_per_s": 10.0,
+        },
         **{"batch_size": 8, "peak_memory_mb": 100.0},
     }
     return Cost(**{**values, **changes})

@@ -34,7 +34,9 @@ from mixmim_bench.specs import digest
 SMALL = {**PREPROCESSING, "size": [32, 32], "crop_pct": 1.0}
 
 
-def bench_of(task, model=TINY, weights=RANDOM, preprocessing=SMALL, precision="float32", seed=0):
+def bench_of(
+    task, model=TINY, weights=RANDOM, preprocessing=SMALL, precision="float32", seed=0, protocol="knn"
+):
     """Make a workbench on a task of the user's, as the suite does, and its splits."""
     data = open_task(task, None)
     counts = {role: len(part) for role, part in data.parts.items()}
@@ -47,7 +49,7 @@ def bench_of(task, model=TINY, weights=RANDOM, preprocessing=SMALL, precision="f
                 counts=counts,
             )
         ],
-        ["knn"],
+        [protocol],
         [seed],
         "auto",
         precision,

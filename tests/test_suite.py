@@ -61,6 +61,8 @@ def test_a_record_tells_everything(finished):
     assert record["counts"] == {
         **{"n_train": 1000, "n_val": 297, "n_test": 500},
         **{"skipped_train": 0, "skipped_val": 0, "skipped_test": 0},
+        **{"val_in_train": 0, "test_in_train_or_val": 0},
+        **{"head_params": 650, "head_macs": 640},
     }
     assert record["chosen"]["C"] > 0
     assert record["model"] == "test_vit" and record["weights"] == "random init" and record["random_init"]
@@ -85,6 +87,7 @@ def test_tables_and_plots_are_written(finished):
     assert table["model"].tolist() == ["test_vit"]
     assert table["params_m"][0] == pytest.approx(0.365, abs=0.01)
     assert table["images_per_s"][0] > 1
+    assert 0.0 < table["peak_share"][0] < 1.5 and table["activations_m"][0] > 0.1
     value = records(results)["digits", "linear"]["scores"]["top1"]["value"]
     assert table["digits linear"][0] == value
     markdown = (results / "leaderboard.md").read_text()

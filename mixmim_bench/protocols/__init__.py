@@ -36,6 +36,8 @@ class Fitted:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     arrays: "Mapping[str, np.ndarray]" = field(default_factory=dict)  # curves, kept beside the record
     notes: tuple[str, ...] = ()
+    head_params: int = 0  # what judging an image costs behind the backbone: numbers kept, and
+    head_macs: int = 0  # multiply-adds
 
 
 class Judge(Protocol):

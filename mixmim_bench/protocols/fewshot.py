@@ -94,6 +94,8 @@ class FewShot:
         return Fitted(
             predict,
             chosen=chosen,
+            head_params=fitted[first, shown][0].coef_.size + fitted[first, shown][0].intercept_.size,
+            head_macs=fitted[first, shown][0].coef_.size,
             notes=(f"the smallest class of train has {smallest} images: there are no {most} shots of it",)
             if smallest < most
             else (),

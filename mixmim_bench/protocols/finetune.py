@@ -114,7 +114,11 @@ class Finetune:
         def predict(split: "Split") -> "ClassScores":
             return score(network, split, bench)
 
-        return Fitted(predict, arrays={"train_loss": np.array(losses)}, notes=notes)
+        head = training.classifier(network)
+        params = sum(parameter.numel() for parameter in head.parameters())
+        macs = sum(parameter.numel() for parameter in head.parameters() if parameter.ndim > 1)
+        arrays = {"train_loss": np.array(losses)}
+        return Fitted(predict, arrays=arrays, notes=notes, head_params=params, head_macs=macs)
 
     def _network(self, bench: "Workbench") -> "tuple[nn.Module, tuple[str, ...]]":
         """Build the backbone with a new head; not every architecture has stochastic depth."""

@@ -72,6 +72,8 @@ class KNN:
                 "k": np.array([k for _, _, k in tried]),
                 f"val_{bench.metric}": np.array([score for score, _, _ in tried]),
             },
+            head_params=both.shape[0] * both.shape[1],
+            head_macs=both.shape[0] * both.shape[1],
         )
 
 

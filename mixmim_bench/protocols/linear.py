@@ -91,6 +91,8 @@ class Linear:
                 "gap": sweep.gap_path_,
             },
             notes=(*notes, *more),
+            head_params=final.coef_.size + final.intercept_.size,
+            head_macs=final.coef_.size,
         )
 
     def _choose_layer(

@@ -121,7 +121,14 @@ class LinearSGD:
             return ClassScores(features.ids, features.y, probe.logits(0, features.x))
 
         chosen |= {"layer": layer, "base_lr": base_lr}
-        return Fitted(predict, chosen=chosen, arrays={**arrays, "train_loss": np.array(losses)})
+        weight: Any = probe.heads[0].weight
+        return Fitted(
+            predict,
+            chosen=chosen,
+            arrays={**arrays, "train_loss": np.array(losses)},
+            head_params=weight.numel() + bench.num_classes,
+            head_macs=weight.numel(),
+        )
 
     def _train(
         self, bench: "Workbench", part: "Part", heads: list[tuple[str, float]], name: str

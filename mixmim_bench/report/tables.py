@@ -18,6 +18,7 @@ COST = {
     "images_per_s": "Images/s",
     "peak_memory_mb": "Memory (MB)",
 }
+MORE_COST = ("activations_m", "peak_share")  # in the CSV only
 Column = tuple[str, str]  # task, protocol
 
 
@@ -173,7 +174,7 @@ def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
             "model": row.model,
             "weights": row.weights,
             "variant": row.variant,
-            **{name: getattr(cost, name, None) for name in COST},
+            **{name: getattr(cost, name, None) for name in (*COST, *MORE_COST)},
             "uncounted": ", ".join(cost.uncounted) if cost else "",
             "device": cost.device if cost else "",
             "threads": cost.threads if cost else None,
