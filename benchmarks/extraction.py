@@ -1,0 +1,101 @@
+"""Images per second of extraction: decoding alone, the model alone, and both together into the store.
+
+    python benchmarks/extraction.py [--images 256] [--size 224] [--model mixmim-b] [--rounds 3]
+
+The images are JPEGs of 500 x 375 pixels made of the photographs in scikit-learn. The smaller of the first two
+speeds bounds the third; without overlap the third would be 1 / (1 / first + 1 / second).
+"""
+
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+
+def write_photographs(folder: Path, count: int) -> None:
+    """Cut JPEGs out of scikit-learn's two photographs."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    pictures = itertools.cycle(load_sample_images().images)
+    for place, picture in zip(range(count), pictures, strict=False):
+        top, left = rng.integers(0, picture.shape[0] - 375), rng.integers(0, picture.shape[1] - 500)
+        Image.fromarray(picture[top : top + 375, left : left + 500]).save(
+            folder / f"{place:04d}.jpg", quality=90
+        )
+
+
+@click.command()
+@click.option("--images", default=256)
+@click.option("--size", default=224)
+@click.option("--model", default="mixmim-b")
+@click.option("--rounds", default=3)
+def main(images: int, size: int, model: str, rounds: int) -> None:
+    """Time the three in turn, round by round."""
+    import torch
+
+    from mixmim_bench.data.images import Files, Part
+    from mixmim_bench.data.loading import ImageDataset, batches, in_groups
+    from mixmim_bench.data.transforms import eval_transform
+    from mixmim_bench.features.extract import extract_to_store
+    from mixmim_bench.features.layers import Taps
+    from mixmim_bench.features.store import FeatureStore
+    from mixmim_bench.machine import open_machine
+    from mixmim_bench.models.build import create, preprocessing
+    from mixmim_bench.models.registry import find_model
+
+    machine = open_machine("cpu", batch_size=16)
+    print(machine.describe())
+    spec = find_model(model)
+    network = create(spec, (size, size)).eval()
+    transform = eval_transform({**preprocessing(spec), "size": [size, size]})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_photographs(folder, images)
+        paths = np.array(sorted(path.name for path in folder.iterdir()))
+        part = Part(paths, np.zeros(len(paths), np.int64), Files(folder, paths))
+
+        def decode() -> None:
+            dataset = ImageDataset(part.images, transform, digests=True)
+            for _ in batches(dataset, in_groups(range(images), machine.batch_size), 0):
+                pass
+
+        def compute() -> None:
+            batch = torch.randn(machine.batch_size, 3, size, size)
+            taps = Taps(network)
+            with torch.inference_mode():
+                for _ in range(images // machine.batch_size):
+                    taps.read(batch, ["own"], machine.autocast())
+
+        def both() -> None:
+            entry = FeatureStore(folder / "store").entry({"start": time.perf_counter_ns()}, {})
+            extract_to_store(network, part, transform, machine, {"own": entry})
+
+        speeds: dict[str, list[float]] = {"decode only": [], "model only": [], "end to end": []}
+        compute()
+        for _ in range(rounds):
+            for what, work in zip(speeds, (decode, compute, both), strict=True):
+                speeds[what].append(images / timed(work))
+    medians = {what: float(np.median(values)) for what, values in speeds.items()}
+    for what, speed in medians.items():
+        print(f"{what}: {speed:.1f} images/s")
+    bound = min(medians["decode only"], medians["model only"])
+    apart = 1 / (1 / medians["decode only"] + 1 / medians["model only"])
+    print(f"end to end / the smaller of the two: {medians['end to end'] / bound:.2f}")
+    print(f"end to end / one after the other:    {medians['end to end'] / apart:.2f}")
+
+
+def timed(work: Any) -> float:
+    """Time one call in seconds."""
+    clock = time.perf_counter()
+    work()
+    return time.perf_counter() - clock
+
+
+if __name__ == "__main__":
+    main()

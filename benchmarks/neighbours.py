@@ -1,0 +1,46 @@
+"""Nearest neighbours by cosine, against scikit-learn's brute force on the same rows.
+
+python benchmarks/neighbours.py [--bank 40000] [--queries 5000] [--width 1024] [--depth 200] [--rounds 3]
+"""
+
+import time
+
+import click
+import numpy as np
+
+
+@click.command()
+@click.option("--bank", default=40_000)
+@click.option("--queries", default=5_000)
+@click.option("--width", default=1_024)
+@click.option("--depth", default=200)
+@click.option("--rounds", default=3)
+def main(bank: int, queries: int, width: int, depth: int, rounds: int) -> None:
+    """Time both in turn."""
+    from sklearn.neighbors import NearestNeighbors
+
+    from mixmim_bench.machine import open_machine
+    from mixmim_bench.probes.neighbours import nearest
+
+    print(open_machine("cpu").describe())
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((bank, width)).astype(np.float32)
+    asked = rng.standard_normal((queries, width)).astype(np.float32)
+    ratios = []
+    for _ in range(rounds):
+        clock = time.perf_counter()
+        _, ours = nearest(x, asked, depth)
+        own = time.perf_counter() - clock
+        clock = time.perf_counter()
+        reference = NearestNeighbors(n_neighbors=depth, metric="cosine", algorithm="brute").fit(x)
+        theirs = reference.kneighbors(asked, return_distance=False)
+        other = time.perf_counter() - clock
+        ratios.append(other / own)
+        print(
+            f"ours {own:.1f} s, scikit-learn {other:.1f} s, same rows {100 * (ours == theirs).mean():.2f} %"
+        )
+    print(f"ratio: {np.median(ratios):.2f} (median of {rounds})")
+
+
+if __name__ == "__main__":
+    main()

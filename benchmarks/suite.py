@@ -1,0 +1,47 @@
+"""The suite cold, with its features at hand, and with everything finished.
+
+    python benchmarks/suite.py [--model mixmim-b] [--task mnist5k] [--protocol linear --protocol knn]
+
+Each start is a process of its own. Cold: no features, no costs measured. Features at hand: results are gone,
+the store is not. Warm: the same command again.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--model", default="mixmim-b")
+@click.option("--task", default="mnist5k")
+@click.option("--protocol", "protocols", multiple=True, default=["linear", "knn"])
+def main(model: str, task: str, protocols: tuple[str, ...]) -> None:
+    """Start the suite five times."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [sys.executable, "-m", "mixmim_bench.cli", "run", "-m", model, "-t", task]
+        command += [part for protocol in protocols for part in ("-p", protocol)]
+        command += ["--weights", "random", "--results", str(folder / "results")]
+        env = {**os.environ, "MIXMIM_BENCH_CACHE": str(folder / "cache"), "MIXMIM_BENCH_OFFLINE": "1"}
+
+        def start() -> float:
+            clock = time.perf_counter()
+            subprocess.run(command, env=env, check=True, capture_output=True)
+            return time.perf_counter() - clock
+
+        cold = start()
+        shutil.rmtree(folder / "results" / "runs")
+        at_hand = start()
+        warm = min(start() for _ in range(3))
+    print(f"cold {cold:.1f} s, features at hand {at_hand:.1f} s, warm {warm:.1f} s")
+    print(f"features at hand / cold: {100 * at_hand / cold:.1f} %; warm / cold: {100 * warm / cold:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
