@@ -66,7 +66,9 @@ class DrawScores:
     def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         found = {name: self._score(name, self.draws) for name in names}
         first = names[0]
-        found.update({f"{first} {other}": self._score(first, draws) for other, draws in self.others.items()})
+        for other, draws in self.others.items():  # in short: what is said of the first holds for them too
+            score = self._score(first, draws)
+            found[f"{first} {other}"] = {key: round(score[key], 5) for key in ("value", "low", "high", "std")}
         return found
 
     def _score(self, name: str, draws: Sequence[np.ndarray]) -> dict[str, Any]:

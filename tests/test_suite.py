@@ -22,7 +22,7 @@ from mixmim_bench.specs import digest
 QUICK = ("run", "-m", "test_vit", "-t", "digits", "-p", "knn", "-p", "finetune")
 
 
-MEASURED = ["images_per_s", "peak_memory_mb"]  # another start measures them again
+MEASURED = ["images_per_s", "peak_memory_mb", "peak_share"]  # another start measures them again
 
 
 def all_records(results):
@@ -64,7 +64,7 @@ def test_a_record_tells_everything(finished):
         **{"val_in_train": 0, "test_in_train_or_val": 0},
         **{"head_params": 650, "head_macs": 640},
     }
-    assert record["chosen"]["C"] > 0
+    assert record["chosen"]["C"] > 0 and record["chosen"]["layer"] == "own"
     assert record["model"] == "test_vit" and record["weights"] == "random init" and record["random_init"]
     assert record["identity"]["preprocessing"]["size"] == [32, 32]
     assert record["timings"]["total_s"] > 0
