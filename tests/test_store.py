@@ -347,6 +347,14 @@ def test_memory_of_a_second_reader_stays_on_the_disk(tmp_path):
         entry.open().x[0] = 0.0
 
 
+def test_a_cache_that_cannot_be_written_is_told(my_task, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path / "file"))
+    bench, splits = bench_of(read_task(my_task))
+    with pytest.raises(BenchError, match=r"features cannot be kept in .*set \$MIXMIM_BENCH_CACHE"):
+        bench.features(splits["val"])
+
+
 # -- killed, and two at once --------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +28,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mixmim_bench.atomic import write_whole, writing_whole
-from mixmim_bench.cache import cache_folder
+from mixmim_bench.cache import VARIABLE, cache_folder
 from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import digest
 
@@ -89,8 +90,15 @@ class Entry:
         return self.folder / name
 
     def lock(self) -> FileLock:
-        """Make the lock that is held while the entry is filled or removed."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        """Make the lock that is held while the entry is filled or removed; raises BenchError."""
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder.parent).close()
+        except OSError as error:
+            raise BenchError(
+                f"features cannot be kept in {self.folder.parent}: {error.strerror}; set ${VARIABLE} to a "
+                "folder that can be written"
+            ) from error
         return FileLock(self.folder.with_suffix(".lock"))
 
     # -- reading ---------------------------------------------------------------------------------------
