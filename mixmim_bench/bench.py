@@ -25,6 +25,7 @@ from mixmim_bench.features.layers import choose_layers
 from mixmim_bench.features.store import Entry, FeatureStore
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build
+from mixmim_bench.predictions import of_all_classes
 from mixmim_bench.specs import Run, digest
 
 Advance = Callable[[int], None]
@@ -106,6 +107,13 @@ class Workbench:
     def score(self, y: np.ndarray, scores: np.ndarray) -> float:
         """Score predictions on val by that metric; y (n,), scores (n, K)."""
         return metrics.value(self.metric, y, scores)
+
+    def score_path(self, path: Any, features: Features) -> list[float]:
+        """Score a fitted `LinearPath` on features of val, for each of its penalties."""
+        return [
+            self.score(features.y, of_all_classes(decided, path.classes_, self.num_classes))
+            for decided in path.decision_path(features.x)
+        ]
 
     def backbone(self, **kwargs: Any) -> nn.Module:
         """Build the backbone of the run anew, with its weights, for training."""

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from test_store import bench_of
 
-from mixmim_bench.bench import Split
+from mixmim_bench.bench import Split, Workbench
 from mixmim_bench.data.dataset import TaskData, open_task
 from mixmim_bench.data.images import Arrays, Part
 from mixmim_bench.data.taskfile import read_task
@@ -66,6 +66,8 @@ class PixelBench:
 
     def score(self, y, scores):
         return value(self.metric, y, scores)
+
+    score_path = Workbench.score_path
 
     @contextmanager
     def stage(self, *_):

@@ -69,7 +69,7 @@ class FewShot:
                         self._path(bench, head, of_train, order[order_rank < shots])
                         for order, order_rank in orders
                     ]
-                    scores = np.mean([_scores(bench, path, of_val) for path in paths], axis=0)
+                    scores = np.mean([bench.score_path(path, of_val) for path in paths], axis=0)
                     best = int(np.argmax(scores))
                     penalty = (self.C if head == "logistic" else self.alpha)[best]
                     chosen[f"{head} {shots}-shot"] = penalty
@@ -122,15 +122,6 @@ def _order(y: "np.ndarray", seed: int, draw: int) -> "tuple[np.ndarray, np.ndarr
     labels = y[by_class]
     starts = np.searchsorted(labels, labels)
     return by_class, np.arange(len(y)) - starts
-
-
-def _scores(bench: "Workbench", path: Any, features: "Features") -> list[float]:
-    from mixmim_bench.predictions import of_all_classes
-
-    return [
-        bench.score(features.y, of_all_classes(decided, path.classes_, bench.num_classes))
-        for decided in path.decision_path(features.x)
-    ]
 
 
 PROTOCOL = FewShot

@@ -58,10 +58,7 @@ class Linear:
         Cs = np.logspace(self.low, self.high, self.steps)
         with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
             sweep, notes = self._solve(bench, Cs, fit_on.x, fit_on.y, step)
-        scores = [
-            bench.score(choose_on.y, of_all_classes(decided, sweep.classes_, bench.num_classes))
-            for decided in sweep.decision_path(choose_on.x)
-        ]
+        scores = bench.score_path(sweep, choose_on)
         best = int(np.argmax(scores))  # the smallest C of those that are best
         y = np.concatenate([fit_on.y, choose_on.y])
         start = (sweep.coef_path_[best], sweep.intercept_path_[best])
@@ -99,7 +96,6 @@ class Linear:
         self, bench: "Workbench", train: "Split", val: "Split"
     ) -> "tuple[str, Features, Features, dict[str, float]]":
         """Rank layers by ridge regression; returns the best, its features, and each one's score on val."""
-        from mixmim_bench.predictions import of_all_classes
         from mixmim_bench.probes.ridge import RidgePath
 
         layers = bench.layers(self.layers)
@@ -108,10 +104,7 @@ class Linear:
         scores = {}
         for layer in layers if len(layers) > 1 else ():
             ridge = RidgePath(RIDGE, device=bench.machine.device).fit(fit_on[layer].x, fit_on[layer].y)
-            scores[layer] = max(
-                bench.score(choose_on[layer].y, of_all_classes(decided, ridge.classes_, bench.num_classes))
-                for decided in ridge.decision_path(choose_on[layer].x)
-            )
+            scores[layer] = max(bench.score_path(ridge, choose_on[layer]))
         best = max(scores, key=lambda layer: scores[layer]) if scores else layers[0]
         tried = {f"ridge_val_{bench.metric} {layer}": score for layer, score in scores.items()}
         return best, fit_on[best], choose_on[best], tried
