@@ -135,6 +135,13 @@ def test_a_good_start_saves_passes():
     assert LogisticPath([1.0]).fit(two, of_two, coef_init=(first.coef_, first.intercept_)).n_iter_ == 1
 
 
+def test_values_of_c_may_repeat_and_come_in_any_order():
+    x, y = digits(200)
+    path = LogisticPath([1.0, 0.01, 1.0, 1.0]).fit(x, y)
+    assert path.C_path_.tolist() == [0.01, 1.0, 1.0, 1.0]
+    assert path.objective_path_[1:] == pytest.approx(path.objective_path_[1], rel=1e-4)
+
+
 def test_what_is_not_solved_is_told():
     x, y = made_up("heavy-tailed", 150, 20, 12, 0)
     with pytest.warns(ConvergenceWarning, match="not solved to tol 5e-05 within max_iter 3: C = .*gap"):

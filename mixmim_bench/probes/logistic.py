@@ -194,7 +194,7 @@ def _start(loss: SoftmaxLoss, before: Sequence[Solution], c: float, start: Tenso
     if not before:
         return loss.origin() if start is None else start
     last = before[-1].point
-    if len(before) == 1:
+    if len(before) == 1 or before[-2].point.C == last.C:
         return last.unknowns.clone()
     slope = (last.unknowns - before[-2].point.unknowns) / math.log(last.C / before[-2].point.C)
     return last.unknowns + slope * math.log(c / last.C)

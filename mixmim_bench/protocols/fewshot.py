@@ -71,7 +71,7 @@ class FewShot:
                     ]
                     scores = np.mean([bench.score_path(path, of_val) for path in paths], axis=0)
                     best = int(np.argmax(scores))
-                    penalty = (self.C if head == "logistic" else self.alpha)[best]
+                    penalty = (sorted(self.C) if head == "logistic" else self.alpha)[best]
                     chosen[f"{head} {shots}-shot"] = penalty
                     on_val[head, shots] = float(scores[best])
                     fitted[head, shots] = [path.select(best) for path in paths]
