@@ -39,7 +39,8 @@ def main(images: int, size: int, model: str, rounds: int) -> None:
     """Time the three in turn, round by round."""
     import torch
 
-    from mixmim_bench.data.images import Files, Part
+    from mixmim_bench.data.files import Files
+    from mixmim_bench.data.images import Part
     from mixmim_bench.data.loading import ImageDataset, batches, in_groups
     from mixmim_bench.data.transforms import eval_transform
     from mixmim_bench.features.extract import extract_to_store

@@ -16,8 +16,8 @@ import timm
 from torch import nn
 
 from mixmim_bench import metrics
-from mixmim_bench.data.dataset import stamp
 from mixmim_bench.data.images import Part, UnreadableImage
+from mixmim_bench.data.index import stamp
 from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.features import EXTRACTOR_VERSION, OWN
 from mixmim_bench.features.extract import Features, extract_to_store, features_of
@@ -45,11 +45,12 @@ class Split:
 
     role: str
     part: Part
+    listed_stamp: str = ""  # where it is known already
 
     @cached_property
     def stamp(self) -> str:
         """Identify the images, and see when a file was changed."""
-        return stamp(self.part)
+        return self.listed_stamp or stamp(self.part)
 
     @cached_property
     def digests(self) -> np.ndarray:

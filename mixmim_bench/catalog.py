@@ -1,10 +1,10 @@
 """What there is: models and tasks as rows, for people and programs."""
 
-from pathlib import Path
 from typing import Any
 
 from mixmim_bench.data.dataset import is_present
-from mixmim_bench.data.taskfile import load_tasks
+from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.data.selection import load_tasks
 from mixmim_bench.specs import ModelSpec
 
 
@@ -46,7 +46,7 @@ def _model_row(model: ModelSpec) -> dict[str, Any]:
     }
 
 
-def list_tasks(data_root: Path | None) -> list[dict[str, Any]]:
+def list_tasks(roots: DataRoots) -> list[dict[str, Any]]:
     """Describe the suite's tasks, and whether their images are on this machine."""
     return [
         {
@@ -56,7 +56,7 @@ def list_tasks(data_root: Path | None) -> list[dict[str, Any]]:
             "classes": task.num_classes,
             "images": sum(task.counts.values()) or None,
             "metric": task.metrics[0],
-            "present": is_present(task, data_root),
+            "present": is_present(task, roots),
         }
         for task in load_tasks().values()
     ]

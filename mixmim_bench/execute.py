@@ -21,7 +21,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
     """
     started = datetime.now(UTC)
     clock = time.perf_counter()
-    splits = {role: Split(role, data.parts[role]) for role in ROLES}
+    splits = {role: Split(role, data.parts[role], data.stamps.get(role, "")) for role in ROLES}
     protocol = build_protocol(run.protocol, run.task.kind)
     with memory_errors(bench.machine):
         fitted = protocol.fit(bench, splits["train"], splits["val"])

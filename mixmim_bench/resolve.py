@@ -6,10 +6,10 @@ work is done.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
-from mixmim_bench.data.taskfile import select_tasks
+from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.data.selection import select_tasks
 from mixmim_bench.errors import MissingData, MissingWeights
 from mixmim_bench.features import OWN
 from mixmim_bench.features.check import check_layers
@@ -40,7 +40,7 @@ class Selection:
     preset: str = AUTO
     precision: str = "float32"
     layers: str = ""  # of the protocols that judge frozen features; '': what each has by default
-    data_root: Path | None = None
+    roots: DataRoots = field(default_factory=DataRoots)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         for protocol in selection.protocols:
             recipe = effective_recipe(task, protocol, selection.layers)
             resolve_protocol(protocol, task.kind, selection.preset, recipe, random_weights=False)
-    data = {task.name: open_task(task, selection.data_root) for task in tasks}
+    data = {task.name: open_task(task, selection.roots) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
     chosen_tasks = [
         TaskChoice(
@@ -104,13 +104,13 @@ def _check_layers(planned: Sequence[Planned]) -> None:
 
 def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:
     """Select tasks; what is asked for by name must be there, of a suite what is there is taken."""
-    root = selection.data_root
+    roots = selection.roots
     if selection.tasks or selection.suites:
         named = select_tasks(selection.tasks, ())
         for task in named:
-            find_data(task, root)
+            find_data(task, roots)
         of_suites = select_tasks((), selection.suites)
-    elif root is None:
+    elif not roots:
         say(
             "No data root is set, so the 'embedded' suite runs, on real images inside installed packages. "
             "For ImageNet-1K and the transfer sets that `mixmim-bench tasks` lists: --data-root FOLDER, with "
@@ -122,7 +122,7 @@ def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:
     there = []
     for task in of_suites:
         try:
-            find_data(task, root)
+            find_data(task, roots)
             there.append(task)
         except MissingData as error:
             say(f"Left out: {error}")

@@ -55,6 +55,15 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayoutSpec:
+    """One way in which the images of a task may lie on a disk."""
+
+    name: str  # `module:Class`
+    options: Mapping[str, Any] = field(default_factory=dict)
+    key: str = "data.options"  # of the task file, where the options stand
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """A dataset, which slices of it play train, val and test, and its official metrics.
 
@@ -69,8 +78,7 @@ class TaskSpec:
     num_classes: int
     metrics: tuple[str, ...]
     suites: tuple[str, ...]
-    layouts: tuple[str, ...]
-    options: Mapping[str, Any]
+    layouts: tuple[LayoutSpec, ...]
     counts: Mapping[str, int]
     split: Mapping[str, str]
     root: str = ""
@@ -80,6 +88,18 @@ class TaskSpec:
     skip_unreadable: bool = False
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reference: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)  # of splits and metrics
+    download: tuple[str, ...] = ()  # what to fetch, and where to put it
+
+    @property
+    def dataset(self) -> str:
+        """The name without a variant: what its folder is called."""
+        return self.name.partition("@")[0]
+
+    @property
+    def variant(self) -> str:
+        """What stands behind the @ of the name, '' for the task as its file has it."""
+        return self.name.partition("@")[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setenv("MIXMIM_BENCH_OFFLINE", "1")
     monkeypatch.delenv("MIXMIM_BENCH_DATA", raising=False)
+    config = tmp_path_factory.mktemp("config") / "config.toml"
+    config.write_text("")
+    monkeypatch.setenv("MIXMIM_BENCH_CONFIG", str(config))
 
 
 def make_tiny(seed: int = 0, **kwargs: object) -> torch.nn.Module:

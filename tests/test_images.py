@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mixmim_bench.data.images import Arrays, Files, Part, UnreadableImage, join
+from mixmim_bench.data.files import Files
+from mixmim_bench.data.images import Arrays, Part, UnreadableImage, join
 from mixmim_bench.data.loading import ImageDataset, batches, in_groups
 from mixmim_bench.data.transforms import eval_transform, train_transform
 from mixmim_bench.errors import UnreadableImages

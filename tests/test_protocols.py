@@ -354,7 +354,7 @@ def test_images_that_are_in_train_and_test_are_counted(my_task):
     images = my_task.parent / "images"
     for place, path in enumerate(sorted((images / "train" / "digit 1").iterdir())[:3]):
         shutil.copy(path, images / "val" / "digit 1" / f"copy {place}.png")
-    data = open_task(read_task(my_task), None)
+    data = open_task(read_task(my_task))
     bench, _ = bench_of(read_task(my_task))
     record, _ = execute(bench.run, data, bench)
     assert record.counts["test_in_train_or_val"] == 3

@@ -38,7 +38,7 @@ def bench_of(
     task, model=TINY, weights=RANDOM, preprocessing=SMALL, precision="float32", seed=0, protocol="knn"
 ):
     """Make a workbench on a task of the user's, as the suite does, and its splits."""
-    data = open_task(task, None)
+    data = open_task(task)
     counts = {role: len(part) for role, part in data.parts.items()}
     run = plan(
         [ModelChoice(spec=model, weights=dict(weights), preprocessing=preprocessing)],

@@ -15,10 +15,13 @@ from conftest import TASK, write_digits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmim_bench.data.dataset import open_task, stamp
+from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.images import UnreadableImage
+from mixmim_bench.data.index import stamp
 from mixmim_bench.data.layout import LayoutError, find_layout
-from mixmim_bench.data.taskfile import load_tasks, read_task, select_tasks
+from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.data.selection import load_tasks, select_tasks
+from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, UnknownName
 
 TASKS = load_tasks()
@@ -32,8 +35,8 @@ def test_a_task_of_the_suite_says_where_it_comes_from(task):
 
 @pytest.mark.parametrize("name", [n for n, t in TASKS.items() if "embedded" in t.suites])
 def test_an_embedded_task_is_there_stratified_and_the_same_each_time(name):
-    data = open_task(TASKS[name], None)
-    assert data.fingerprint == open_task(TASKS[name], None).fingerprint
+    data = open_task(TASKS[name])
+    assert data.fingerprint == open_task(TASKS[name]).fingerprint
     total = sum(len(part) for part in data.parts.values())
     assert total <= sum(TASKS[name].counts.values())
     ids = np.concatenate([part.ids for part in data.parts.values()])
@@ -45,7 +48,7 @@ def test_an_embedded_task_is_there_stratified_and_the_same_each_time(name):
 
 
 def test_digits_keep_their_grey_levels():
-    part = open_task(TASKS["digits"], None).parts["train"]
+    part = open_task(TASKS["digits"]).parts["train"]
     pixels = np.stack([np.asarray(part.images.load(row))[..., 0] for row in range(len(part))])
     assert set(np.unique(pixels)) == {round(level * 255 / 16) for level in range(17)}
 
@@ -61,7 +64,7 @@ def edited(path: Path, old: str, new: str) -> Path:
 
 
 def test_an_image_folder_is_read(my_task):
-    data = open_task(read_task(my_task), None)
+    data = open_task(read_task(my_task))
     assert {role: len(part) for role, part in data.parts.items()} == {"train": 48, "val": 12, "test": 30}
     assert data.classes == ("digit 0", "digit 1", "digit 2")
     test = data.parts["test"]
@@ -72,22 +75,24 @@ def test_an_image_folder_is_read(my_task):
 
 def test_images_known_by_name_stay_in_their_slice_when_folders_change(my_task, tmp_path):
     edited(my_task, 'root = "images"', 'root = "images"\noptions = { ids = "name" }')
-    before = open_task(read_task(my_task), None).parts
+    before = open_task(read_task(my_task)).parts
     assert all("/" not in i and "." not in i for i in before["val"].ids)
     folder = tmp_path / "images" / "train" / "digit 1"
     (folder / "more").mkdir()
     for image in list(folder.glob("*.png"))[:5]:
         image.rename(folder / "more" / image.name)
-    after = open_task(read_task(my_task), None).parts
+    after = open_task(read_task(my_task)).parts
     assert {role: part.ids.tolist() for role, part in after.items()} == {
         role: part.ids.tolist() for role, part in before.items()
     }
     shutil.copy(next((folder / "more").glob("*.png")), folder)
     with pytest.raises(TaskFileError, match="listed twice"):
-        open_task(read_task(my_task), None)
+        open_task(read_task(my_task))
     edited(my_task, 'ids = "name"', 'ids = "nam"')
-    with pytest.raises(TaskFileError, match=r"data\.options: ids is 'nam', not 'path' or 'name'"):
-        open_task(read_task(my_task), None)
+    with pytest.raises(
+        TaskFileError, match=r"data\.options: ids is 'nam', not one of 'path', 'name', 'class/name'"
+    ):
+        open_task(read_task(my_task))
 
 
 def test_imagenet_is_read_from_class_folders_and_its_counts_are_checked(tmp_path):
@@ -99,14 +104,14 @@ def test_imagenet_is_read_from_class_folders_and_its_counts_are_checked(tmp_path
                 (folder / form.format(folder.name, image)).write_bytes(b"")
     task = TASKS["imagenet1k"]
     with pytest.raises(TaskFileError, match=r"data.counts.train: is 1281167, and there are 2000"):
-        open_task(task, tmp_path)
-    data = open_task(dataclasses.replace(task, counts={}), tmp_path)
+        open_task(task, DataRoots(base=tmp_path))
+    data = open_task(dataclasses.replace(task, counts={}), DataRoots(base=tmp_path))
     assert {role: len(part) for role, part in data.parts.items()} == {"train": 1980, "val": 20, "test": 2000}
     assert data.parts["test"].ids[0] == "ILSVRC2012_val_n000000000000"
 
 
 def test_a_csv_of_paths_and_labels_is_read_the_same(my_task, tmp_path):
-    by_folder = open_task(read_task(my_task), None)
+    by_folder = open_task(read_task(my_task))
     for part in ("train", "val"):
         with (tmp_path / "images" / f"{part}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
@@ -117,7 +122,7 @@ def test_a_csv_of_paths_and_labels_is_read_the_same(my_task, tmp_path):
     options = '[data.options]\nfiles = { train = "train.csv", val = "val.csv" }\n'
     path = tmp_path / "listed.toml"
     path.write_text(text.replace("[image]", options + "[image]"))
-    by_list = open_task(read_task(path), None)
+    by_list = open_task(read_task(path))
     assert by_list.fingerprint == by_folder.fingerprint
     assert by_list.classes == by_folder.classes
 
@@ -133,7 +138,7 @@ def test_csv_labels_that_are_numbers_are_taken_as_they_are(tmp_path):
             f'{role} = "all{cut}"' if line.startswith(f"{role} =") else line for line in text.splitlines()
         )
     (tmp_path / "numbered.toml").write_text(text)
-    data = open_task(read_task(tmp_path / "numbered.toml"), None)
+    data = open_task(read_task(tmp_path / "numbered.toml"))
     for part in data.parts.values():
         assert [int(i.split("digit ")[1][0]) for i in part.ids] == part.labels.tolist()
 
@@ -144,13 +149,13 @@ def test_names_with_spaces_links_and_letters_of_any_language(my_task, tmp_path):
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "notes.txt").write_text("not an image")
     (folder / "link.png").symlink_to(next(folder.glob("0*.png")))
-    data = open_task(read_task(my_task), None)
+    data = open_task(read_task(my_task))
     assert len(data.parts["train"]) + len(data.parts["val"]) == 62
 
 
 def test_the_fingerprint_sees_what_changes_and_nothing_else(my_task, tmp_path):
     def look():
-        data = open_task(read_task(my_task), None)
+        data = open_task(read_task(my_task))
         return data.fingerprint, stamp(data.parts["test"])
 
     before = look()
@@ -212,7 +217,7 @@ def test_the_fingerprint_sees_what_changes_and_nothing_else(my_task, tmp_path):
 def test_a_wrong_task_file_names_file_and_key(my_task, old, new, key):
     edited(my_task, old, new)
     with pytest.raises(TaskFileError) as caught:
-        open_task(read_task(my_task), None)
+        open_task(read_task(my_task))
     assert str(my_task) in str(caught.value)
     assert key in str(caught.value)
 
@@ -222,7 +227,7 @@ def test_a_slice_beyond_its_part_is_refused(my_task):
     with pytest.raises(
         TaskFileError, match=r"split\.test: the slice asks for image 5000 of the 30 of part 'val'"
     ):
-        open_task(read_task(my_task), None)
+        open_task(read_task(my_task))
     edited(my_task, "[data]", "[data]\ncounts = { val = 30 }")
     with pytest.raises(TaskFileError, match=r"split\.test: the slice asks for image 5000"):
         read_task(my_task)
@@ -230,7 +235,7 @@ def test_a_slice_beyond_its_part_is_refused(my_task):
 
 def test_a_link_to_nowhere_is_an_image_that_cannot_be_read(my_task, tmp_path):
     (tmp_path / "images" / "train" / "digit 0" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    data = open_task(read_task(my_task), None)
+    data = open_task(read_task(my_task))
     parts = [data.parts["train"], data.parts["val"]]
     (part, row) = next((p, i) for p in parts for i, name in enumerate(p.ids) if name.endswith("gone.png"))
     with pytest.raises(UnreadableImage, match="FileNotFoundError"):
@@ -260,19 +265,19 @@ def test_an_empty_class_folder_is_named(my_task, tmp_path):
     for image in (tmp_path / "images" / "train" / "digit 1").iterdir():
         image.unlink()
     with pytest.raises(TaskFileError, match=r"mine.toml: data: no image in the class folder .*digit 1"):
-        open_task(read_task(my_task), None)
+        open_task(read_task(my_task))
 
 
 def test_a_class_that_one_part_lacks_is_named(my_task, tmp_path):
     shutil.rmtree(tmp_path / "images" / "val" / "digit 2")
     with pytest.raises(TaskFileError, match="val has no class folder digit 2"):
-        open_task(read_task(my_task), None)
+        open_task(read_task(my_task))
 
 
 def test_missing_images_say_what_to_put_where(my_task, tmp_path):
     shutil.rmtree(tmp_path / "images" / "val")
     with pytest.raises(MissingData, match=f"mine: not found: class folders {tmp_path}/images/val"):
-        open_task(read_task(my_task), None)
+        open_task(read_task(my_task))
 
 
 def test_a_listed_image_that_is_absent_is_named(tmp_path):
@@ -282,7 +287,7 @@ def test_a_listed_image_that_is_absent_is_named(tmp_path):
     text = text.replace("[image]", '[data.options]\nfiles = { train = "all.csv", val = "all.csv" }\n[image]')
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(TaskFileError, match=r"lists 1 images that are not there, such as .*none.png"):
-        open_task(read_task(tmp_path / "mine.toml"), None)
+        open_task(read_task(tmp_path / "mine.toml"))
 
 
 def test_one_image_in_two_parts_is_refused(tmp_path):
@@ -293,7 +298,7 @@ def test_one_image_in_two_parts_is_refused(tmp_path):
     text = text.replace("[image]", '[data.options]\nfiles = { train = "all.csv", val = "all.csv" }\n[image]')
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(TaskFileError, match=r"split: the image digit 0/0000\.png is listed twice: "):
-        open_task(read_task(tmp_path / "mine.toml"), None)
+        open_task(read_task(tmp_path / "mine.toml"))
 
 
 # -- selection ---------------------------------------------------------------------------------------
@@ -351,7 +356,7 @@ class Stripes:
 def test_an_own_layout_stands_beside_the_task_file(my_task, tmp_path):
     (tmp_path / "stripes_layout.py").write_text(OWN_LAYOUT)
     edited(my_task, "folder:ImageFolder", "stripes_layout:Stripes")
-    data = open_task(read_task(my_task), None)
+    data = open_task(read_task(my_task))
     assert data.classes == ("down", "across", "both")
     assert len(data.parts["train"]) == 24
 
@@ -371,14 +376,14 @@ def test_a_wrong_list_is_named(tmp_path, content, told):
     text = text.replace("[image]", '[data.options]\nfiles = { train = "all.csv", val = "all.csv" }\n[image]')
     (tmp_path / "mine.toml").write_text(text)
     with pytest.raises(TaskFileError, match=told):
-        open_task(read_task(tmp_path / "mine.toml"), None)
+        open_task(read_task(tmp_path / "mine.toml"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text exist on Linux")
 def test_a_file_name_that_is_no_text(my_task, tmp_path):
     folder = os.fsencode(tmp_path / "images" / "val" / "digit 0")
     shutil.copy(next((tmp_path / "images" / "val" / "digit 0").glob("*.png")), folder + b"/\xff\xfe.png")
-    data = open_task(read_task(my_task), None)
+    data = open_task(read_task(my_task))
     assert len(data.parts["test"]) == 31
     assert all(data.parts["test"].images.load(row).mode == "RGB" for row in range(31))
 
@@ -398,7 +403,7 @@ def test_no_change_of_a_good_file_breaks_the_reader(data):
         path = Path(folder) / "any.toml"
         path.write_text(text, encoding="utf-8", errors="replace")
         with suppress(TaskFileError, MissingData):
-            open_task(read_task(path), None)
+            open_task(read_task(path))
 
 
 @given(st.text(max_size=60))

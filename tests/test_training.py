@@ -15,7 +15,8 @@ from mixmim_bench import training
 from mixmim_bench.bench import Shelf, Split, Workbench
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.images import join
-from mixmim_bench.data.taskfile import load_tasks, read_task
+from mixmim_bench.data.selection import load_tasks
+from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.weights import RANDOM
 from mixmim_bench.objectives import Classifying
@@ -55,7 +56,7 @@ class Quiet:
 
 
 def bench_for(task, seed=0, model=TINY, **machine):
-    data = open_task(task, None)
+    data = open_task(task)
     counts = {role: len(part) for role, part in data.parts.items()}
     run = plan(
         [ModelChoice(spec=model, weights=RANDOM, preprocessing=PREPROCESSING)],

@@ -1,11 +1,14 @@
 """`models` and `tasks`: what the suite knows by name."""
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mixmim_bench.cli.options import DATA_ROOT, JSON, print_table
+
+if TYPE_CHECKING:
+    from mixmim_bench.data.roots import DataRoots
 
 
 @click.command()
@@ -49,9 +52,9 @@ def models(as_json: bool) -> None:
 @click.command()
 @DATA_ROOT
 @JSON
-def tasks(data_root: Path | None, as_json: bool) -> None:
+def tasks(roots: "DataRoots", as_json: bool) -> None:
     """List the tasks, and whether their images are on this machine."""
     from mixmim_bench.catalog import list_tasks
 
-    rows = list_tasks(data_root)
+    rows = list_tasks(roots)
     click.echo(json.dumps(rows, indent=1)) if as_json else print_table(rows)

@@ -6,12 +6,21 @@ from typing import Any
 
 import click
 
+
+def _find_roots(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> Any:
+    from mixmim_bench.data.roots import find_roots
+
+    return find_roots(texts)
+
+
 DATA_ROOT = click.option(
     "--data-root",
-    type=click.Path(path_type=Path, file_okay=False),
-    envvar="MIXMIM_BENCH_DATA",
-    show_envvar=True,
-    help="Folder with one folder a dataset.",
+    "roots",
+    multiple=True,
+    metavar="[TASK=]FOLDER",
+    callback=_find_roots,
+    help="Folder with one folder a task, or TASK=FOLDER. Repeatable. Else $MIXMIM_BENCH_DATA, else the "
+    "config file.",
 )
 RESULTS = click.option(
     "--results",

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mixmim_bench.data.images import Files, Part
+from mixmim_bench.data.files import Files
+from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
 
 MOST_CLASSES = 1_000_000
@@ -82,12 +83,8 @@ class CSVList:
         """List the images of a part; raises LayoutError for one that is listed but absent."""
         rank = {class_name: label for label, class_name in enumerate(self._classes)}
         numbered = all(c.isdecimal() for c in self._classes)
-        paths = np.array([path for path, _ in self._rows[name]])
-        absent = [path for path in paths if not (self.root / path).is_file()]
-        if absent:
-            raise LayoutError(
-                f"{self._file(name)} lists {len(absent)} images that are not there, such as "
-                f"{self.root / absent[0]}"
-            )
+        paths = [path for path, _ in self._rows[name]]
+        images = Files(self.root, paths)
+        images.check_listed(str(self._file(name)))
         labels = [rank[str(int(x)) if numbered else x] for _, x in self._rows[name]]
-        return Part(paths, np.array(labels, dtype=np.int64), Files(self.root, paths))
+        return Part(np.array(paths), np.array(labels, dtype=np.int64), images)

@@ -1,16 +1,17 @@
-"""A task's images on this machine: found, listed, split and fingerprinted."""
+"""A task's images on this machine: found, listed, checked and split."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mixmim_bench.data.images import Part, join
+from mixmim_bench.data.images import Part
+from mixmim_bench.data.index import Index, indexed
 from mixmim_bench.data.layout import Layout, LayoutError, build_layout
-from mixmim_bench.data.split import Slice, overlap, stratified_order
+from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.data.split import Slice
 from mixmim_bench.errors import MissingData, TaskFileError
 from mixmim_bench.specs import ROLES, TaskSpec
 
@@ -24,127 +25,120 @@ class TaskData:
     layout: str
     root: str
     fingerprint: str
+    stamps: Mapping[str, str] = field(default_factory=dict)  # of each role: a touched file changes it
 
 
-def data_folder(task: TaskSpec, data_root: Path | None) -> Path:
-    """Say where the images of a task are looked for: its own `root`, else DATA_ROOT/NAME."""
-    if task.root:
-        return (Path(task.path).parent / Path(task.root).expanduser()).resolve()
-    return (data_root or Path()) / task.name
+@dataclass(frozen=True)
+class Found:
+    """A layout of a task that is on this machine."""
+
+    name: str
+    layout: Layout
+    root: Path
+    key: str  # of the task file, where the options of the layout stand
 
 
 @contextmanager
-def _naming_the_file(task: TaskSpec) -> Iterator[None]:
+def naming_the_file(task: TaskSpec, key: str = "data.options") -> Iterator[None]:
     """Let the errors of a layout name the task file and its key."""
     try:
         yield
     except LayoutError as error:
-        raise TaskFileError(task.path, error.key, str(error)) from error
+        raise TaskFileError(task.path, error.key.replace("data.options", key), str(error)) from error
     except OSError as error:
         raise TaskFileError(task.path, "data", str(error)) from error
 
 
-def find_data(task: TaskSpec, data_root: Path | None) -> tuple[str, Layout]:
+def slices_of(task: TaskSpec) -> dict[str, Slice]:
+    """Read the slices of a task: role -> slice."""
+    return {role: Slice.parse(task.split[role]) for role in ROLES}
+
+
+def find_data(task: TaskSpec, roots: DataRoots) -> Found:
     """Find the first layout of a task that is there.
 
     Raises MissingData, which says what to put where, and TaskFileError for a layout that does not exist.
     """
-    root = data_folder(task, data_root)
-    parts = sorted({Slice.parse(text).part for text in task.split.values()})
+    root = roots.folder(task)
+    parts = sorted({cut.part for cut in slices_of(task).values()})
     looked_for = []
-    for name in task.layouts:
-        with _naming_the_file(task):
-            layout = build_layout(name, Path(task.path).parent.resolve(), root, parts, task.options)
+    for spec in task.layouts:
+        with naming_the_file(task, spec.key):
+            layout = build_layout(spec.name, Path(task.path).parent.resolve(), root, parts, spec.options)
             missing = layout.missing()
         if not missing:
-            return name, layout
-        looked_for.append(f"{missing} ({name})")
-    unset = "" if task.root or data_root else "; no data root is set (--data-root FOLDER)"
+            return Found(spec.name, layout, root, spec.key)
+        looked_for.append(f"{missing} ({spec.name})")
+    unset = "" if roots.knows(task) else "; no data root is set (--data-root FOLDER)"
     raise MissingData(f"{task.name}: not found: {', or '.join(looked_for)}{unset}")
 
 
-def is_present(task: TaskSpec, data_root: Path | None) -> bool:
+def is_present(task: TaskSpec, roots: DataRoots) -> bool:
     """Whether the images of a task seem to be on this machine."""
     try:
-        find_data(task, data_root)
+        find_data(task, roots)
     except MissingData:
         return False
     return True
 
 
-def open_task(task: TaskSpec, data_root: Path | None) -> TaskData:
+def open_task(task: TaskSpec, roots: DataRoots | None = None) -> TaskData:
     """List and split the images of a task; nothing is decoded.
 
     Raises MissingData, and TaskFileError, which names file and key, for data that is not as the task says.
     """
-    name, layout = find_data(task, data_root)
-    slices = {role: Slice.parse(task.split[role]) for role in ROLES}
-    with _naming_the_file(task):
-        listed = {part: layout.part(part) for part in sorted({s.part for s in slices.values()})}
-        classes = tuple(layout.classes())
-        _check(task, classes, listed, slices)
-    parts = {role: _cut(listed[cut.part], cut) for role, cut in slices.items()}
-    for role, part in parts.items():
-        if len(part) == 0:
-            raise TaskFileError(task.path, f"split.{role}", f"{task.split[role]!r} has no image")
-    root = str(data_folder(task, data_root))
-    return TaskData(parts, classes, name, root, fingerprint(parts))
+    found = find_data(task, roots or DataRoots())
+    listed, classes, index = list_task(task, found)
+    with naming_the_file(task):
+        for problem in index.problems:
+            raise problem
+    parts = {role: listed[cut.part].take(index.rows[role]) for role, cut in slices_of(task).items()}
+    return TaskData(parts, classes, found.name, str(found.root), index.fingerprint, index.stamps)
 
 
-def _check(
-    task: TaskSpec,
-    classes: tuple[str, ...],
-    listed: Mapping[str, Part],
-    slices: Mapping[str, Slice],
-) -> None:
+def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str, ...], Index]:
+    """List the parts of a task, name its classes, and work out what plays which role.
+
+    Raises TaskFileError for what cannot be listed; what else is wrong stands in the index.
+    """
+    slices = slices_of(task)
+    with naming_the_file(task, found.key):
+        listed = {part: found.layout.part(part) for part in sorted({cut.part for cut in slices.values()})}
+        classes = tuple(found.layout.classes())
+        problems = _problems(task, classes, listed)
+        index = indexed(task, str(found.root), listed, slices, problems)
+    return listed, classes, index
+
+
+def _problems(task: TaskSpec, classes: tuple[str, ...], listed: Mapping[str, Part]) -> list[LayoutError]:
+    """Compare what was listed with what the task says."""
+    problems = []
     if len(classes) != task.num_classes:
         some = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
         found = f"is {task.num_classes}, and the data has {len(classes)}: {some}"
-        raise LayoutError(found, "num_classes")
-    for part, count in task.counts.items():
-        if part in listed and len(listed[part]) != count:
-            raise LayoutError(f"is {count}, and there are {len(listed[part])}", f"data.counts.{part}")
-    for role, cut in slices.items():
-        try:
-            cut.bounds(len(listed[cut.part]))
-        except ValueError as error:
-            raise LayoutError(str(error), f"split.{role}") from error
-    shared = overlap(slices, {part: len(images) for part, images in listed.items()})
-    if shared:
-        raise LayoutError(shared, "split")
-    whole = join([*listed.values()])
-    ordered = np.argsort(whole.ids, kind="stable")
-    twice = np.flatnonzero(whole.ids[ordered][1:] == whole.ids[ordered][:-1])
-    if len(twice):
-        first, second = (whole.images.name(int(ordered[twice[0] + step])) for step in (0, 1))
-        image = whole.ids[ordered[twice[0]]]
-        raise LayoutError(f"the image {image!s} is listed twice: {first}, {second}", "split")
+        problems.append(LayoutError(found, "num_classes"))
+    for name, count in task.counts.items():
+        if name in listed and len(listed[name]) != count:
+            problems.append(
+                LayoutError(f"is {count}, and there are {len(listed[name])}", f"data.counts.{name}")
+            )
+    for part in listed.values():
+        wrong = _wrong_labels(part.labels, len(classes))
+        if len(wrong):
+            row = int(wrong[0])
+            problems.append(
+                LayoutError(
+                    f"the label {part.labels[row]} of {part.images.name(row)} is none of the "
+                    f"{len(classes)} classes (0 to {len(classes) - 1})",
+                    "data",
+                )
+            )
+    return problems
 
 
-def _cut(part: Part, cut: Slice) -> Part:
-    """Take a slice of a part, in the order of the ids, which is the same in every layout."""
-    start, stop = cut.bounds(len(part))
-    rows = stratified_order(part.ids, part.labels)[start:stop]
-    return part.take(rows[np.argsort(part.ids[rows])])
-
-
-def fingerprint(parts: Mapping[str, Part]) -> str:
-    """Identify the images of a task on any machine: role, id, content and label of each."""
-    lines = (f"{role}\t{line}" for role in ROLES for line in _lines(parts[role], parts[role].images.content))
-    return _hash(lines)
-
-
-def stamp(part: Part) -> str:
-    """Identify the images of a part here: id, stamp and label of each; a touched file changes it."""
-    return _hash(_lines(part, part.images.stamp))
-
-
-def _lines(part: Part, of_row: Callable[[int], str]) -> Iterator[str]:
-    return (f"{part.ids[row]}\t{of_row(row)}\t{part.labels[row]}\n" for row in range(len(part)))
-
-
-def _hash(lines: Iterator[str]) -> str:
-    hashed = hashlib.sha256()
-    for line in lines:
-        hashed.update(line.encode("utf-8", "surrogateescape"))  # file names need not be text
-    return hashed.hexdigest()[:16]
+def _wrong_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Name the rows whose labels no class has."""
+    if labels.ndim == 2:
+        wrong = ((labels < -1) | (labels > 1)).any(1) | (labels.shape[1] != num_classes)
+        return np.flatnonzero(wrong)
+    return np.flatnonzero((labels < 0) | (labels >= num_classes))

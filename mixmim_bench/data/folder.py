@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mixmim_bench.data.images import Files, Part, images_below
+from mixmim_bench.data.files import scan, scanned
+from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
+
+IDS = {"path": 0, "name": 1, "class/name": 2}  # how many last elements of a path make an id; 0: all
 
 
 class ImageFolder:
@@ -16,12 +19,12 @@ class ImageFolder:
 
     Labels are the ranks of the sorted class names, and every part must have the same classes. The id
     of an image is its path below the root, or with `ids = "name"` its file name without the extension,
-    for datasets whose file names are unique.
+    for datasets whose file names are unique, or with `ids = "class/name"` that behind its last folder.
     """
 
     def __init__(self, root: Path, parts: Sequence[str], ids: str = "path") -> None:
-        if ids not in ("path", "name"):
-            raise LayoutError(f"ids is {ids!r}, not 'path' or 'name'", "data.options")
+        if ids not in IDS:
+            raise LayoutError(f"ids is {ids!r}, not one of {', '.join(map(repr, IDS))}", "data.options")
         self.root = root
         self.parts = tuple(parts)
         self.ids = ids
@@ -47,20 +50,28 @@ class ImageFolder:
 
     def part(self, name: str) -> Part:
         """List `root/name`; raises LayoutError for a class folder without images."""
-        paths: list[str] = []
+        found: list[tuple[str, int, int]] = []
         labels: list[int] = []
         empty: list[str] = []
         for label, class_name in enumerate(self._classes):
-            images = sorted(images_below(self.root / name / class_name, f"{name}/{class_name}/"))
+            images = sorted(scan(self.root / name / class_name, f"{name}/{class_name}/"))
             if not images:
                 empty.append(str(self.root / name / class_name))
-            paths += images
+            found += images
             labels += [label] * len(images)
         if empty:
             raise LayoutError(f"no image in the class folder {_some(empty)}")
-        listed = np.array(paths)
-        ids = np.array([Path(path).stem for path in paths]) if self.ids == "name" else listed
-        return Part(ids, np.array(labels, dtype=np.int64), Files(self.root, listed))
+        ids = np.array([image_id(path, self.ids) for path, _, _ in found])
+        return Part(ids, np.array(labels, dtype=np.int64), scanned(self.root, found))
+
+
+def image_id(path: str, ids: str) -> str:
+    """Make the canonical id of an image from its path, as IDS says."""
+    if ids == "path":
+        return path
+    kept = path.rsplit("/", IDS[ids])[-IDS[ids] :]
+    kept[-1] = kept[-1].rpartition(".")[0] or kept[-1]
+    return "/".join(kept)
 
 
 def _class_folders(folder: Path) -> list[str]:

@@ -1,12 +1,11 @@
-"""Images as they lie in files or arrays, and their decoding to RGB."""
+"""What images of a dataset are, images in arrays, and the decoding of every mode to RGB."""
 
 import errno
 import hashlib
-import os
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -42,7 +41,8 @@ def decoding() -> Iterator[None]:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _digest(data: bytes) -> bytes:
+def hashed(data: bytes) -> bytes:
+    """Hash the bytes of an image, 16 bytes."""
     return hashlib.sha256(data).digest()[:16]
 
 
@@ -70,37 +70,8 @@ class Images(Loadable, Protocol):
     def digest(self, row: int) -> bytes:
         """Hash the bytes of one image, 16 bytes; raises UnreadableImage."""
 
-
-@dataclass(frozen=True)
-class Files:
-    """Images in files; `paths` are relative to `root`."""
-
-    root: Path
-    paths: np.ndarray  # (n,) of str
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load(self, row: int) -> Image.Image:
-        with decoding(), Image.open(self.name(row)) as image:
-            return to_rgb(image)
-
-    def name(self, row: int) -> str:
-        return str(self.root / str(self.paths[row]))
-
-    def content(self, row: int) -> str:
-        return self.stamp(row).partition(":")[0]
-
-    def stamp(self, row: int) -> str:
-        try:
-            status = Path(self.name(row)).stat()
-        except OSError:  # a link to nowhere; loading it tells more
-            return "absent"
-        return f"{status.st_size}:{status.st_mtime_ns}"
-
-    def digest(self, row: int) -> bytes:
-        with decoding():
-            return _digest(Path(self.name(row)).read_bytes())
+    def summary(self) -> bytes:
+        """Hash what names, contents and stamps are made of, of all images at once."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +97,10 @@ class Arrays:
         return self.content(row)
 
     def digest(self, row: int) -> bytes:
-        return _digest(self.pixels[row].tobytes())
+        return hashed(self.pixels[row].tobytes())
+
+    def summary(self) -> bytes:
+        return hashlib.sha256(self.pixels.tobytes()).digest()
 
 
 @dataclass(frozen=True)
@@ -163,13 +137,16 @@ class Taken:
         images, inner = self._find(row)
         return images.digest(inner)
 
+    def summary(self) -> bytes:
+        return hashlib.sha256(b"".join([*(m.summary() for m in self.members), self.rows.tobytes()])).digest()
+
 
 @dataclass(frozen=True)
 class Part:
     """A part of a dataset: images with their canonical ids and their labels."""
 
     ids: np.ndarray  # (n,) of str
-    labels: np.ndarray  # (n,) int64
+    labels: np.ndarray  # (n,) int64, or (n, K) of 1, 0 and -1 where an image has several
     images: Images
 
     def __len__(self) -> int:
@@ -183,28 +160,21 @@ class Part:
 
 def join(parts: Sequence[Part]) -> Part:
     """Put parts behind one another."""
-    rows = [(member, row) for member, part in enumerate(parts) for row in range(len(part))]
+    sizes = [len(part) for part in parts]
+    rows = np.empty((sum(sizes), 2), dtype=np.int64)
+    rows[:, 0] = np.repeat(np.arange(len(parts)), sizes)
+    rows[:, 1] = np.concatenate([np.arange(size) for size in sizes])
     return Part(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.labels for part in parts]),
-        Taken(tuple(part.images for part in parts), np.array(rows, dtype=np.int64).reshape(-1, 2)),
+        Taken(tuple(part.images for part in parts), rows),
     )
 
 
-def images_below(folder: str | Path, prefix: str = "") -> Iterator[str]:
-    """List the images below a folder at any depth, by their extension; hidden files are none.
-
-    Gives paths from the folder, behind `prefix`.
-    """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = f"{prefix}{entry.name}"
-            if entry.is_dir():
-                yield from images_below(entry.path, f"{path}/")
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122 (fast)
-                yield path
+def decode(data: bytes) -> Image.Image:
+    """Decode the bytes of an image to RGB; raises UnreadableImage."""
+    with decoding(), Image.open(io.BytesIO(data)) as image:
+        return to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from mixmim_bench.data.images import EXTENSIONS, decoding, images_below, to_rgb
+from mixmim_bench.data.files import scan
+from mixmim_bench.data.images import EXTENSIONS, decoding, to_rgb
 from mixmim_bench.errors import BenchError
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
@@ -67,7 +68,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(path / name for name in images_below(path))
+            below = sorted(path / name for name, _, _ in scan(path))
             if not below:
                 raise BenchError(f"no image below {path} (looked for {', '.join(sorted(EXTENSIONS))})")
             found += below

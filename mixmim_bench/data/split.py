@@ -13,62 +13,123 @@ from itertools import combinations
 
 import numpy as np
 
-_SLICE = re.compile(r"(?P<part>[\w.-]+)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
+_SLICE = re.compile(r"(?P<part>[\w.-]+)(?P<cuts>(\[[^\[\]]*\])*)")
+_CUT = re.compile(r"\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?(?P<per_class>/class)?\]")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Bounds within ordered images: counts, shares with %, or counts of each class."""
+
+    start: str = ""
+    stop: str = ""
+    per_class: bool = False
+
+    def bounds(self, n: int) -> tuple[int, int]:
+        """Give the first row and the one after the last, of `n` images."""
+        return (_rows(self.start, n) if self.start else 0), (_rows(self.stop, n) if self.stop else n)
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether the bounds hold for any number of images."""
+        return all(bound.endswith("%") or not bound for bound in (self.start, self.stop))
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice of one part; the bounds are counts of images or, with %, shares of the part."""
+    """A slice of one part; each cut is made in what the one before left."""
 
     part: str
-    start: str = ""
-    stop: str = ""
+    cuts: tuple[Cut, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Slice":
-        """Read `part`, `part[:80%]`, `part[1000:1500]`; raises ValueError."""
+        """Read `part`, `part[:80%]`, `part[:5/class]`, `part[:80%][:800]` and the like; raises ValueError."""
         match = _SLICE.fullmatch(text)
-        if match is None:
-            raise ValueError(f"{text!r} is not a slice such as 'train', 'train[:95%]', 'all[800:]'")
-        found = cls(match["part"], match["start"] or "", match["stop"] or "")
-        for bound in (found.start, found.stop):
-            if bound.endswith("%") and int(bound[:-1]) > 100:
-                raise ValueError(f"{text!r} asks for {bound} of a part")
-        return found
+        cuts = [_CUT.fullmatch(cut) for cut in re.findall(r"\[.*?\]", match["cuts"])] if match else [None]
+        if match is None or not all(cuts):
+            raise ValueError(
+                f"{text!r} is not a slice such as 'train', 'train[:95%]', 'all[800:]', 'train[:5/class]'"
+            )
+        found = tuple(Cut(c["start"] or "", c["stop"] or "", bool(c["per_class"])) for c in cuts if c)
+        for cut in found:
+            for bound in (cut.start, cut.stop):
+                if bound.endswith("%") and (cut.per_class or int(bound[:-1]) > 100):
+                    of = "of each class" if cut.per_class else "of a part"
+                    raise ValueError(f"{text!r} asks for {bound} {of}")
+        return cls(match["part"], found)
 
-    def bounds(self, n: int) -> tuple[int, int]:
-        """Give the first row and the one after the last, of a part of `n` images; raises ValueError."""
-        start = _rows(self.start, n) if self.start else 0
-        stop = _rows(self.stop, n) if self.stop else n
-        if max(start, stop) > n:
-            raise ValueError(f"the slice asks for image {max(start, stop)} of the {n} of part {self.part!r}")
-        return start, stop
+    def check(self, n: int) -> None:
+        """Raise ValueError if the first cut goes beyond a part of `n` images."""
+        for cut in self.cuts[:1]:
+            if not cut.per_class and max(cut.bounds(n)) > n:
+                raise ValueError(
+                    f"the slice asks for image {max(cut.bounds(n))} of the {n} of part {self.part!r}"
+                )
 
-    @property
-    def in_percent(self) -> bool:
-        """Whether the bounds hold for a part of any size."""
-        return all(bound.endswith("%") or not bound for bound in (self.start, self.stop))
+    def rows(self, order: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Choose among the rows of a part, which stand in `order` (n,); labels (n,) are those of the part.
+
+        Raises ValueError for images beyond those there are. Of a class that has fewer, all are taken.
+        """
+        self.check(len(order))
+        for cut in self.cuts:
+            if cut.per_class:
+                start, stop = cut.bounds(len(order))
+                rank = _rank_in_class(labels[order])
+                order = order[(rank >= start) & (rank < stop)]
+                continue
+            start, stop = cut.bounds(len(order))
+            if max(start, stop) > len(order):
+                raise ValueError(f"a cut asks for image {max(start, stop)} of {len(order)}")
+            order = order[start:stop]
+        return order
 
 
 def _rows(bound: str, n: int) -> int:
     return round(n * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
 
 
-def overlap(slices: Mapping[str, Slice], sizes: Mapping[str, int]) -> str:
-    """Describe the first two slices that share images of a part, '' if there are none.
+def _rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """Count for each row those of its class before it."""
+    if labels.ndim != 1:
+        raise ValueError("images with several labels cannot be counted by class")
+    by_class = np.argsort(labels, kind="stable")
+    ordered = labels[by_class]
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[by_class] = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    return rank
 
-    sizes: part -> images. A part whose size is not known is only checked as far as that is not needed.
+
+def overlap(slices: Mapping[str, Slice], sizes: Mapping[str, int]) -> str:
+    """Describe the first two slices that must share images of a part, '' if that cannot be told yet.
+
+    sizes: part -> images. Told are only slices of at most one cut each, as far as sizes are known.
     """
     for (role_a, a), (role_b, b) in combinations(slices.items(), 2):
-        if a.part != b.part:
+        cuts = [found.cuts[0] if found.cuts else Cut() for found in (a, b)]
+        if a.part != b.part or max(len(a.cuts), len(b.cuts)) > 1 or len({c.per_class for c in cuts}) > 1:
             continue
-        n = sizes.get(a.part, 10_000 if a.in_percent and b.in_percent else None)
+        any_size = cuts[0].per_class or all(cut.in_percent for cut in cuts)
+        n = sizes.get(a.part, 10_000 if any_size else None)
         if n is None:
             continue
-        (a_start, a_stop), (b_start, b_stop) = a.bounds(n), b.bounds(n)
+        (a_start, a_stop), (b_start, b_stop) = (cut.bounds(n) for cut in cuts)
         if max(a_start, b_start) < min(a_stop, b_stop):
-            return f"{role_a} and {role_b} share images of part {a.part!r}"
+            return _shared(role_a, role_b, a.part)
     return ""
+
+
+def shared_rows(slices: Mapping[str, Slice], rows: Mapping[str, np.ndarray]) -> str:
+    """Describe the first two roles whose chosen rows share images, '' if there are none."""
+    for (role_a, a), (role_b, b) in combinations(slices.items(), 2):
+        if a.part == b.part and len(np.intersect1d(rows[role_a], rows[role_b], assume_unique=True)):
+            return _shared(role_a, role_b, a.part)
+    return ""
+
+
+def _shared(role_a: str, role_b: str, part: str) -> str:
+    return f"{role_a} and {role_b} share images of part {part!r}"
 
 
 def _number(image_id: str) -> int:
@@ -81,12 +142,11 @@ def stratified_order(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Order images so that every prefix is stratified: the rows, (n,).
 
     Within a class images are ranked by a hash of their id; an image of rank r among n of its class
-    stands at (r + 1/2) / n of the whole.
+    stands at (r + 1/2) / n of the whole. Where images have several labels (n, K) the hash alone decides.
     """
-    hashes = np.array(
-        [_number(str(image_id)) for image_id in ids],
-        dtype=np.uint64,
-    )
+    hashes = np.fromiter(map(_number, ids.tolist()), dtype=np.uint64, count=len(ids))
+    if labels.ndim > 1:
+        return np.argsort(hashes, kind="stable")
     by_class = np.lexsort((hashes, labels))
     sizes = np.bincount(labels, minlength=1)
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]])

@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mixmim_bench.data.dataset import TaskData, open_task, stamp
+from mixmim_bench.data.dataset import TaskData, open_task
 from mixmim_bench.data.images import Part, UnreadableImage
+from mixmim_bench.data.index import stamp
+from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.data.selection import in_variant
 from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.features import EXTRACTOR_VERSION
@@ -80,11 +83,12 @@ def _check(entry: Entry, opened: dict[tuple[str, str], TaskData]) -> Finding:
     damage = entry.damage()
     if damage:
         return Finding(entry, f"damaged: {damage}", wrong=True)
-    task, root = entry.about["task_file"], entry.about["root"]
+    name, root = entry.about["task"], entry.about["root"]
     try:
-        if (task, root) not in opened:
-            opened[task, root] = open_task(read_task(Path(task)), Path(root).parent)
-        part = opened[task, root].parts[entry.about["role"]]
+        if (name, root) not in opened:
+            task = in_variant(read_task(Path(entry.about["task_file"])), name.partition("@")[2])
+            opened[name, root] = open_task(task, DataRoots(of_task={task.dataset: Path(root)}))
+        part = opened[name, root].parts[entry.about["role"]]
     except BenchError as error:
         return Finding(entry, f"whole; its images cannot be compared: {error}")
     if stamp(part) != entry.made_by["images"]:

@@ -1,0 +1,113 @@
+"""Images in files: listed with size and time, a million of them in little memory."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mixmim_bench.data.images import EXTENSIONS, decoding, hashed, to_rgb
+from mixmim_bench.data.layout import LayoutError
+
+ABSENT = -1  # size of a file that is not there
+
+
+class Names:
+    """Many texts in two arrays, so that processes share them and do not copy them."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        encoded = [os.fsencode(text) for text in texts]
+        self.bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded))
+        self.ends = np.concatenate([[0], np.cumsum(lengths)])
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, row: int) -> str:
+        return os.fsdecode(self.bytes[self.ends[row] : self.ends[row + 1]].tobytes())
+
+
+class Files:
+    """Images in files; `paths` are relative to `root`, sizes (n,) and times in ns (n,) those of the files."""
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Iterable[str],
+        sizes: np.ndarray | None = None,
+        times: np.ndarray | None = None,
+    ) -> None:
+        listed = list(paths)
+        self.root = root
+        self.paths = Names(listed)
+        if sizes is None or times is None:
+            found = np.array([_stat(f"{root}/{path}") for path in listed], dtype=np.int64).reshape(-1, 2)
+            sizes, times = found[:, 0].copy(), found[:, 1].copy()
+        self.sizes = sizes
+        self.times = times
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, row: int) -> Image.Image:
+        with decoding(), Image.open(self.name(row)) as image:
+            return to_rgb(image)
+
+    def name(self, row: int) -> str:
+        return os.path.join(self.root, self.paths[row])  # noqa: PTH118 (a million of them)
+
+    def content(self, row: int) -> str:
+        return "absent" if self.sizes[row] == ABSENT else str(self.sizes[row])
+
+    def stamp(self, row: int) -> str:
+        return "absent" if self.sizes[row] == ABSENT else f"{self.sizes[row]}:{self.times[row]}"
+
+    def digest(self, row: int) -> bytes:
+        with decoding():
+            return hashed(Path(self.name(row)).read_bytes())
+
+    def summary(self) -> bytes:
+        arrays = (self.paths.bytes, self.paths.ends, self.sizes, self.times)
+        return hashlib.sha256(b"".join(map(np.ndarray.tobytes, arrays))).digest()
+
+    def check_listed(self, where: str) -> None:
+        """Raise LayoutError if files are not there that `where` lists."""
+        absent = np.flatnonzero(self.sizes == ABSENT)
+        if len(absent):
+            raise LayoutError(
+                f"{where} lists {len(absent)} images that are not there, such as {self.name(int(absent[0]))}"
+            )
+
+
+def _stat(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 (a million of them)
+    except (OSError, ValueError):  # a link to nowhere, a name that no file can have
+        return ABSENT, ABSENT
+    return status.st_size, status.st_mtime_ns
+
+
+def scan(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int, int]]:
+    """List the images below a folder at any depth, by their extension; hidden files are none.
+
+    Gives for each its path from the folder, behind `prefix`, its size and its time in ns.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name[0] == ".":
+                continue
+            if entry.is_dir():
+                yield from scan(entry.path, f"{prefix}{name}/")
+            elif name[name.rfind(".") :].lower() in EXTENSIONS:
+                yield prefix + name, *_stat(entry.path)
+
+
+def scanned(root: Path, found: list[tuple[str, int, int]]) -> Files:
+    """Make images of what `scan` found below a root."""
+    sizes = np.array([size for _, size, _ in found], dtype=np.int64)
+    times = np.array([time for _, _, time in found], dtype=np.int64)
+    return Files(root, [path for path, _, _ in found], sizes, times)

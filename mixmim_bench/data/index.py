@@ -1,0 +1,163 @@
+"""Which listed images play which role, and what identifies them; of large listings worked out once.
+
+What was worked out is kept in `listings/` below the cache folder, under a hash of everything that it was
+made from: a listing that differs in one name, size, time or label is worked out anew.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mixmim_bench.atomic import writing_whole
+from mixmim_bench.cache import cache_folder
+from mixmim_bench.data.images import Part
+from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.data.split import Slice, overlap, shared_rows, stratified_order
+from mixmim_bench.specs import ROLES, TaskSpec, digest
+
+VERSION = 1  # raised when anything below changes what is worked out
+WORTH_KEEPING = 100_000  # images; less is worked out in less than a second
+
+
+@dataclass(frozen=True)
+class Index:
+    """The rows of a part that play each role, in the order of their ids, and what is wrong with a listing.
+
+    Without the rows of every role there are no fingerprint and stamps.
+    """
+
+    rows: Mapping[str, np.ndarray]
+    fingerprint: str = ""
+    stamps: Mapping[str, str] = field(default_factory=dict)  # of each role
+    problems: Sequence[LayoutError] = ()
+
+
+def indexed(
+    task: TaskSpec,
+    root: str,
+    listed: Mapping[str, Part],
+    slices: Mapping[str, Slice],
+    problems: Sequence[LayoutError],
+) -> Index:
+    """Work out the roles of what was listed, or read it where that was done before."""
+    if sum(map(len, listed.values())) < WORTH_KEEPING or not all(
+        hasattr(part.images, "summary") for part in listed.values()
+    ):
+        return _work_out(task, listed, slices, problems)
+    key = _key(task, listed)
+    path = cache_folder() / "listings" / f"{task.name}-{digest(root, 8)}.npz"
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            about = json.loads(str(file["about"]))
+            if about["key"] == key:
+                rows = {role: file[role] for role in ROLES}
+                return Index(rows, about["fingerprint"], about["stamps"], problems)
+    except Exception:  # whatever is wrong with a kept file, it can be made again
+        pass
+    index = _work_out(task, listed, slices, problems)
+    if not index.problems:
+        about = json.dumps({"key": key, "fingerprint": index.fingerprint, "stamps": index.stamps})
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, about=np.array(about), **index.rows)
+        try:
+            with writing_whole(path) as file:
+                file.write(content.getbuffer())
+        except OSError:  # then it is worked out again next time
+            pass
+    return index
+
+
+def _key(task: TaskSpec, listed: Mapping[str, Part]) -> str:
+    """Hash what an index is made from."""
+    hashed = hashlib.sha256(f"{VERSION} {sorted(task.split.items())}".encode())
+    for name, part in sorted(listed.items()):
+        hashed.update(f"{name} {part.ids.dtype} {part.labels.shape} {len(part)}".encode())
+        for array in (part.ids, part.labels):
+            hashed.update(array.tobytes())
+        hashed.update(part.images.summary())
+    return hashed.hexdigest()
+
+
+def _work_out(
+    task: TaskSpec,
+    listed: Mapping[str, Part],
+    slices: Mapping[str, Slice],
+    problems: Sequence[LayoutError],
+) -> Index:
+    found = [*problems, *_problems(listed, slices)]
+    orders = {name: stratified_order(part.ids, part.labels) for name, part in listed.items()}
+    rows = {}
+    for role, cut in slices.items():
+        part = listed[cut.part]
+        try:
+            chosen = cut.rows(orders[cut.part], part.labels)
+        except ValueError as error:
+            found.append(LayoutError(str(error), f"split.{role}"))
+            continue
+        if not len(chosen):
+            found.append(LayoutError(f"{task.split[role]!r} has no image", f"split.{role}"))
+        rows[role] = chosen[np.argsort(part.ids[chosen], kind="stable")]
+    if len(rows) < len(slices):
+        return Index(rows, problems=found)
+    shared = shared_rows(slices, rows)
+    if shared and not any(problem.key == "split" for problem in found):
+        found.append(LayoutError(shared, "split"))
+    parts = {role: listed[cut.part].take(rows[role]) for role, cut in slices.items()}
+    stamps = {role: stamp(part) for role, part in parts.items()}
+    return Index(rows, fingerprint(parts), stamps, found)
+
+
+def _problems(listed: Mapping[str, Part], slices: Mapping[str, Slice]) -> Iterator[LayoutError]:
+    for role, cut in slices.items():
+        try:
+            cut.check(len(listed[cut.part]))
+        except ValueError as error:
+            yield LayoutError(str(error), f"split.{role}")
+            return
+    shared = overlap(slices, {part: len(images) for part, images in listed.items()})
+    if shared:
+        yield LayoutError(shared, "split")
+    names = sorted(listed)
+    ids = np.concatenate([listed[name].ids for name in names])
+    ordered = np.argsort(ids, kind="stable")
+    twice = np.flatnonzero(ids[ordered][1:] == ids[ordered][:-1])
+    if len(twice):
+        places = [int(ordered[twice[0] + step]) for step in (0, 1)]
+        first, second = (_name(listed, names, place) for place in places)
+        yield LayoutError(f"the image {ids[places[0]]!s} is listed twice: {first}, {second}", "split")
+
+
+def _name(listed: Mapping[str, Part], names: Sequence[str], place: int) -> str:
+    """Name an image by its place in all parts behind one another."""
+    for name in names:
+        if place < len(listed[name]):
+            return listed[name].images.name(place)
+        place -= len(listed[name])
+    raise IndexError(place)
+
+
+def fingerprint(parts: Mapping[str, Part]) -> str:
+    """Identify the images of a task on any machine: role, id, content and label of each."""
+    lines = (f"{role}\t{line}" for role in ROLES for line in _lines(parts[role], parts[role].images.content))
+    return _hash(lines)
+
+
+def stamp(part: Part) -> str:
+    """Identify the images of a part here: id, stamp and label of each; a touched file changes it."""
+    return _hash(_lines(part, part.images.stamp))
+
+
+def _lines(part: Part, of_row: Callable[[int], str]) -> Iterator[str]:
+    ids, labels = part.ids.tolist(), part.labels.tolist()
+    return (f"{ids[row]}\t{of_row(row)}\t{labels[row]}\n" for row in range(len(part)))
+
+
+def _hash(lines: Iterator[str]) -> str:
+    hashed = hashlib.sha256()
+    for line in lines:
+        hashed.update(line.encode("utf-8", "surrogateescape"))  # file names need not be text
+    return hashed.hexdigest()[:16]

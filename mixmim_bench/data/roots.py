@@ -1,0 +1,98 @@
+"""Where datasets are looked for: options first, then the environment, then a config file.
+
+The config file is $MIXMIM_BENCH_CONFIG, else `config.toml` in the platform's config folder:
+
+    data_root = "/data"                 # holds a folder NAME for each task
+    [roots]
+    imagenet1k = "/data/ILSVRC2012"     # or one that a task has elsewhere
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mixmim_bench.data.tables import read_toml
+from mixmim_bench.errors import BenchError, TaskFileError
+from mixmim_bench.specs import TaskSpec
+
+DATA_VARIABLE = "MIXMIM_BENCH_DATA"
+CONFIG_VARIABLE = "MIXMIM_BENCH_CONFIG"
+
+
+@dataclass(frozen=True)
+class DataRoots:
+    """A folder with one folder a task, and folders of single tasks."""
+
+    base: Path | None = None
+    of_task: Mapping[str, Path] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.base is not None or bool(self.of_task)
+
+    def folder(self, task: TaskSpec) -> Path:
+        """Say where the images of a task are looked for."""
+        if task.dataset in self.of_task:
+            return self.of_task[task.dataset]
+        if task.root:
+            return (Path(task.path).parent / Path(task.root).expanduser()).resolve()
+        return (self.base or Path()) / task.dataset
+
+    def knows(self, task: TaskSpec) -> bool:
+        """Whether somebody has said where the images of a task are."""
+        return self.base is not None or task.dataset in self.of_task or bool(task.root)
+
+    def over(self, other: "DataRoots") -> "DataRoots":
+        """Complete these with others, which come second."""
+        return DataRoots(self.base or other.base, {**other.of_task, **self.of_task})
+
+
+def parse_roots(texts: Sequence[str]) -> DataRoots:
+    """Read FOLDER and NAME=FOLDER; raises BenchError for two folders where one is meant."""
+    base: Path | None = None
+    of_task: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if equals and name and os.sep not in name:
+            of_task[name] = Path(folder).expanduser()
+        elif base is not None:
+            raise BenchError(
+                f"two data roots, {base} and {text}; one holds all tasks, and NAME=FOLDER is for a single one"
+            )
+        else:
+            base = Path(text).expanduser()
+    return DataRoots(base, of_task)
+
+
+def find_roots(options: Sequence[str] = ()) -> DataRoots:
+    """Put together what options, environment and config file say; raises BenchError."""
+    of_environment = [text for text in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if text]
+    return parse_roots(options).over(parse_roots(of_environment)).over(_of_config())
+
+
+def config_file() -> Path:
+    """Return the path of the config file; it need not exist unless the environment names it."""
+    chosen = os.environ.get(CONFIG_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    from platformdirs import user_config_path
+
+    return user_config_path("mixmim-bench", appauthor=False) / "config.toml"
+
+
+def _of_config() -> DataRoots:
+    path = config_file()
+    if not path.is_file() and CONFIG_VARIABLE not in os.environ:
+        return DataRoots()
+    top = read_toml(path)
+    base = top.take("data_root", str, "")
+    folders = top.table("roots", {})
+    of_task = {name: folders.take(name, str) for name in list(folders.values)}
+    top.finish()
+    for key, folder in {"data_root": base, **{f"roots.{name}": f for name, f in of_task.items()}}.items():
+        if folder and not Path(folder).expanduser().is_absolute():
+            raise TaskFileError(path, key, f"must be an absolute path, not {folder!r}")
+    return DataRoots(
+        Path(base).expanduser() if base else None,
+        {name: Path(folder).expanduser() for name, folder in of_task.items()},
+    )
