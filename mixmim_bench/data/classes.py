@@ -1,0 +1,116 @@
+"""Classes in their standard order, and the labels of other orders mapped to it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.errors import nearest
+
+
+def _imagenet1k() -> list[tuple[str, ...]]:
+    """The 1,000 synsets in sorted order, with their names (timm's copy of WordNet's)."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return [(synset, info.label_name_to_description(synset)) for synset in info.label_names()]
+
+
+LISTS: dict[str, Callable[[], list[tuple[str, ...]]]] = {"imagenet1k": _imagenet1k}
+
+
+class Classes:
+    """The classes of a task: `names` in the order of their labels; each may be known by other names too."""
+
+    def __init__(self, aliases: Iterable[Sequence[str]]) -> None:
+        listed = [tuple(names) for names in aliases]
+        self.names = tuple(names[0] for names in listed)
+        self.rank: dict[str, int] = {}
+        for label, names in enumerate(listed):
+            for name in names:
+                if self.rank.setdefault(name, label) != label and name == names[0]:
+                    raise LayoutError(f"two classes are called {name!r}", "data.options.classes")
+
+    @classmethod
+    def of_option(cls, option: int | str | Sequence[str]) -> "Classes":
+        """Read an option `classes`: a name of LISTS, names, or how many are numbered; raises LayoutError."""
+        if isinstance(option, int):
+            return cls([(str(number),) for number in range(option)])
+        if not isinstance(option, str):
+            return cls([(name,) for name in option])
+        if option not in LISTS:
+            raise LayoutError(
+                f"no list of classes {option!r}; {nearest(option, LISTS)}", "data.options.classes"
+            )
+        return cls(LISTS[option]())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def label(self, name: str, where: str) -> int:
+        """Return the label of a class; raises LayoutError for one that is not in the list."""
+        if name not in self.rank:
+            raise LayoutError(f"{where}: no class {name!r}; {nearest(name, self.rank)}")
+        return self.rank[name]
+
+    def check_same(self, found: Iterable[str], where: str) -> None:
+        """Raise LayoutError if the classes that were found are not those of the list."""
+        names = set(found)
+        for wrong, told in (
+            (sorted(names - set(self.names)), "are no classes of the task"),
+            (sorted(set(self.names) - names), "are lacking"),
+        ):
+            if wrong:
+                raise LayoutError(f"{where}: {_some(wrong)} {told}")
+
+
+class Order:
+    """How a copy's labels map to the standard order; learnt from images that name their class."""
+
+    def __init__(self, classes: Classes) -> None:
+        self.classes = classes
+        self.standard: dict[int, int] = {}
+        self.seen: dict[int, str] = {}  # label -> the image that it was learnt from
+
+    def learn(self, label: int, name: str, image: str) -> None:
+        """Take what one image says; raises LayoutError if another one says otherwise."""
+        found = self.classes.label(name, image)
+        known = self.standard.setdefault(label, found)
+        if known != found:
+            raise LayoutError(
+                f"the label {label} is {self.classes.names[known]} for {self.seen[label]}, {name} for {image}"
+            )
+        self.seen.setdefault(label, image)
+
+    def learn_names(self, names: Sequence[str], where: str) -> None:
+        """Take names in the order of the copy's labels; names of which the list knows none say nothing."""
+        if not any(name in self.classes.rank for name in names):
+            return
+        for label, name in enumerate(names):
+            self.learn(label, name, f"{where} (class {label})")
+
+    def map(self, labels: np.ndarray, where: str) -> np.ndarray:
+        """Map labels (n,) to the standard order; raises LayoutError where that is not known."""
+        if all(label == standard for label, standard in self.standard.items()):
+            return labels  # what is not known of the others stays
+        unknown = sorted(set(np.unique(labels).tolist()) - self.standard.keys())
+        if unknown:
+            raise LayoutError(
+                f"{where}: its classes are not in the standard order, and no image says which class "
+                f"{_some([str(label) for label in unknown])} is"
+            )
+        table = np.zeros(max(self.standard) + 1, dtype=np.int64)
+        for label, standard in self.standard.items():
+            table[label] = standard
+        return table[labels]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
+    """List the files below a root that glob patterns name, sorted."""
+    texts = [patterns] if isinstance(patterns, str) else list(patterns)
+    return sorted({path for text in texts for path in root.glob(text) if path.is_file()})

@@ -1,0 +1,99 @@
+"""iNaturalist as its competitions gave it out: a JSON a part, after COCO's, and folders of images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixmim_bench.data.classes import Classes
+from mixmim_bench.data.files import Files
+from mixmim_bench.data.folder import image_id
+from mixmim_bench.data.images import Part
+from mixmim_bench.data.layout import LayoutError
+
+
+class Competition:
+    """One JSON a part, with the lists `images`, `annotations` and `categories`; `annotations`: part -> file.
+
+    Labels are the ranks of the categories' ids; an image is known by its last folder and its name without
+    the extension, which unpacked copies keep.
+    """
+
+    def __init__(self, root: Path, parts: Sequence[str], annotations: Mapping[str, str]) -> None:
+        self.root = root
+        self.parts = tuple(parts)
+        self.files = dict(annotations)
+        for part in self.parts:
+            if part not in self.files:
+                raise LayoutError(f"no JSON is named for the part {part!r}", "data.options.annotations")
+
+    def missing(self) -> str:
+        absent = [str(self._file(part)) for part in self.parts if not self._file(part).is_file()]
+        return f"annotations {', '.join(absent)}" if absent else ""
+
+    def _file(self, part: str) -> Path:
+        return self.root / self.files[part]
+
+    @cached_property
+    def _content(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        return {part: self._read(part) for part in self.parts}
+
+    def _read(self, part: str) -> dict[str, list[dict[str, Any]]]:
+        path = self._file(part)
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise LayoutError(f"{path} is no JSON or cut short ({error}); fetch it again") from error
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(content, dict) or not isinstance(content.get(key), list):
+                raise LayoutError(f"{path} has no list {key!r}")
+        return content
+
+    @cached_property
+    def _label_of(self) -> dict[int, int]:
+        """Rank the categories of the first part; the others must have the same."""
+        found = {part: {c["id"] for c in content["categories"]} for part, content in self._content.items()}
+        first, *others = self.parts
+        for part in others:
+            if found[part] != found[first]:
+                raise LayoutError(f"{self._file(part)} and {self._file(first)} have other categories")
+        return {category: label for label, category in enumerate(sorted(found[first]))}
+
+    def classes(self) -> Sequence[str]:
+        return self._classes.names
+
+    @cached_property
+    def _classes(self) -> Classes:
+        named = {c["id"]: str(c["name"]) for c in self._content[self.parts[0]]["categories"]}
+        names = [named[category] for category in self._label_of]
+        # some years give one name to several categories
+        return Classes.of_option(names if len(set(names)) == len(names) else [str(i) for i in self._label_of])
+
+    def part(self, name: str) -> Part:
+        """List a part; raises LayoutError for images without a label or that are listed and not there."""
+        content, where = self._content[name], str(self._file(name))
+        category: dict[Any, Any] = {a["image_id"]: a["category_id"] for a in content["annotations"]}
+        paths, labels = [], []
+        for image in content["images"]:
+            label = self._label_of.get(category.get(image["id"], -1))
+            if label is None:
+                what = (
+                    f"has the category {category[image['id']]}"
+                    if image["id"] in category
+                    else "has no annotation"
+                )
+                raise LayoutError(
+                    f"{where}: the image {image['file_name']} {what}, which the categories do not list"
+                )
+            paths.append(image["file_name"])
+            labels.append(label)
+        images = Files(self.root, paths)
+        images.check_listed(where)
+        return Part(
+            np.array([image_id(path, "class/name") for path in paths]),
+            np.array(labels, dtype=np.int64),
+            images,
+        )

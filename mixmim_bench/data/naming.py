@@ -1,0 +1,43 @@
+"""What the names of images say: which image it is, and of which class."""
+
+import re
+
+from mixmim_bench.data.layout import LayoutError
+
+
+class Naming:
+    """Finds ids and classes in names.
+
+    id_pattern: finds the id; without it the last name without its extension is taken. class_pattern:
+    finds the class; without it names say nothing of classes.
+    """
+
+    def __init__(self, id_pattern: str = "", class_pattern: str = "") -> None:
+        self.id_pattern = _compiled(id_pattern, "id_pattern")
+        self.class_pattern = _compiled(class_pattern, "class_pattern")
+
+    def id_of(self, *names: str) -> str:
+        """Find the id in the first of some names that holds one; raises LayoutError if none does."""
+        if self.id_pattern is None:
+            return next(name for name in names if name).rpartition("/")[2].partition(".")[0]
+        for name in names:
+            if found := self.id_pattern.search(name):
+                return found[0]
+        raise LayoutError(f"{' / '.join(names)}: holds no id such as {self.id_pattern.pattern}")
+
+    def class_of(self, *names: str) -> str:
+        """Find the class in the first of some names that holds one, '' if none does."""
+        if self.class_pattern is not None:
+            for name in names:
+                if found := self.class_pattern.search(name):
+                    return found[0]
+        return ""
+
+
+def _compiled(pattern: str, option: str) -> "re.Pattern[str] | None":
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise LayoutError(
+            f"{pattern!r} is no regular expression: {error}", f"data.options.{option}"
+        ) from error

@@ -1,0 +1,61 @@
+"""Pascal VOC as a classification task: which of 20 classes are on an image."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mixmim_bench.data.files import Files
+from mixmim_bench.data.images import Part
+from mixmim_bench.data.layout import LayoutError
+
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
+    "tvmonitor",
+)
+LABELS = {"1": 1, "-1": 0, "0": -1}  # the class is there, is not, or only as a difficult object
+
+
+class VOC:
+    """`VOCdevkit/VOCYEAR` with `ImageSets/Main/CLASS_PART.txt` and `JPEGImages/`.
+
+    Labels are (n, 20): 1 where the class is on the image, 0 where it is not, -1 where it is only as a
+    difficult object, which VOC's evaluation leaves out. An image is known by its number.
+    """
+
+    def __init__(self, root: Path, parts: Sequence[str], year: int = 2007) -> None:
+        self.parts = tuple(parts)
+        places = [f / "VOCdevkit" / f"VOC{year}" for f in (root, root.parent)] + [root / f"VOC{year}"]
+        self.folder = next((place for place in places if place.is_dir()), places[0])
+
+    def missing(self) -> str:
+        absent = [
+            str(path) for part in self.parts for path in self._lists(part).values() if not path.is_file()
+        ]
+        if not (self.folder / "JPEGImages").is_dir():
+            absent.append(str(self.folder / "JPEGImages"))
+        return f"{', '.join(absent[:3])}{', …' if len(absent) > 3 else ''}" if absent else ""
+
+    def _lists(self, part: str) -> dict[str, Path]:
+        return {name: self.folder / "ImageSets" / "Main" / f"{name}_{part}.txt" for name in CLASSES}
+
+    def classes(self) -> Sequence[str]:
+        return CLASSES
+
+    def part(self, name: str) -> Part:
+        """List a part; raises LayoutError where the lists of two classes differ in their images."""
+        ids: list[str] = []
+        columns = []
+        for path in self._lists(name).values():
+            rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+            for row in rows:
+                if len(row) != 2 or row[1] not in LABELS:
+                    raise LayoutError(f"{path}: {' '.join(row)!r} is no line such as '000012 -1'")
+            ids = ids or [image for image, _ in rows]
+            if [image for image, _ in rows] != ids:
+                raise LayoutError(f"{path} lists other images than that of {CLASSES[0]}")
+            columns.append([LABELS[label] for _, label in rows])
+        images = Files(self.folder, [f"JPEGImages/{image}.jpg" for image in ids])
+        images.check_listed(str(self.folder / "ImageSets" / "Main"))
+        return Part(np.array(ids), np.array(columns, dtype=np.int64).T, images)
