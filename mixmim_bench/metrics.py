@@ -23,7 +23,8 @@ class Metric:
 
     items: Callable[[np.ndarray, np.ndarray], Items]  # of labels and scores
     reduce: Callable[[Items, np.ndarray], np.ndarray]  # with weights (r, n): values (r,)
-    best: int = 0  # how many of the best classes of each item decide it; 0: all scores do
+    best: int = 0  # how many of the best classes of each item decide it; 0: all scores do, and they
+    # may be of several labels an item
 
 
 def value(name: str, y: np.ndarray, scores: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixmim_bench.protocols import build_protocol, find_protocol, resolve_protocol
+from mixmim_bench.protocols import build_protocol, find_protocol, judging, resolve_protocol
 from mixmim_bench.specs import ModelSpec, Run, TaskSpec
 
 
@@ -52,7 +52,7 @@ def plan(
     planned: dict[str, Planned] = {}
     for model in models:
         for task in tasks:
-            for protocol in protocols:
+            for protocol in judging(protocols, task.spec.kind)[0]:
                 values = resolve_protocol(
                     protocol,
                     task.spec.kind,

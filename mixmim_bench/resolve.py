@@ -18,7 +18,7 @@ from mixmim_bench.models.download import Bar
 from mixmim_bench.models.registry import find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights
 from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, effective_recipe, plan
-from mixmim_bench.protocols import AUTO, resolve_protocol
+from mixmim_bench.protocols import AUTO, judging, resolve_protocol
 from mixmim_bench.specs import ModelSpec, TaskSpec
 
 EMBEDDED = "embedded"
@@ -60,7 +60,10 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     models = [find_model(name) for name in dict.fromkeys(selection.models)]
     tasks = _tasks(selection, say)
     for task in tasks:
-        for protocol in selection.protocols:
+        there, absent = judging(selection.protocols, task.kind)
+        if absent:
+            say(f"{task.name}: no {' and no '.join(absent)} for {task.kind} tasks; left out")
+        for protocol in there:
             recipe = effective_recipe(task, protocol, selection.layers)
             resolve_protocol(protocol, task.kind, selection.preset, recipe, random_weights=False)
     data = {task.name: open_task(task, selection.roots) for task in tasks}

@@ -14,6 +14,7 @@ from mixmim_bench.specs import ROLES, LayoutSpec, TaskSpec
 
 SCHEMA = 1
 AUGMENTATIONS = ("hflip",)
+MULTILABEL = "multilabel"
 
 
 def read_task(path: Path) -> TaskSpec:
@@ -118,6 +119,9 @@ def _check(top: Table, task: TaskSpec) -> None:
     """Check what no single key can show."""
     if not task.metrics:
         raise top.error("metrics", "names no metric")
+    for metric in task.metrics:
+        if task.kind == MULTILABEL and METRICS[metric].best:
+            raise top.error("metrics", f"{metric!r} is for one label an image; {nearest('mean_ap', METRICS)}")
     if task.num_classes < 2:
         raise top.error("num_classes", "must be at least 2")
     slices = {role: Slice.parse(text) for role, text in task.split.items()}

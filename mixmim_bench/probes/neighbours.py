@@ -61,7 +61,21 @@ def vote(cosines: np.ndarray, labels: np.ndarray, k: int, temperature: float, nu
 
     cosines, labels: (n, depth), the nearest first.
     """
-    weight = np.exp((cosines[:, :k] - cosines[:, :1]) / temperature)
+    weight = _weights(cosines, k, temperature)
     scores = np.zeros((len(cosines), num_classes), dtype=np.float32)
     np.add.at(scores, (np.arange(len(cosines))[:, None], labels[:, :k]), weight)
     return scores
+
+
+def shares(cosines: np.ndarray, labels: np.ndarray, k: int, temperature: float) -> np.ndarray:
+    """Let the k nearest vote on each of several labels: the weighted share (n, K) that has it.
+
+    cosines (n, depth), labels (n, depth, K) of 1, 0, and -1 for those that do not vote.
+    """
+    weight = _weights(cosines, k, temperature)[:, :, None]
+    voting = (weight * (labels[:, :k] >= 0)).sum(1)
+    return (weight * (labels[:, :k] == 1)).sum(1) / np.maximum(voting, 1e-12)
+
+
+def _weights(cosines: np.ndarray, k: int, temperature: float) -> np.ndarray:
+    return np.exp((cosines[:, :k] - cosines[:, :1]) / temperature)

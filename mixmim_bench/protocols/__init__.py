@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
@@ -87,6 +87,21 @@ def find_protocol(name: str, kind: str) -> type[Judge]:
         known = [known for known, of_kind in table if of_kind == kind]
         raise BenchError(f"no protocol {name!r} for {kind} tasks; {nearest(name, known)}")
     return table[name, kind]
+
+
+def judging(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
+    """Divide protocols into those that a kind of task has and those it has not.
+
+    Raises BenchError for a name that no kind has, and where none is left.
+    """
+    table = load_protocols()
+    for name in names:
+        if name not in {known for known, _ in table}:
+            find_protocol(name, kind)
+    there = [name for name in names if (name, kind) in table]
+    if not there:
+        find_protocol(names[0], kind)
+    return there, [name for name in names if name not in there]
 
 
 def check_values(cls: type[Judge], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""`knn` for multilabel tasks: the share of the nearest neighbours that have a class."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mixmim_bench.protocols import Fitted, require
+
+if TYPE_CHECKING:
+    from mixmim_bench.bench import Split, Workbench
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNNMultilabel:
+    """The weighted vote of `knn` for classification, for each class on its own; k is chosen on val.
+
+    A neighbour of which it is open whether it has a class does not vote on it.
+    """
+
+    name: ClassVar[str] = "knn"
+    title: ClassVar[str] = "k nearest neighbours"
+    kind: ClassVar[str] = "multilabel"
+    version: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"paper": {}}
+
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+    layers: str = "own"
+
+    def __post_init__(self) -> None:
+        require(len(self.k) > 0 and min(self.k) >= 1, "k must be whole numbers of at least 1")
+        require(self.temperature > 0.0, "temperature must be above 0")
+        require(self.layers != "auto", "layers must be one layer for multilabel tasks")
+
+    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
+        return {"forward": sum(counts.values()), "train": 0}
+
+    def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
+        """Choose k on val; then train and val vote."""
+        import numpy as np
+
+        from mixmim_bench.predictions import ClassScores
+        from mixmim_bench.probes.neighbours import nearest, shares
+        from mixmim_bench.probes.rows import Stacked
+
+        (layer,) = bench.layers(self.layers)
+        bank, asked = bench.features(train, layer), bench.features(val, layer)
+        cosines, rows = nearest(bank.x, asked.x, max(self.k), bench.machine.device)
+        on_val = [bench.score(asked.y, shares(cosines, bank.y[rows], k, self.temperature)) for k in self.k]
+        k = self.k[int(np.argmax(on_val))]
+        both, labels = Stacked([bank.x, asked.x]), np.concatenate([bank.y, asked.y])
+
+        def predict(split: "Split") -> ClassScores:
+            features = bench.features(split, layer)
+            cosines, rows = nearest(both, features.x, k, bench.machine.device)
+            return ClassScores(features.ids, features.y, shares(cosines, labels[rows], k, self.temperature))
+
+        return Fitted(
+            predict,
+            chosen={"layer": layer, "k": k, f"val_{bench.metric}": max(on_val)},
+            arrays={"k": np.array(self.k), f"val_{bench.metric}": np.array(on_val)},
+            head_params=both.shape[0] * both.shape[1],
+            head_macs=both.shape[0] * both.shape[1],
+        )
+
+
+PROTOCOL = KNNMultilabel
