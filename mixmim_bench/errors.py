@@ -1,7 +1,7 @@
 """Errors that a user can act on: each names the thing, the nearest right one and the way out."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class BenchError(Exception):
@@ -23,7 +23,11 @@ class TaskFileError(BenchError):
 
 
 class MissingData(BenchError):
-    """The images of a task are not on this machine."""
+    """The images of a task are not on this machine; `looked_for` says in short what each layout wants."""
+
+    def __init__(self, message: str, looked_for: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.looked_for = tuple(looked_for)
 
 
 class MissingWeights(BenchError):
@@ -36,6 +40,11 @@ class MissingWeights(BenchError):
 
 class UnreadableImages(BenchError):
     """Images that cannot be decoded, each named with the reason."""
+
+
+def a_few(names: Sequence[str]) -> str:
+    """Name the first three, and say how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -153,7 +153,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Read how much memory this process may still take, a container's limit included."""
     available = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
@@ -184,7 +184,7 @@ def memory_errors(machine: Machine) -> Iterator[None]:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    limit = held + int(0.95 * _available_bytes())
+    limit = held + int(0.95 * available_bytes())
     ceilings = [limit] + [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(ceilings), hard))
     try:

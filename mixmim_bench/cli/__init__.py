@@ -8,6 +8,7 @@ import click
 from mixmim_bench import __version__
 from mixmim_bench.cli.cache import cache
 from mixmim_bench.cli.catalog import models, tasks
+from mixmim_bench.cli.doctor import doctor
 from mixmim_bench.cli.inference import embed, export, predict
 from mixmim_bench.cli.suite import compare, report, run
 from mixmim_bench.errors import BenchError
@@ -34,5 +35,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # timm's import
 
 
-for command in (run, report, compare, models, tasks, cache, predict, embed, export):
+for command in (run, report, compare, models, tasks, doctor, cache, predict, embed, export):
     main.add_command(command)

@@ -30,6 +30,26 @@ RESULTS = click.option(
     help="Folder for records, tables and plots.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+MODELS = click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    default=["mixmim-b"],
+    show_default=True,
+    help="Model of `mixmim-bench models`, or any timm model. Repeatable.",
+)
+TASKS = click.option(
+    "-t",
+    "--task",
+    "tasks",
+    multiple=True,
+    help="Task name, glob, or path of a .toml file; with @5shot or @train800val200 fewer training images. "
+    "Repeatable.",
+)
+SUITES = click.option(
+    "-s", "--suite", "suites", multiple=True, help="Suite of tasks: embedded, paper, extended. Repeatable."
+)
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 PRECISION = click.option(
     "--precision",

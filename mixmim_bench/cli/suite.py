@@ -11,8 +11,11 @@ from mixmim_bench.cli.options import (
     DATA_ROOT,
     DEVICE,
     JSON,
+    MODELS,
     PRECISION,
     RESULTS,
+    SUITES,
+    TASKS,
     THREADS,
     WORKERS,
     print_table,
@@ -21,23 +24,9 @@ from mixmim_bench.errors import BenchError
 
 
 @click.command()
-@click.option(
-    "-m",
-    "--model",
-    "models",
-    multiple=True,
-    default=["mixmim-b"],
-    show_default=True,
-    help="Model of `mixmim-bench models`, or any timm model. Repeatable.",
-)
-@click.option(
-    "-t",
-    "--task",
-    "tasks",
-    multiple=True,
-    help="Task name, glob, or path of a .toml file. Repeatable.",
-)
-@click.option("-s", "--suite", "suites", multiple=True, help="Suite of tasks: embedded, paper. Repeatable.")
+@MODELS
+@TASKS
+@SUITES
 @click.option(
     "-p",
     "--protocol",

@@ -1,12 +1,11 @@
 """Classes in their standard order, and the labels of other orders mapped to it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from mixmim_bench.data.layout import LayoutError
-from mixmim_bench.errors import nearest
+from mixmim_bench.errors import a_few, nearest
 
 
 def _imagenet1k() -> list[tuple[str, ...]]:
@@ -62,7 +61,7 @@ class Classes:
             (sorted(set(self.names) - names), "are lacking"),
         ):
             if wrong:
-                raise LayoutError(f"{where}: {_some(wrong)} {told}")
+                raise LayoutError(f"{where}: {a_few(wrong)} {told}")
 
 
 class Order:
@@ -98,19 +97,9 @@ class Order:
         if unknown:
             raise LayoutError(
                 f"{where}: its classes are not in the standard order, and no image says which class "
-                f"{_some([str(label) for label in unknown])} is"
+                f"{a_few([str(label) for label in unknown])} is"
             )
         table = np.zeros(max(self.standard) + 1, dtype=np.int64)
         for label, standard in self.standard.items():
             table[label] = standard
         return table[labels]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
-    """List the files below a root that glob patterns name, sorted."""
-    texts = [patterns] if isinstance(patterns, str) else list(patterns)
-    return sorted({path for text in texts for path in root.glob(text) if path.is_file()})

@@ -70,7 +70,7 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
             return Found(spec.name, layout, root, spec.key)
         looked_for.append(f"{missing} ({spec.name})")
     unset = "" if roots.knows(task) else "; no data root is set (--data-root FOLDER)"
-    raise MissingData(f"{task.name}: not found: {', or '.join(looked_for)}{unset}")
+    raise MissingData(f"{task.name}: not found: {', or '.join(looked_for)}{unset}", looked_for)
 
 
 def is_present(task: TaskSpec, roots: DataRoots) -> bool:

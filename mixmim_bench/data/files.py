@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +111,17 @@ def scanned(root: Path, found: list[tuple[str, int, int]]) -> Files:
     sizes = np.array([size for _, size, _ in found], dtype=np.int64)
     times = np.array([time for _, _, time in found], dtype=np.int64)
     return Files(root, [path for path, _, _ in found], sizes, times)
+
+
+def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
+    """List the files below a root that glob patterns name, sorted."""
+    return sorted({path for text in _texts(patterns) for path in root.glob(text) if path.is_file()})
+
+
+def wanted(root: Path, of_parts: Sequence[Sequence[str] | str]) -> str:
+    """Name files by their patterns; of several ways to name those of a part the first."""
+    return ", ".join(str(root / _texts(patterns)[0]) for patterns in of_parts)
+
+
+def _texts(patterns: Sequence[str] | str) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else list(patterns)

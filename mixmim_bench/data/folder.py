@@ -1,36 +1,43 @@
 """Class folders: `PART/CLASS/**/IMAGE`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mixmim_bench.data.classes import Classes
 from mixmim_bench.data.files import scan, scanned
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.errors import a_few
 
 IDS = {"path": 0, "name": 1, "class/name": 2}  # how many last elements of a path make an id; 0: all
 
 
 class ImageFolder:
-    """One folder a part, in it one folder a class, in it images at any depth.
+    """One folder a part (of the folder `below` the root), in it one a class, in it images at any depth.
 
-    Labels are the ranks of the sorted class names, and every part must have the same classes. The id
+    Labels are the ranks of the sorted class names, or those of the standard order `classes` (a list of
+    `mixmim_bench.data.classes`, or the names), and every part must have the same classes. The id
     of an image is its path below the root, or with `ids = "name"` its file name without the extension,
     for datasets whose file names are unique, or with `ids = "class/name"` that behind its last folder.
     """
 
-    def __init__(self, root: Path, parts: Sequence[str], ids: str = "path") -> None:
+    def __init__(
+        self, root: Path, parts: Sequence[str], ids: str = "path", classes: Any = None, below: str = ""
+    ) -> None:
         if ids not in IDS:
             raise LayoutError(f"ids is {ids!r}, not one of {', '.join(map(repr, IDS))}", "data.options")
-        self.root = root
+        self.root = root / below
         self.parts = tuple(parts)
         self.ids = ids
+        self._wanted = classes
 
     def missing(self) -> str:
-        absent = [str(self.root / part) for part in self.parts if not (self.root / part).is_dir()]
+        absent = [str(self.root / part) for part in self.parts if not _has_folders(self.root / part)]
         return f"class folders {', '.join(absent)}" if absent else ""
 
     def classes(self) -> Sequence[str]:
@@ -38,13 +45,18 @@ class ImageFolder:
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
-        found = {part: _class_folders(self.root / part) for part in self.parts}
+        found = {part: list(_class_folders(self.root / part)) for part in self.parts}
+        if self._wanted is not None:
+            standard = Classes.of_option(self._wanted)
+            for part, names in found.items():
+                standard.check_same(names, str(self.root / part))
+            return standard.names
         everything = sorted(set().union(*found.values()))
         for part, names in found.items():
             lacking = sorted(set(everything) - set(names))
             if lacking:
                 raise LayoutError(
-                    f"{self.root / part} has no class folder {_some(lacking)}, and another part has"
+                    f"{self.root / part} has no class folder {a_few(lacking)}, and another part has"
                 )
         return tuple(everything)
 
@@ -60,7 +72,7 @@ class ImageFolder:
             found += images
             labels += [label] * len(images)
         if empty:
-            raise LayoutError(f"no image in the class folder {_some(empty)}")
+            raise LayoutError(f"no image in the class folder {a_few(empty)}")
         ids = np.array([image_id(path, self.ids) for path, _, _ in found])
         return Part(ids, np.array(labels, dtype=np.int64), scanned(self.root, found))
 
@@ -74,11 +86,10 @@ def image_id(path: str, ids: str) -> str:
     return "/".join(kept)
 
 
-def _class_folders(folder: Path) -> list[str]:
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(True for _ in _class_folders(folder))
+
+
+def _class_folders(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
-        return [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+        yield from (e.name for e in entries if e.is_dir() and not e.name.startswith("."))

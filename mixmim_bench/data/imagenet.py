@@ -1,5 +1,9 @@
-"""ImageNet-1K as its official archives, which need not be unpacked."""
+"""ImageNet-1K as its official archives, unpacked or not.
 
+Images are known by their file names without the extension, classes are the sorted synsets.
+"""
+
+import csv
 import io
 import tarfile
 from collections.abc import Sequence
@@ -10,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from mixmim_bench.data.classes import Classes
+from mixmim_bench.data.files import scan, scanned
+from mixmim_bench.data.folder import image_id
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.tars import Member, in_tars, kept, members, nested
@@ -17,36 +23,22 @@ from mixmim_bench.data.tars import Member, in_tars, kept, members, nested
 TRAIN = "ILSVRC2012_img_train.tar"  # holds n01440764.tar and so on
 VAL = "ILSVRC2012_img_val.tar"  # holds the images side by side
 DEVKIT = "ILSVRC2012_devkit_t12"  # .tar.gz, or unpacked
+KAGGLE = "LOC_val_solution.csv"  # of the copy on Kaggle
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
 
 
-class Archives:
-    """The archives of train and val and the development kit, which says of which class each image of val is.
-
-    Images are known by their file names without the extension.
-    """
+class _Official:
+    """What both layouts share: the classes, and which image of val shows which."""
 
     def __init__(self, root: Path, parts: Sequence[str]) -> None:
         unknown = set(parts) - {"train", "val"}
         if unknown:
             raise LayoutError(
-                f"the archives have the parts train and val, not {', '.join(sorted(unknown))}", "split"
+                f"ImageNet has the parts train and val, not {', '.join(sorted(unknown))}", "split"
             )
         self.root = root
         self.parts = tuple(parts)
-
-    def missing(self) -> str:
-        wanted = [self.root / {"train": TRAIN, "val": VAL}[part] for part in self.parts]
-        absent = [str(path) for path in wanted if not path.is_file()]
-        if "val" in self.parts and not self._devkit.exists():
-            absent.append(str(self._devkit))
-        return f"archives {', '.join(absent)}" if absent else ""
-
-    @property
-    def _devkit(self) -> Path:
-        unpacked = self.root / DEVKIT
-        return unpacked if unpacked.is_dir() else self.root / f"{DEVKIT}.tar.gz"
 
     def classes(self) -> Sequence[str]:
         return self._classes.names
@@ -55,70 +47,126 @@ class Archives:
     def _classes(self) -> Classes:
         return Classes.of_option("imagenet1k")
 
+    @cached_property
+    def _truth(self) -> "Truth":
+        return Truth(self.root, self._classes)
+
+
+class Archives(_Official):
+    """The archives of train and val as they are fetched, and the development kit; nothing is unpacked."""
+
+    def missing(self) -> str:
+        wanted = [self.root / {"train": TRAIN, "val": VAL}[part] for part in self.parts]
+        absent = [str(path) for path in wanted if not path.is_file()]
+        if "val" in self.parts and not self._truth.source:
+            absent.append(str(self.root / f"{DEVKIT}.tar.gz"))
+        return f"archives {', '.join(absent)}" if absent else ""
+
     def part(self, name: str) -> Part:
         """List an archive; raises LayoutError for one that is cut short or holds something else."""
         path = self.root / {"train": TRAIN, "val": VAL}[name]
-        read = self._read_train if name == "train" else self._read_val
-        found: list[tuple[int, Member]] = kept(path, f"imagenet {name}", read)
-        if name == "val":
-            found = self._judged(path, found)
-        images = in_tars([(path, [member for _, member in found])])
-        ids = [member[0].rpartition("/")[2].partition(".")[0] for _, member in found]
-        return Part(np.array(ids), np.array([label for label, _ in found], dtype=np.int64), images)
+        if name == "train":
+            labelled: list[tuple[int, Member]] = kept(path, "imagenet train", self._read_train)
+            found = [member for _, member in labelled]
+            labels = [label for label, _ in labelled]
+        else:
+            found = kept(path, "imagenet val", lambda path: list(members(path)))
+            labels = [self._truth.label(member[0]) for member in found]
+        ids = [image_id(member[0], "name") for member in found]
+        return Part(np.array(ids), np.array(labels, dtype=np.int64), in_tars([(path, found)]))
 
     def _read_train(self, path: Path) -> list[tuple[int, Member]]:
         found: list[tuple[int, Member]] = []
         synsets = []
         for archive, inner in nested(path):
-            synset = archive.rpartition("/")[2].partition(".")[0]
-            label = self._classes.label(synset, str(path))
-            synsets.append(synset)
+            synsets.append(image_id(archive, "name"))
+            label = self._classes.label(synsets[-1], str(path))
             found += [(label, member) for member in inner]
         self._classes.check_same(synsets, str(path))
         return found
 
-    def _read_val(self, path: Path) -> list[tuple[int, Member]]:
-        return [(-1, member) for member in members(path)]
 
-    def _judged(self, path: Path, found: Sequence[tuple[int, Member]]) -> list[tuple[int, Member]]:
-        """Give the images of val their labels: image 1 is that of the first line."""
-        labels = self._truth
-        judged = []
-        for _, member in found:
-            number = member[0].rpartition("_")[2].partition(".")[0]
-            if not number.isdecimal() or not 1 <= int(number) <= len(labels):
-                raise LayoutError(f"{path}: {member[0]} has no line of its own in {TRUTH}")
-            judged.append((labels[int(number) - 1], member))
-        return judged
+class Unpacked(_Official):
+    """Class folders for train and a flat folder for val, with the development kit or Kaggle's table.
+
+    Below the root, or `ILSVRC/Data/CLS-LOC/` below it, as on Kaggle.
+    """
+
+    def missing(self) -> str:
+        absent = [f"folder {self.root / part}" for part in self.parts if not self._folder(part).is_dir()]
+        if "val" in self.parts and not self._truth.source:
+            absent.append(f"{self.root / DEVKIT}(.tar.gz) or {self.root / KAGGLE}")
+        return ", ".join(absent)
+
+    def _folder(self, part: str) -> Path:
+        nested_folder = self.root / "ILSVRC" / "Data" / "CLS-LOC" / part
+        return nested_folder if nested_folder.is_dir() else self.root / part
+
+    def part(self, name: str) -> Part:
+        """List a folder; raises LayoutError for folders that are no classes and images without a line."""
+        folder = self._folder(name)
+        found = sorted(scan(folder))
+        if name == "train":
+            synsets = [path.partition("/")[0] for path, _, _ in found]
+            self._classes.check_same(synsets, str(folder))
+            labels = [self._classes.label(synset, str(folder)) for synset in synsets]
+        else:
+            labels = [self._truth.label(path) for path, _, _ in found]
+        ids = np.array([image_id(path, "name") for path, _, _ in found])
+        return Part(ids, np.array(labels, dtype=np.int64), scanned(folder, found))
+
+
+class Truth:
+    """Which class each image of val shows: of the development kit, or of Kaggle's table."""
+
+    def __init__(self, root: Path, classes: Classes) -> None:
+        self.classes = classes
+        places = [root / DEVKIT, root / f"{DEVKIT}.tar.gz", root / KAGGLE]
+        self.source = next((place for place in places if place.exists()), None)
+
+    def label(self, image: str) -> int:
+        """Return the label of an image; raises LayoutError for one that the source does not name."""
+        found = self._labels.get(image_id(image, "name"))
+        if found is None:
+            raise LayoutError(f"{self.source} does not say of which class {image} is")
+        return found
 
     @cached_property
-    def _truth(self) -> list[int]:
-        """Read the labels of val: the development kit counts classes from 1 in an order of its own."""
+    def _labels(self) -> dict[str, int]:
+        assert self.source is not None
+        if self.source.name == KAGGLE:
+            with self.source.open(newline="") as file:
+                rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
+            return {image: self.classes.label(synset, str(self.source)) for image, synset in rows}
         synset_of = self._synsets()
-        numbers = [int(line) for line in self._read_devkit(TRUTH).split()]
+        numbers = [int(line) for line in self._read(TRUTH).split()]
         unknown = sorted(set(numbers) - synset_of.keys())
         if unknown:
-            raise LayoutError(f"{self._devkit}: {TRUTH} names the class {unknown[0]}, and {META} does not")
-        return [self._classes.label(synset_of[number], str(self._devkit)) for number in numbers]
+            raise LayoutError(f"{self.source}: {TRUTH} names the class {unknown[0]}, and {META} does not")
+        return {
+            f"ILSVRC2012_val_{place:08d}": self.classes.label(synset_of[number], str(self.source))
+            for place, number in enumerate(numbers, 1)
+        }
 
     def _synsets(self) -> dict[int, str]:
-
+        """Read the development kit's own order of the classes; it counts them from 1."""
         from scipy.io import loadmat
 
         try:
-            rows: Any = loadmat(io.BytesIO(self._read_devkit(META)), squeeze_me=True)["synsets"]
+            rows: Any = loadmat(io.BytesIO(self._read(META)), squeeze_me=True)["synsets"]
             leaves = [row for row in rows if int(row["num_children"]) == 0]
             return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
-        except (ValueError, KeyError, TypeError, NotImplementedError) as error:
-            raise LayoutError(f"{self._devkit}: {META} cannot be read: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+            raise LayoutError(f"{self.source}: {META} cannot be read: {error}") from error
 
-    def _read_devkit(self, name: str) -> bytes:
-        if self._devkit.is_dir():
-            return (self._devkit / name).read_bytes()
+    def _read(self, name: str) -> bytes:
+        assert self.source is not None
+        if self.source.is_dir():
+            return (self.source / name).read_bytes()
         try:
-            with tarfile.open(self._devkit) as archive:
+            with tarfile.open(self.source) as archive:
                 found = archive.extractfile(f"{DEVKIT}/{name}")
                 assert found is not None
                 return found.read()
         except (tarfile.TarError, EOFError, KeyError) as error:
-            raise LayoutError(f"{self._devkit}: {name} cannot be read: {error}; fetch it again") from error
+            raise LayoutError(f"{self.source}: {name} cannot be read: {error}; fetch it again") from error

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from mixmim_bench.data.classes import Classes, Order, listed_files
-from mixmim_bench.data.files import Names
+from mixmim_bench.data.classes import Classes, Order
+from mixmim_bench.data.files import Names, listed_files, wanted
 from mixmim_bench.data.images import Part, decode, decoding, hashed
 from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.naming import Naming
@@ -58,8 +58,9 @@ class Parquet:
 
     def missing(self) -> str:
         lacking = [part for part in self.parts if not self._files(part)]
-        texts = [str(self.root / str(self.patterns[part])) for part in lacking]
-        return f"parquet files {', '.join(texts)}" if texts else ""
+        return (
+            f"parquet files {wanted(self.root, [self.patterns[part] for part in lacking])}" if lacking else ""
+        )
 
     def _files(self, part: str) -> list[Path]:
         return listed_files(self.root, self.patterns[part])
@@ -111,7 +112,7 @@ class Parquet:
             ids = [f"{name}_{place:05d}" for place in range(len(paths))]
         else:
             ids = [self.naming.id_of(path) for path in paths]
-        where = str(self.root / str(self.patterns[name]))
+        where = wanted(self.root, [self.patterns[name]])
         mapped = self._order.map(np.array(labels, dtype=np.int64), where)
         return Part(np.array(ids), mapped, InParquet(copies, self.image, Names(ids)))
 

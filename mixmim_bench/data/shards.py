@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mixmim_bench.data.classes import Classes, Order, listed_files
+from mixmim_bench.data.classes import Classes, Order
+from mixmim_bench.data.files import listed_files, wanted
 from mixmim_bench.data.images import EXTENSIONS, Part
 from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.naming import Naming
@@ -49,8 +50,7 @@ class Shards:
 
     def missing(self) -> str:
         lacking = [part for part in self.parts if not self._files(part)]
-        texts = [str(self.root / str(self.patterns[part])) for part in lacking]
-        return f"shards {', '.join(texts)}" if texts else ""
+        return f"shards {wanted(self.root, [self.patterns[part] for part in lacking])}" if lacking else ""
 
     def _files(self, part: str) -> list[Path]:
         return listed_files(self.root, self.patterns[part])
@@ -95,7 +95,7 @@ class Shards:
         images: InTars = in_tars(
             [(path, [image for _, _, _, image in found]) for path, found in self._found[name]]
         )
-        return Part(np.array(ids), self._order.map(labels, str(self.patterns[name])), images)
+        return Part(np.array(ids), self._order.map(labels, wanted(self.root, [self.patterns[name]])), images)
 
     # -- one shard ---------------------------------------------------------------------------------------
 

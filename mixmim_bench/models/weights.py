@@ -121,9 +121,24 @@ def _from_hub(model: ModelSpec, bar: Bar | None) -> dict[str, Any] | None:
     return None
 
 
+def here(model: ModelSpec) -> str:
+    """Name the weights of a model that are on this machine and that 'auto' would take, '' if none are."""
+    for weights in sorted(model.weights, key=lambda weights: weights.finetuned):
+        if is_present(weights):
+            return weights.name
+    if model.weights:
+        return ""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.models.get_pretrained_cfg(model.arch)
+    hub = config.hf_hub_id if config is not None else ""
+    cached = hub and any(isinstance(try_to_load_from_cache(hub, file), str) for file in HUB_FILES)
+    return f"hf-hub:{hub}" if cached else ""
+
+
 def missing(model: ModelSpec, reason: str) -> MissingWeights:
     """Make the error that says why there are no weights of a model, and every way to get some."""
-    ways = [_by_hand(weights) for weights in model.weights]
+    ways = [by_hand(weights) for weights in model.weights]
     config = timm.models.get_pretrained_cfg(model.arch)
     if config is not None and config.hf_hub_id:
         ways.append(f"download {config.hf_hub_id} from the Hugging Face hub while online")
@@ -132,7 +147,8 @@ def missing(model: ModelSpec, reason: str) -> MissingWeights:
     return MissingWeights(f"{model.name}: {reason}. What helps: {'; '.join(ways)}", reason)
 
 
-def _by_hand(weights: WeightsSpec) -> str:
+def by_hand(weights: WeightsSpec) -> str:
+    """Say what to fetch by hand, and where to put it."""
     what = weights.url or f"{weights.name} from {weights.home}"
     digest = f" (SHA-256 {weights.sha256}…)" if weights.sha256 else ""
     return f"put {what}{digest} at {place_of(weights)}"

@@ -13,8 +13,8 @@ from mixmim_bench.probes.rows import stacked
 class OneVsRestPath(BaseEstimator):
     """A `LogisticPath` for each class, on the items of which it is known whether they have it.
 
-    Y is (n, K): 1 where an item has the class, 0 where not, -1 where that is left open. A class that all items
-    have, or none, says nothing: its scores are 0. `C_path_` (n_C,), `paths_` (K,) after `fit`.
+    Y is (n, K): 1 where an item has the class, 0 where not, -1 where that is left open. A class that all
+    items have, or none, says nothing: its scores are 0. `C_path_` (n_C,), `paths_` (K,) after `fit`.
     """
 
     def __init__(

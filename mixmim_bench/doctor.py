@@ -1,0 +1,258 @@
+"""What is on this machine, and what is wrong with it: data, weights, disk, processor. Nothing is fetched."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from mixmim_bench.bench import Stages
+from mixmim_bench.cache import cache_folder
+from mixmim_bench.data.dataset import find_data, list_task, slices_of
+from mixmim_bench.data.images import Part, UnreadableImage
+from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.errors import BenchError, MissingData, a_few
+from mixmim_bench.machine import Machine, available_bytes, computes_in_bfloat16, provenance
+from mixmim_bench.models.build import create, own_size
+from mixmim_bench.models.weights import by_hand, here
+from mixmim_bench.specs import ModelSpec, TaskSpec
+
+OK, MISSING, WRONG = "ok", "missing", "wrong"
+SAMPLE = 200  # images of a role that are decoded, of all evenly, unless all are
+FEW = 20_000  # images: of fewer, all bytes are compared without being asked to
+AHEAD = 1024  # images that wait for a thread at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """What is known of the images of a task."""
+
+    task: str
+    suites: Sequence[str]
+    state: str  # ok, missing, wrong
+    problems: Sequence[str] = ()
+    layout: str = ""
+    root: str = ""
+    images: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of each part
+    official: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    roles: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    train_images_a_class: Mapping[str, float] = dataclasses.field(default_factory=dict)  # min, median, max
+    decoded: int = 0
+    unreadable: Sequence[str] = ()
+    empty_files: int = 0
+    duplicates: Mapping[str, int] | None = None  # None: not looked for
+    download: Sequence[str] = ()
+    data_gb: float | None = None  # None: not known without reading
+    features_gb: float = 0.0  # of one layer, for the images of all roles
+
+
+class Doctor:
+    """Looks at tasks, models and the machine; `full` reads every image."""
+
+    def __init__(self, roots: DataRoots, machine: Machine, stages: Stages, full: bool = False) -> None:
+        self.roots = roots
+        self.machine = machine
+        self.stages = stages
+        self.full = full
+        self.threads = os.cpu_count() or 1
+
+    # -- data ------------------------------------------------------------------------------------------
+
+    def task(self, task: TaskSpec, width: int) -> TaskReport:
+        """Look at the images of a task; width: of the features they will become."""
+        blank = TaskReport(
+            task=task.name,
+            suites=task.suites,
+            state=WRONG,
+            root=str(self.roots.folder(task)),
+            official=dict(task.counts),
+            download=task.download,
+            features_gb=sum(task.counts.values()) * width * 4 / 1e9,
+        )
+        try:
+            found = find_data(task, self.roots)
+        except MissingData as error:
+            return dataclasses.replace(
+                blank, state=MISSING, problems=[f"no {wanted}" for wanted in error.looked_for]
+            )
+        except BenchError as error:
+            return dataclasses.replace(blank, problems=[str(error)])
+        blank = dataclasses.replace(blank, layout=found.name, root=str(found.root), download=())
+        try:
+            listed, classes, index = list_task(task, found)
+        except BenchError as error:
+            return dataclasses.replace(blank, problems=[str(error)])
+        parts = {
+            role: listed[cut.part].take(index.rows[role])
+            for role, cut in slices_of(task).items()
+            if role in index.rows
+        }
+        problems = [f"{problem.key}: {problem}" for problem in index.problems]
+        read = self._read(task, parts)
+        if read.unreadable:
+            problems.append(f"{len(read.unreadable)} images cannot be read: {a_few(read.unreadable)}")
+        balance, lacking = _balance(parts.get("train"), classes)
+        if lacking:
+            problems.append(f"no image of {a_few(lacking)} is in train")
+        return dataclasses.replace(
+            blank,
+            state=WRONG if problems else OK,
+            problems=problems,
+            images={name: len(part) for name, part in listed.items()},
+            roles={role: len(part) for role, part in parts.items()},
+            train_images_a_class=balance,
+            decoded=read.decoded,
+            unreadable=read.unreadable,
+            empty_files=sum(_empty(part) for part in listed.values()),
+            duplicates=read.duplicates,
+            data_gb=_gigabytes(listed.values()),
+            features_gb=sum(map(len, parts.values())) * width * 4 / 1e9,
+        )
+
+    def _read(self, task: TaskSpec, parts: Mapping[str, Part]) -> "_Read":
+        """Decode a sample of each role, or all, and compare the bytes where all are read."""
+        total = sum(map(len, parts.values()))
+        hashing = self.full or total <= FEW
+        chosen = [
+            (role, row, self.full or row in sample)
+            for role, part in parts.items()
+            for sample in [set(_evenly(len(part), SAMPLE).tolist())]
+            for row in (range(len(part)) if hashing else sorted(sample))
+        ]
+        read = _Read()
+        digests: dict[str, list[bytes]] = {role: [] for role in parts}
+        with self.stages.stage(f"reading {task.name}", len(chosen), 0.0) as step:
+            for (role, row, decode), (digest, error) in zip(
+                chosen, self._look_at(parts, chosen), strict=True
+            ):
+                read.decoded += decode
+                if error:
+                    read.unreadable.append(f"{parts[role].images.name(row)} ({error})")
+                elif hashing:
+                    digests[role].append(digest)
+                step(1)
+        if hashing:
+            read.duplicates = _shared({role: np.array(found, dtype="V16") for role, found in digests.items()})
+        return read
+
+    def _look_at(
+        self, parts: Mapping[str, Part], chosen: Sequence[tuple[str, int, bool]]
+    ) -> Iterator[tuple[bytes, str]]:
+        """Give the digest of each image, or why it cannot be read."""
+
+        def look(role: str, row: int, decode: bool) -> tuple[bytes, str]:
+            images = parts[role].images
+            try:
+                if decode:
+                    images.load(row)
+                return images.digest(row), ""
+            except UnreadableImage as error:
+                return b"", str(error)
+
+        with ThreadPoolExecutor(self.threads) as threads:
+            for start in range(0, len(chosen), AHEAD):
+                yield from threads.map(lambda each: look(*each), chosen[start : start + AHEAD])
+
+    # -- the rest --------------------------------------------------------------------------------------
+
+    def model(self, model: ModelSpec) -> dict[str, Any]:
+        """Say whether weights of a model are here, and what helps if not."""
+        found = here(model)
+        return {
+            "model": model.name,
+            "weights": found,
+            "get": [] if found else [by_hand(weights) for weights in model.weights],
+        }
+
+    def describe_machine(self) -> dict[str, Any]:
+        """Describe the machine, with its measured matrix-multiply peak."""
+        cuda = torch.cuda.is_available()
+        return {
+            **self.machine.describe(),
+            "cores": os.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+            "available_gb": round(available_bytes() / 1e9, 1),
+            "gpu": torch.cuda.get_device_name() if cuda else "",
+            "computes_in_bfloat16": computes_in_bfloat16(self.machine.device),
+            "precision": self.machine.precision,
+            "matmul_gmacs_per_s": round(self.machine.matmul_gmacs_per_s, 1),
+            "cache": str(cache_folder()),
+            "cache_free_gb": round(free_bytes(cache_folder()) / 1e9, 1),
+            **provenance(),
+        }
+
+
+@dataclass
+class _Read:
+    """What reading images has shown."""
+
+    decoded: int = 0
+    unreadable: list[str] = dataclasses.field(default_factory=list)
+    duplicates: dict[str, int] | None = None
+
+
+def feature_width(model: ModelSpec) -> int:
+    """Return how many numbers an image becomes."""
+    with torch.device("meta"):
+        network: Any = create(model, own_size(model))
+        return int(network.num_features)
+
+
+def free_bytes(folder: Path) -> int:
+    """Count what is free on the disk of a folder, which need not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _evenly(n: int, most: int) -> np.ndarray:
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(np.int64)) if n else np.empty(0, np.int64)
+
+
+def _balance(part: Part | None, classes: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """Count the training images of each class: min, median and max, and the classes without any."""
+    if part is None or not len(part):
+        return {}, []
+    if part.labels.ndim == 2:
+        counts = (part.labels == 1).sum(0)
+    else:
+        counts = np.bincount(
+            part.labels[(part.labels >= 0) & (part.labels < len(classes))], minlength=len(classes)
+        )
+    lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
+    return {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())}, lacking
+
+
+def _shared(digests: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Count the images of val that are also in train, and those of test in either, byte for byte."""
+    nothing = np.empty(0, dtype="V16")
+    train, val, test = (digests.get(role, nothing) for role in ("train", "val", "test"))
+    return {
+        "val_in_train": int(np.isin(val, train).sum()),
+        "test_in_train_or_val": int(np.isin(test, np.concatenate([train, val])).sum()),
+    }
+
+
+def _empty(part: Part) -> int:
+    sizes = getattr(part.images, "sizes", None)
+    return 0 if sizes is None else int((sizes == 0).sum())
+
+
+def _gigabytes(parts: Any) -> float | None:
+    """Add up the bytes of images, None where they are not known without reading."""
+    total = 0
+    for part in parts:
+        sizes: Any = getattr(part.images, "sizes", None)
+        pixels: Any = getattr(part.images, "pixels", None)
+        if sizes is None and pixels is None:
+            return None
+        total += int(sizes.clip(0).sum()) if sizes is not None else pixels.nbytes
+    return total / 1e9
