@@ -1,9 +1,14 @@
 """Small copies of real datasets on their real layouts, made of real images."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import pickle
+import struct
 import tarfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -186,3 +191,284 @@ def parquet(
         table = table.replace_schema_metadata({"huggingface": about})
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_table(table, path, row_group_size=100)
+
+
+# -- iNaturalist --------------------------------------------------------------------------------------
+
+# year -> files of train and val, first folder of images, and the folder of a category
+INAT = {
+    2017: (("train2017.json", "val2017.json"), "train_val_images", "Danaus plexippus {}"),
+    2018: (("train2018.json", "val2018.json"), "train_val2018", "{}"),
+    2019: (("train2019.json", "val2019.json"), "train_val2019", "{}"),
+    2021: (("train.json", "val.json"), "", "{:05d}_Animalia_Annelida"),
+}
+
+
+def inat(root: Path, year: int, classes: int, val_step: int = 10) -> None:
+    """One image of each category to train, of every tenth one to val; ids of images are in no order."""
+    files, first, folder = INAT[year]
+    numbers = np.random.default_rng(year).permutation(2 * classes).tolist()
+    for part, file, step in zip(("train", "val"), files, (1, val_step), strict=True):
+        images, annotations = [], []
+        for category in range(0, classes, step):
+            number = numbers.pop()
+            group = "" if year == 2021 else "Insecta/"
+            name = f"{first or part}/{group}{folder.format(category)}/{number:032x}.jpg"
+            write(root / name, jpegs()[number % 1797])
+            images.append({"id": number, "file_name": name, "width": 16, "height": 16})
+            annotations.append({"id": number, "image_id": number, "category_id": category})
+        categories = [{"id": i, "name": str(i), "supercategory": "Insecta"} for i in range(classes)]
+        annotations.reverse()
+        content = {"images": images, "annotations": annotations, "categories": categories[::-1]}
+        write(root / file, json.dumps(content))
+
+
+# -- scenes --------------------------------------------------------------------------------------------
+
+
+def scenes(count: int) -> list[str]:
+    """Paths of classes as SUN and Places have them, some of them nested."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    names = [f"{letters[i % 26]}/{letters[i % 26]}scene_{i:03d}" for i in range(count)]
+    return sorted(f"{name}/outdoor" if i % 5 == 0 else name for i, name in enumerate(names))
+
+
+def places365(root: Path, train: str, val: str) -> None:
+    """As unpacked: list files with leading slashes, val flat; the list of classes ends without a newline."""
+    names = scenes(365)
+    write(root / "categories_places365.txt", "\n".join(f"/{name} {i}" for i, name in enumerate(names)))
+    lines = []
+    for label, name in enumerate(names):
+        for number in (1, 2):
+            write(root / train / name / f"{number:08d}.jpg", jpegs()[label + number])
+            lines.append(f"/{name}/{number:08d}.jpg {label}\n")
+    write(root / "places365_train_standard.txt", "".join(lines))
+    lines = []
+    for place, label in enumerate(np.random.default_rng(0).permutation(365), 1):
+        write(root / val / f"Places365_val_{place:08d}.jpg", jpegs()[place])
+        lines.append(f"Places365_val_{place:08d}.jpg {label}\n")
+    write(root / "places365_val.txt", "".join(lines))
+
+
+def places205(root: Path, classes: tuple[str, ...]) -> None:
+    images = root / "data" / "vision" / "torralba" / "deeplearning" / "images256"
+    for part, count in (("train", 2), ("val", 1)):
+        lines = []
+        for label, name in enumerate(classes):
+            for number in range(count):
+                path = f"{name[0]}/{name.replace('-', '/')}/gsun_{part}{label}{number}.jpg"
+                write(images / path, jpegs()[label + number])
+                lines.append(f"{path} {label}\n")
+        write(root / "trainvalsplit_places205" / f"{part}_places205.csv", "".join(lines))
+
+
+def sun397(root: Path) -> None:
+    for part, number in (("Training", 0), ("Testing", 1)):
+        lines = []
+        for label, name in enumerate(scenes(397)):
+            write(root / "SUN397" / name / f"sun_{number}.jpg", jpegs()[label + number])
+            lines.append(f"/{name}/sun_{number}.jpg\n")
+        write(root / "Partitions" / f"{part}_01.txt", "".join(lines))
+
+
+def voc(root: Path, classes: tuple[str, ...]) -> None:
+    """Some images have several classes, and some only difficult objects of one."""
+    folder = root / "VOCdevkit" / "VOC2007"
+    rng = np.random.default_rng(0)
+    number = 0
+    for part, count in (("train", 40), ("val", 40), ("test", 60)):
+        labels = np.where(rng.random((count, len(classes))) < 0.2, 1, -1)
+        labels[rng.random(labels.shape) < 0.05] = 0
+        names = [f"{number + row:06d}" for row in range(1, count + 1)]
+        number += count
+        for name in names:
+            write(folder / "JPEGImages" / f"{name}.jpg", jpegs()[int(name)])
+        for column, class_name in zip(labels.T, classes, strict=True):
+            text = "".join(f"{name} {flag:2d}\n" for name, flag in zip(names, column, strict=True))
+            write(folder / "ImageSets" / "Main" / f"{class_name}_{part}.txt", text)
+
+
+# -- sets of torchvision --------------------------------------------------------------------------------
+
+SETS: dict[str, Callable[[Path], None]] = {}
+
+
+def of_torchvision(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    SETS[make.__name__] = make
+    return make
+
+
+def _pixels(count: int, side: int) -> np.ndarray:
+    """Give digits as colour images (n, side, side, 3)."""
+    data = [
+        np.asarray(Image.open(io.BytesIO(jpegs()[i % 1797])).convert("RGB").resize((side, side)))
+        for i in range(count)
+    ]
+    return np.stack(data)
+
+
+def _cifar(folder: Path, batches: dict[str, int], key: str, meta: str, names_key: str, classes: int) -> None:
+    for name, count in batches.items():
+        data = _pixels(count, 32).transpose(0, 3, 1, 2).reshape(count, -1)
+        labels = [i % classes for i in range(count)]
+        write(folder / name, pickle.dumps({"data": data, key: labels}))
+    write(folder / meta, pickle.dumps({names_key: [f"class {i}" for i in range(classes)]}))
+
+
+@of_torchvision
+def cifar10(root: Path) -> None:
+    batches = {**{f"data_batch_{i}": 20 for i in range(1, 6)}, "test_batch": 20}
+    _cifar(root / "cifar-10-batches-py", batches, "labels", "batches.meta", "label_names", 10)
+
+
+@of_torchvision
+def cifar100(root: Path) -> None:
+    _cifar(
+        root / "cifar-100-python", {"train": 300, "test": 100}, "fine_labels", "meta", "fine_label_names", 100
+    )
+
+
+@of_torchvision
+def food101(root: Path) -> None:
+    for part in ("train", "test"):
+        listed = {f"dish_{i:03d}": [f"dish_{i:03d}/{part}{n}" for n in range(2)] for i in range(101)}
+        write(root / "food-101" / "meta" / f"{part}.json", json.dumps(listed))
+        for paths in listed.values():
+            for path in paths:
+                write(root / "food-101" / "images" / f"{path}.jpg", jpegs()[0])
+
+
+@of_torchvision
+def dtd(root: Path) -> None:
+    for part in ("train", "val", "test"):
+        paths = [f"texture{i:02d}/{part}_{i:02d}.jpg" for i in range(47)]
+        write(root / "dtd" / "dtd" / "labels" / f"{part}1.txt", "\n".join(paths))
+        for path in paths:
+            write(root / "dtd" / "dtd" / "images" / path, jpegs()[0])
+
+
+@of_torchvision
+def flowers102(root: Path) -> None:
+    folder = root / "flowers-102"
+    ids = np.arange(1, 102 * 4 + 1)
+    for i in ids:
+        write(folder / "jpg" / f"image_{i:05d}.jpg", jpegs()[i])
+    savemat(folder / "imagelabels.mat", {"labels": (ids - 1) % 102 + 1})
+    savemat(folder / "setid.mat", {"trnid": ids[:102], "valid": ids[102:204], "tstid": ids[204:]})
+
+
+@of_torchvision
+def pets(root: Path) -> None:
+    folder = root / "oxford-iiit-pet"
+    for part, count in (("trainval", 4), ("test", 2)):
+        lines = []
+        for breed in range(37):
+            for number in range(count):
+                name = f"Breed_{breed:02d}_{part}{number}"
+                write(folder / "images" / f"{name}.jpg", jpegs()[breed])
+                lines.append(f"{name} {breed + 1} 1 1\n")
+        write(folder / "annotations" / f"{part}.txt", "".join(lines))
+
+
+@of_torchvision
+def aircraft(root: Path) -> None:
+    data = root / "fgvc-aircraft-2013b" / "data"
+    write(data / "variants.txt", "\n".join(f"Variant {i}" for i in range(100)))
+    for place, part in enumerate(("train", "val", "test")):
+        lines = []
+        for i in range(100):
+            number = f"{1000 * place + i:07d}"
+            write(data / "images" / f"{number}.jpg", jpegs()[i])
+            lines.append(f"{number} Variant {i}")
+        write(data / f"images_variant_{part}.txt", "\n".join(lines))
+
+
+@of_torchvision
+def eurosat(root: Path) -> None:
+    for i in range(10):
+        for n in range(1, 11):
+            write(root / "eurosat" / "2750" / f"Land{i}" / f"Land{i}_{n}.jpg", jpegs()[n])
+
+
+@of_torchvision
+def caltech101(root: Path) -> None:
+    folder = root / "caltech101" / "101_ObjectCategories"
+    for name in ["BACKGROUND_Google", *(f"object_{i:03d}" for i in range(101))]:
+        for n in range(1, 33):
+            write(folder / name / f"image_{n:04d}.jpg", jpegs()[n])
+
+
+@of_torchvision
+def gtsrb(root: Path) -> None:
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for i in range(43):
+        for n in range(10):
+            write(
+                root / "gtsrb" / "GTSRB" / "Training" / f"{i:05d}" / f"00000_{n:05d}.ppm",
+                encoded(_pixels(1, 8)[0], "PPM"),
+            )
+        write(
+            root / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / f"{i:05d}.ppm",
+            encoded(_pixels(1, 8)[0], "PPM"),
+        )
+        lines.append(f"{i:05d}.ppm;16;16;1;1;9;9;{i}")
+    write(root / "gtsrb" / "GT-final_test.csv", "\n".join(lines))
+
+
+@of_torchvision
+def pcam(root: Path) -> None:
+    import h5py
+
+    for part, count in (("train", 40), ("valid", 20), ("test", 20)):
+        (root / "pcam").mkdir(exist_ok=True)
+        stem = root / "pcam" / f"camelyonpatch_level_2_split_{part}"
+        with h5py.File(f"{stem}_x.h5", "w") as file:
+            file["x"] = _pixels(count, 96)
+        with h5py.File(f"{stem}_y.h5", "w") as file:
+            file["y"] = (np.arange(count) % 2).reshape(-1, 1, 1, 1)
+
+
+@of_torchvision
+def svhn(root: Path) -> None:
+    for part, count in (("train", 100), ("test", 50)):
+        labels = np.arange(count) % 10
+        pixels = _pixels(count, 32).transpose(1, 2, 3, 0)
+        savemat(root / f"{part}_32x32.mat", {"X": pixels, "y": np.where(labels == 0, 10, labels)[:, None]})
+
+
+@of_torchvision
+def country211(root: Path) -> None:
+    for part in ("train", "valid", "test"):
+        for i in range(211):
+            write(root / "country211" / part / f"C{i:03d}" / f"{part}{i}.jpg", jpegs()[i])
+
+
+@of_torchvision
+def stl10(root: Path) -> None:
+    folder = root / "stl10_binary"
+    for part, count in (("train", 50), ("test", 30)):
+        write(folder / f"{part}_X.bin", _pixels(count, 96).transpose(0, 3, 2, 1).tobytes())
+        write(folder / f"{part}_y.bin", (np.arange(count) % 10 + 1).astype(np.uint8).tobytes())
+    write(folder / "class_names.txt", "\n".join(f"thing {i}" for i in range(10)))
+
+
+@of_torchvision
+def usps(root: Path) -> None:
+    for name, count in (("usps.bz2", 100), ("usps.t.bz2", 30)):
+        rows = load_digits().images[:count].repeat(2, 1).repeat(2, 2).reshape(count, -1) / 8 - 1
+        lines = [
+            f"{i % 10 + 1} " + " ".join(f"{k}:{v:.3f}" for k, v in enumerate(row, 1))
+            for i, row in enumerate(rows)
+        ]
+        write(root / name, bz2.compress("\n".join(lines).encode()))
+
+
+def idx(folder: Path, packed: bool = True, count: int = 200) -> None:
+    """The four files of the MNIST family."""
+    digits = load_digits()
+    for part in ("train", "t10k"):
+        pixels = np.stack([np.kron(d, np.ones((3, 3))) for d in digits.images[:count]]).astype(np.uint8) * 15
+        images = struct.pack(">4I", 0x00000803, *pixels.shape) + pixels.tobytes()
+        labels = struct.pack(">2I", 0x00000801, count) + digits.target[:count].astype(np.uint8).tobytes()
+        for name, data in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
+            write(folder / (f"{name}.gz" if packed else name), gzip.compress(data) if packed else data)

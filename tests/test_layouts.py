@@ -1,8 +1,10 @@
 """Real datasets on their real layouts: small copies, read whole, and all that can be wrong with them."""
 
 import dataclasses
+import json
 import pickle
 import shutil
+from pathlib import Path
 
 import copies
 import numpy as np
@@ -17,16 +19,16 @@ from mixmim_bench.specs import ROLES
 TASKS = load_tasks()
 
 
-def opened(name, root, counts=None):
+def opened(name, root, **changes):
     """Open a task of the suite on a small copy in `root`."""
-    task = dataclasses.replace(TASKS[name], counts=counts or {})
+    task = dataclasses.replace(TASKS[name], **{"counts": {}, **changes})
     return open_task(task, DataRoots(of_task={name: root}))
 
 
-def told(name, root):
+def told(name, root, **changes):
     """Return the error that a wrong copy brings."""
     with pytest.raises((TaskFileError, MissingData)) as caught:
-        opened(name, root)
+        opened(name, root, **changes)
     return str(caught.value)
 
 
@@ -202,7 +204,7 @@ def test_a_label_that_no_class_has_is_named(imagenet, tmp_path):
 
 def test_another_count_than_the_official_one_is_reported(imagenet):
     with pytest.raises(TaskFileError, match=r"data\.counts\.train: is 1281167, and there are 2000"):
-        opened("imagenet1k", imagenet / "archives", TASKS["imagenet1k"].counts)
+        opened("imagenet1k", imagenet / "archives", counts=TASKS["imagenet1k"].counts)
 
 
 def test_a_shard_that_changes_is_listed_anew(tmp_path):
@@ -236,3 +238,214 @@ def test_an_image_of_a_shard_that_was_cut_since_is_unreadable(tmp_path):
     with pytest.raises(UnreadableImage):
         for row in range(len(data.parts["train"])):
             data.parts["train"].images.load(row)
+
+
+# -- iNaturalist and scenes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("year", copies.INAT)
+def test_inaturalist_is_read_from_its_json(tmp_path, year):
+    copies.inat(tmp_path, year, 200)
+    data = opened(f"inat{year}", tmp_path, num_classes=200)
+    assert len(data.parts["train"]) + len(data.parts["val"]) == 200
+    assert len(data.parts["test"]) == 20
+    for part in data.parts.values():
+        for image, label in zip(part.ids, part.labels, strict=True):
+            assert copies.INAT[year][2].format(label) == str(image).rpartition("/")[0]
+        assert part.images.load(0).mode == "RGB"
+
+
+def test_inaturalist_is_the_same_in_class_folders_and_lists(tmp_path):
+    copies.inat(tmp_path / "official", 2019, 1010, val_step=1)
+    official = opened("inat2019", tmp_path / "official")
+    for part in ("train", "val"):
+        for image in json.loads((tmp_path / "official" / f"{part}2019.json").read_text())["images"]:
+            target = tmp_path / "folders" / part / Path(image["file_name"]).parent.name
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(tmp_path / "official" / image["file_name"], target)
+    assert opened("inat2019", tmp_path / "folders").fingerprint == official.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: (r / "val2019.json").unlink(), "annotations"),
+        (lambda r: cut(r / "train2019.json"), "train2019.json is no JSON or cut short"),
+        (lambda r: (r / "train2019.json").write_text('{"images": []}'), "has no list 'annotations'"),
+        (lambda r: edit_json(r, lambda c: c["annotations"].pop()), "has no annotation"),
+        (
+            lambda r: edit_json(r, lambda c: c["annotations"][0].update(category_id=1010)),
+            "has the category 1010",
+        ),
+        (lambda r: edit_json(r, lambda c: c["categories"].pop()), "have other categories"),
+        (lambda r: edit_json(r, lambda c: c["images"][0].update(file_name="gone.jpg")), "such as"),
+        (lambda r: edit_json(r, lambda c: c["images"][0].pop("file_name")), "file_name"),
+    ],
+)
+def test_what_is_wrong_with_inaturalist_is_named(tmp_path, change, said):
+    copies.inat(tmp_path, 2019, 50)
+    change(tmp_path)
+    assert said in told("inat2019", tmp_path, num_classes=50)
+
+
+def edit_json(root, change):
+    path = root / "train2019.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("data_large_standard", "val_large"),
+        ("data_large", "val_large"),
+        ("data_256_standard", "val_256"),
+        ("data_256", "val_256"),
+    ],
+)
+def test_places365_is_read_from_its_lists(tmp_path, folders):
+    copies.places365(tmp_path, *folders)
+    data = opened("places365", tmp_path)
+    names = [name[2:].replace("/", "-") for name in copies.scenes(365)]
+    assert list(data.classes) == names
+    for image, label in zip(data.parts["train"].ids, data.parts["train"].labels, strict=True):
+        assert str(image).partition("/")[0] == names[label]
+    assert data.parts["test"].ids[0] == "Places365_val_00000001"
+
+
+def test_places365_in_its_easy_format_is_the_same(tmp_path):
+    copies.places365(tmp_path / "lists", "data_256", "val_256")
+    expected = opened("places365", tmp_path / "lists")
+    names = [name[2:].replace("/", "-") for name in copies.scenes(365)]
+    for role, part in (("train", "train"), ("val", "train"), ("test", "val")):
+        images = expected.parts[role]
+        for row in range(len(images)):
+            target = tmp_path / "easy" / "places365_standard" / part / names[images.labels[row]]
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(images.images.name(row), target)
+    easy = opened("places365", tmp_path / "easy")
+    assert easy.classes == expected.classes
+    assert easy.parts["val"].ids.tolist() == expected.parts["val"].ids.tolist()
+
+
+def test_places205_has_classes_in_an_order_of_its_own(tmp_path):
+    classes = tuple(TASKS["places205"].layouts[0].options["classes"])
+    assert len(set(classes)) == 205
+    assert list(classes) != sorted(classes)
+    copies.places205(tmp_path, classes)
+    data = opened("places205", tmp_path)
+    assert data.classes == classes
+    assert all(
+        classes[label] == str(image).partition("/")[0]
+        for image, label in zip(data.parts["test"].ids, data.parts["test"].labels, strict=True)
+    )
+    lists = tmp_path / "trainvalsplit_places205" / "val_places205.csv"
+    lines = lists.read_text().splitlines()
+    lists.write_text("\n".join([lines[0].replace(" 0", " 1"), *lines[1:]]))
+    assert "the label 1 stands for images of abbey, which is class 0" in told("places205", tmp_path)
+
+
+def test_sun397_takes_its_labels_from_the_folders(tmp_path):
+    copies.sun397(tmp_path)
+    data = opened("sun397", tmp_path)
+    assert len(data.parts["train"]) + len(data.parts["val"]) == len(data.parts["test"]) == 397
+
+
+# -- sets of torchvision -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def any_bytes(monkeypatch):
+    """Let torchvision take files that are not the published ones."""
+    from torchvision.datasets import cifar, flowers102, stl10, svhn
+
+    for module in (cifar, flowers102, stl10, svhn):
+        monkeypatch.setattr(module, "check_integrity", lambda *_: True)
+
+
+@pytest.mark.parametrize("name", copies.SETS)
+@pytest.mark.parametrize("place", ["own folder", "root of torchvision"])
+@pytest.mark.usefixtures("any_bytes")
+def test_a_set_of_torchvision_is_read(tmp_path, name, place):
+    root = tmp_path / name
+    made_in = root if place == "own folder" else tmp_path
+    made_in.mkdir(exist_ok=True)
+    copies.SETS[name](made_in)
+    data = opened(name, root)
+    for part in data.parts.values():
+        assert part.images.load(0).mode == "RGB"
+        assert len(part.images.digest(0)) == 16
+    again = pickle.loads(pickle.dumps(data.parts["test"].images))
+    assert again.digest(0) == data.parts["test"].images.digest(0)
+    assert again.stamp(0) == data.parts["test"].images.stamp(0)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, t in TASKS.items() if "extended" in t.suites and n not in copies.SETS]
+)
+def test_every_set_of_the_extended_suite_is_read_by_some_test(name):
+    assert name in {"mnist", "kmnist", "fashion_mnist", "sun397", "voc2007", "inat2017", "inat2021"}
+
+
+def test_what_torchvision_cannot_read_is_named(tmp_path):
+    copies.SETS["cifar10"](tmp_path)
+    assert "torchvision's CIFAR10 cannot read" in told("cifar10", tmp_path)
+    assert "RuntimeError: Dataset not found or corrupted" in told("cifar10", tmp_path)
+
+
+def test_a_task_on_small_classes_takes_thirty_of_each(tmp_path):
+    copies.SETS["caltech101"](tmp_path)
+    data = opened("caltech101", tmp_path)
+    assert {role: set(np.bincount(part.labels)) for role, part in data.parts.items()} == {
+        "train": {25},
+        "val": {5},
+        "test": {2},
+    }
+
+
+@pytest.mark.parametrize("name", ["mnist", "kmnist", "fashion_mnist"])
+@pytest.mark.parametrize("below", ["", "raw", "FOLDER/raw", "../FOLDER/raw"])
+def test_the_mnist_family_is_read(tmp_path, name, below):
+    folder = TASKS[name].layouts[0].options["name"]
+    copies.idx(tmp_path / name / below.replace("FOLDER", folder), packed=below != "raw")
+    data = opened(name, tmp_path / name)
+    assert len(data.parts["test"]) == 200
+    assert data.parts["test"].ids[7] == "test_00007"
+    cut(next((tmp_path).rglob("t10k-images*")))
+    assert "t10k-images-idx3-ubyte" in told(name, tmp_path / name)
+
+
+FASHION = Path(TASKS["fashion_mnist"].layouts[0].options["system"])
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's package is not installed")
+def test_fashion_mnist_of_the_system_is_found_without_being_told():
+    data = open_task(TASKS["fashion_mnist"])
+    assert {role: len(part) for role, part in data.parts.items()} == {
+        "train": 54000,
+        "val": 6000,
+        "test": 10000,
+    }
+    assert np.bincount(data.parts["test"].labels).tolist() == [1000] * 10
+
+
+# -- several labels an image ---------------------------------------------------------------------------
+
+
+def test_voc_has_several_labels_an_image(tmp_path):
+    from mixmim_bench.data.voc import CLASSES
+
+    copies.voc(tmp_path, CLASSES)
+    data = opened("voc2007", tmp_path)
+    test = data.parts["test"]
+    assert test.labels.shape == (60, 20)
+    folder = tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
+    for column, name in enumerate(CLASSES):
+        flags = dict(line.split() for line in (folder / f"{name}_test.txt").read_text().splitlines())
+        expected = [{"1": 1, "-1": 0, "0": -1}[flags[str(image)]] for image in test.ids]
+        assert test.labels[:, column].tolist() == expected
+    (folder / "cat_test.txt").write_text("000001 2\n")
+    assert "cat_test.txt: '000001 2' is no line such as '000012 -1'" in told("voc2007", tmp_path)
+    (folder / "cat_test.txt").write_text("000001 1\n")
+    assert "lists other images than that of aeroplane" in told("voc2007", tmp_path)

@@ -26,10 +26,15 @@ class Classes:
         listed = [tuple(names) for names in aliases]
         self.names = tuple(names[0] for names in listed)
         self.rank: dict[str, int] = {}
+        several = set()  # classes that share a further name
         for label, names in enumerate(listed):
             for name in names:
-                if self.rank.setdefault(name, label) != label and name == names[0]:
-                    raise LayoutError(f"two classes are called {name!r}", "data.options.classes")
+                if self.rank.setdefault(name, label) != label:
+                    several.add(name)
+        for name in several:
+            if name in self.names:
+                raise LayoutError(f"two classes are called {name!r}", "data.options.classes")
+            del self.rank[name]
 
     @classmethod
     def of_option(cls, option: int | str | Sequence[str]) -> "Classes":
@@ -83,11 +88,10 @@ class Order:
         self.seen.setdefault(label, image)
 
     def learn_names(self, names: Sequence[str], where: str) -> None:
-        """Take names in the order of the copy's labels; names of which the list knows none say nothing."""
-        if not any(name in self.classes.rank for name in names):
-            return
+        """Take names in the order of the copy's labels; a name that the list does not know says nothing."""
         for label, name in enumerate(names):
-            self.learn(label, name, f"{where} (class {label})")
+            if name in self.classes.rank:
+                self.learn(label, name, f"{where} (class {label})")
 
     def map(self, labels: np.ndarray, where: str) -> np.ndarray:
         """Map labels (n,) to the standard order; raises LayoutError where that is not known."""

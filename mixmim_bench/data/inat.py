@@ -74,26 +74,29 @@ class Competition:
 
     def part(self, name: str) -> Part:
         """List a part; raises LayoutError for images without a label or that are listed and not there."""
-        content, where = self._content[name], str(self._file(name))
+        where = str(self._file(name))
+        try:
+            paths, labels = self._list(self._content[name], where)
+        except (KeyError, TypeError) as error:
+            raise LayoutError(f"{where}: an entry is no object or has no {error}") from error
+        images = Files(self.root, paths)
+        images.check_listed(where)
+        ids = [image_id(path, "class/name") for path in paths]
+        return Part(np.array(ids), np.array(labels, dtype=np.int64), images)
+
+    def _list(self, content: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
+        """Give the path and the label of each image."""
         category: dict[Any, Any] = {a["image_id"]: a["category_id"] for a in content["annotations"]}
         paths, labels = [], []
         for image in content["images"]:
             label = self._label_of.get(category.get(image["id"], -1))
+            if label is None and image["id"] not in category:
+                raise LayoutError(f"{where}: the image {image['file_name']} has no annotation")
             if label is None:
-                what = (
-                    f"has the category {category[image['id']]}"
-                    if image["id"] in category
-                    else "has no annotation"
-                )
                 raise LayoutError(
-                    f"{where}: the image {image['file_name']} {what}, which the categories do not list"
+                    f"{where}: the image {image['file_name']} has the category {category[image['id']]}, which "
+                    "the categories do not list"
                 )
             paths.append(image["file_name"])
             labels.append(label)
-        images = Files(self.root, paths)
-        images.check_listed(where)
-        return Part(
-            np.array([image_id(path, "class/name") for path in paths]),
-            np.array(labels, dtype=np.int64),
-            images,
-        )
+        return paths, labels

@@ -13,51 +13,55 @@ from mixmim_bench.data.folder import IDS, image_id
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
 
+SCENE = "scene/name"
+
 
 class TextLists:
     """One file a part with lines `PATH LABEL`, as OpenMMLab's `meta/train.txt` and the lists of Places.
 
-    files: part -> file. folders: part -> folder of its images below the root. labels: `number` at the end
-    of the line, counted from `first`, or `folder`: the folders of the path name the class. classes: how
-    many, names, or a list of `mixmim_bench.data.classes`; a file `class_file` with lines `NAME NUMBER`
-    names them too. ids: see `ImageFolder`, or `class/name` for the folders that name the class, joined by
-    `-`, and the file.
+    files: part -> file, or several of which the first that is there is read. folders: part -> folder of its
+    images below the root. labels: `number` at the end of the line, or `folder`: the folders of the path name
+    the class. classes: how many, names, or a list of `mixmim_bench.data.classes`; a file `class_file` with
+    lines `NAME NUMBER` names them too. A path whose folders name a class must have the label of that class.
+    ids: as of `ImageFolder`, or `scene/name`: the class that the folders name, and the file's name.
     """
 
     def __init__(
         self,
         root: Path,
         parts: Sequence[str],
-        files: Mapping[str, str],
+        files: Mapping[str, Any],
         folders: Mapping[str, str] | None = None,
         labels: str = "number",
-        first: int = 0,
         classes: Any = None,
         class_file: str = "",
         ids: str = "path",
     ) -> None:
-        if ids not in IDS:
-            raise LayoutError(f"ids is {ids!r}, not one of {', '.join(map(repr, IDS))}", "data.options")
+        if ids not in (*IDS, SCENE):
+            known = ", ".join(map(repr, (*IDS, SCENE)))
+            raise LayoutError(f"ids is {ids!r}, not one of {known}", "data.options")
         if labels not in ("number", "folder"):
             raise LayoutError(f"labels is {labels!r}, not 'number' or 'folder'", "data.options")
         self.root, self.parts, self.ids = root, tuple(parts), ids
         self.files, self.folders = dict(files), dict(folders or {})
-        self.by_folder, self.first = labels == "folder", first
+        self.by_folder = labels == "folder"
         self._wanted, self.class_file = classes, class_file
         for part in self.parts:
             if part not in self.files:
                 raise LayoutError(f"no list is named for the part {part!r}", "data.options.files")
 
     def missing(self) -> str:
-        wanted = [self.root / self.files[part] for part in self.parts]
+        wanted = [self._list(part) for part in self.parts]
         wanted += [self.root / self.class_file] if self.class_file else []
         absent = [str(path) for path in wanted if not path.is_file()]
-        absent += [
-            f"folder {self.root / folder}"
-            for folder in self.folders.values()
-            if not (self.root / folder).is_dir()
-        ]
+        folders = dict.fromkeys(self.root / folder for folder in self.folders.values())
+        absent += [f"folder {folder}" for folder in folders if not folder.is_dir()]
         return f"lists {', '.join(absent)}" if absent else ""
+
+    def _list(self, part: str) -> Path:
+        names = [self.files[part]] if isinstance(self.files[part], str) else self.files[part]
+        paths = [self.root / name for name in names]
+        return next((path for path in paths if path.is_file()), paths[0])
 
     def classes(self) -> Sequence[str]:
         return self._classes.names
@@ -69,7 +73,7 @@ class TextLists:
         if self._wanted is not None:
             return Classes.of_option(self._wanted)
         if self.by_folder:
-            names = {class_of(path) for rows in self._rows.values() for path, _ in rows}
+            names = {scene_of(path) for rows in self._rows.values() for path, _ in rows}
             return Classes.of_option(sorted(names))
         highest = max((label for rows in self._rows.values() for _, label in rows), default=-1)
         return Classes.of_option(highest + 1)
@@ -78,57 +82,64 @@ class TextLists:
         path = self.root / self.class_file
         names: dict[int, str] = {}
         for line in _lines(path):
-            name, _, number = line.rpartition(" ")
+            name, _, number = line.strip().rpartition(" ")
             if not number.isdecimal() or not name:
                 raise LayoutError(f"{path}: {line!r} is no line such as '/a/airfield 0'")
-            names[int(number) - self.first] = class_of(f"{name}/")
+            names[int(number)] = scene_of(f"{name}/")
         if sorted(names) != list(range(len(names))):
-            raise LayoutError(f"{path}: the classes are not numbered from {self.first} without gaps")
+            raise LayoutError(f"{path}: the classes are not numbered from 0 without gaps")
         return Classes.of_option([names[number] for number in range(len(names))])
 
     @cached_property
     def _rows(self) -> dict[str, list[tuple[str, int]]]:
-        return {part: list(self._read(part)) for part in self.parts}
+        return {part: self._read(part) for part in self.parts}
 
     def _read(self, part: str) -> list[tuple[str, int]]:
-        path = self.root / self.files[part]
+        path = self._list(part)
         rows = []
         for number, line in enumerate(_lines(path), 1):
             if self.by_folder:
                 rows.append((line.strip().lstrip("/"), -1))
                 continue
             image, _, label = line.strip().rpartition(" ")
-            if not image or not label.isdecimal() or int(label) < self.first:
+            if not image or not label.isdecimal():
                 raise LayoutError(
                     f"{path}:{number}: {line.strip()!r} is no line such as 'folder/image.jpg 0'"
                 )
-            rows.append((image.strip().lstrip("/"), int(label) - self.first))
+            rows.append((image.strip().lstrip("/"), int(label)))
         if not rows:
             raise LayoutError(f"{path} lists no image")
         return rows
 
     def part(self, name: str) -> Part:
-        """List a part; raises LayoutError for images that are listed and not there."""
-        rows = self._rows[name]
-        folder = self.folders.get(name, "")
-        paths = [f"{folder}/{path}" if folder else path for path, _ in rows]
-        where = str(self.root / self.files[name])
-        if self.by_folder:
-            labels = [self._classes.label(class_of(path), where) for path, _ in rows]
-        else:
-            labels = [label for _, label in rows]
+        """List a part; raises LayoutError for images that are not there, and labels of other classes."""
+        rows, where = self._rows[name], str(self._list(name))
+        folder = f"{self.folders[name]}/" if name in self.folders else ""
+        # some lists name the folder of the images too
+        paths = [path if path.startswith(folder) else folder + path for path, _ in rows]
         images = Files(self.root, paths)
         images.check_listed(where)
-        ids = [self._id(path, listed) for path, (listed, _) in zip(paths, rows, strict=True)]
+        scenes = [scene_of(path.removeprefix(folder)) for path in paths]
+        labels = [self._label(scene, label, where) for scene, (_, label) in zip(scenes, rows, strict=True)]
+        if self.ids == SCENE:
+            stems = [image_id(path, "name") for path in paths]
+            ids = [f"{scene}/{stem}" if scene else stem for scene, stem in zip(scenes, stems, strict=True)]
+        else:
+            ids = [image_id(path, self.ids) for path in paths]
         return Part(np.array(ids), np.array(labels, dtype=np.int64), images)
 
-    def _id(self, path: str, listed: str) -> str:
-        if self.ids == "class/name" and class_of(listed):
-            return f"{class_of(listed)}/{image_id(listed, 'name')}"
-        return image_id(path, "name" if self.ids == "class/name" else self.ids)
+    def _label(self, scene: str, label: int, where: str) -> int:
+        if self.by_folder:
+            return self._classes.label(scene, where)
+        named = self._classes.rank.get(scene, label)
+        if named != label:
+            raise LayoutError(
+                f"{where}: the label {label} stands for images of {scene}, which is class {named}"
+            )
+        return label
 
 
-def class_of(path: str) -> str:
+def scene_of(path: str) -> str:
     """Name the class that folders say: /a/apartment_building/outdoor/x.jpg is apartment_building-outdoor.
 
     The first folder is left out if it is the first letter of the second one, as in SUN and Places.

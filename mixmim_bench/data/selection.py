@@ -5,7 +5,10 @@ A variant is an option of every task: `NAME@VARIANT` uses fewer of its training 
 | variant | train | val |
 | --- | --- | --- |
 | `5shot` | 5 images of each class of train (all, where a class has fewer) | 5 of each class of val |
-| `train800val200` | 800 images of train, stratified | 200 of val, stratified (VTAB-1k, arXiv 1910.04867) |
+| `train800val200` | 800 images of train, stratified | 200 of val, stratified |
+
+The second has the sizes of VTAB-1k (arXiv 1910.04867); its own images are the first ones in the order of
+TensorFlow Datasets, ours are chosen by hash.
 """
 
 import dataclasses

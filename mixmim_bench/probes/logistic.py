@@ -68,11 +68,12 @@ class LogisticPath(LinearPath):
         X: Any,
         y: Any,
         coef_init: tuple[np.ndarray, np.ndarray] | None = None,
-        step: Callable[[int], None] | None = None,
+        enough: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     ) -> Self:
         """Fit the path on features X (n, d) and labels y (n,).
 
-        coef_init: (coef, intercept) to start from. step: is told how many more C are solved.
+        coef_init: (coef, intercept) to start from. enough: is given the coefficients (m, K, d) and intercepts
+        (m, K) of each C that is solved, in order, and says whether the path may end there.
         """
         self._check_values()
         rows, codes = self._check_data(X, y)
@@ -86,7 +87,12 @@ class LogisticPath(LinearPath):
         loss = SoftmaxLoss(prepared, codes, len(self.classes_), torch.float32)
         start = None if coef_init is None else self._inwards(loss, *coef_init)
         C = [c / 2 if binary else c for c in self.C_path_.tolist()]
-        solutions, wider = _path(loss, C, self.tol, self.max_iter, start, step or _nothing)
+
+        def ends(solutions: Sequence[Solution], loss: SoftmaxLoss) -> bool:
+            return enough is not None and enough(*self._outwards(loss, solutions))
+
+        solutions, wider = _path(loss, C, self.tol, self.max_iter, start, ends)
+        self.C_path_ = self.C_path_[: len(solutions)]
         self._keep(wider or loss, solutions)
         self.n_iter_ = loss.passes + (wider.passes if wider else 0)
         return self.select(len(solutions) - 1)
@@ -109,7 +115,8 @@ class LogisticPath(LinearPath):
         inner = torch.from_numpy(coef * self.scale_).to(loss.basis)
         return torch.cat([inner @ loss.basis, torch.from_numpy(intercept).to(loss.basis)[:, None]], dim=1)
 
-    def _keep(self, loss: SoftmaxLoss, solutions: Sequence["Solution"]) -> None:
+    def _outwards(self, loss: SoftmaxLoss, solutions: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:
+        """Give coefficients (m, K, d) and intercepts (m, K) for X as it is."""
         basis = loss.basis.double().cpu().numpy()
         coefs, intercepts = [], []
         for solution in solutions:
@@ -120,7 +127,10 @@ class LogisticPath(LinearPath):
                 coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
             coefs.append(coef)
             intercepts.append(intercept)
-        self.coef_path_, self.intercept_path_ = np.array(coefs), np.array(intercepts)
+        return np.array(coefs), np.array(intercepts)
+
+    def _keep(self, loss: SoftmaxLoss, solutions: Sequence[Solution]) -> None:
+        self.coef_path_, self.intercept_path_ = self._outwards(loss, solutions)
         factor = 2.0 if len(self.classes_) == 2 else 1.0
         self.objective_path_ = factor * np.array([s.point.objective for s in solutions])
         self.gap_path_ = factor * np.array([s.gap for s in solutions])
@@ -139,10 +149,6 @@ class LogisticPath(LinearPath):
             )
 
 
-def _nothing(_: int) -> None:
-    """Tell nobody how many are solved."""
-
-
 # -- the path --------------------------------------------------------------------------------------
 
 
@@ -152,9 +158,12 @@ def _path(
     tol: float,
     max_iter: int,
     start: Tensor | None,
-    step: Callable[[int], None],
+    ends: Callable[[Sequence[Solution], SoftmaxLoss], bool],
 ) -> tuple[list[Solution], SoftmaxLoss | None]:
-    """Solve for rising C; what float32 cannot solve is solved in float64, and so is all that follows."""
+    """Solve for rising C until one `ends` the path.
+
+    What float32 cannot solve is solved in float64, and so is all that follows.
+    """
     together = max(1, COLUMNS_A_PASS // loss.num_classes)
     solutions: list[Solution] = []
     wider: SoftmaxLoss | None = None
@@ -175,7 +184,8 @@ def _path(
         solutions += found
         for solution in solutions:
             solution.point.probabilities = None
-        step(len(found))
+        if ends(found, wider or loss):
+            break
     return solutions, wider
 
 

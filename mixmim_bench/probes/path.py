@@ -46,10 +46,7 @@ class LinearPath(ClassifierMixin, BaseEstimator):
 
     def decision_path(self, X: Any) -> Iterator[np.ndarray]:
         """Give for each penalty the scores of all classes (n, K)."""
-        rows = stacked(X)
-        for coef, intercept in zip(self.coef_path_, self.intercept_path_, strict=True):
-            decided = np.concatenate([_decide(block, coef, intercept) for _, block in rows.blocks()])
-            yield np.hstack([np.zeros_like(decided), decided]) if self._one_row else decided
+        return decide_each(X, self.coef_path_, self.intercept_path_)
 
     @property
     def _one_row(self) -> bool:
@@ -83,6 +80,14 @@ class LinearPath(ClassifierMixin, BaseEstimator):
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithms of the probabilities (n, K)."""
         return log_softmax(self.log_odds(X), axis=1)
+
+
+def decide_each(X: Any, coefs: np.ndarray, intercepts: np.ndarray) -> Iterator[np.ndarray]:
+    """Give the scores of all classes (n, K) for each of several coefs (m, K, d) and intercepts (m, K)."""
+    rows = stacked(X)
+    for coef, intercept in zip(coefs, intercepts, strict=True):
+        decided = np.concatenate([_decide(block, coef, intercept) for _, block in rows.blocks()])
+        yield np.hstack([np.zeros_like(decided), decided]) if len(coef) == 1 else decided
 
 
 def _decide(block: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:

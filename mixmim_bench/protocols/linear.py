@@ -21,14 +21,16 @@ class Linear:
 
     `steps` values of C (the inverse of the L2 penalty) from 10^low to 10^high: 45 from -6 to 5 are those
     of DINOv2's evaluation (arXiv 2304.07193). Each is solved until the objective is within `tol` of its
-    minimum, relatively. `layers`: a layer of `mixmim_bench.features.layers`, or 'auto' to choose among
-    them on val by closed-form ridge regression before the sweep.
+    minimum, relatively, from the smallest on, until the `patience` last ones were no better on val than one
+    before (0: all are solved): those that are far too large take by far the longest. `layers`: a layer of
+    `mixmim_bench.features.layers`, or 'auto' to choose among them on val by closed-form ridge regression
+    before the sweep.
     """
 
     name: ClassVar[str] = "linear"
     title: ClassVar[str] = "linear probe"
     kind: ClassVar[str] = "classification"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     stochastic: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
@@ -37,12 +39,14 @@ class Linear:
     steps: int = 45
     max_iter: int = 10000
     tol: float = 5e-5
+    patience: int = 8
     layers: str = "own"
 
     def __post_init__(self) -> None:
         require(self.low <= self.high, "low must not be above high")
         require(self.steps >= 1 and self.max_iter >= 1, "steps and max_iter must be at least 1")
         require(self.tol > 0.0, "tol must be above 0")
+        require(self.patience >= 0, "patience must be at least 0")
 
     def images(self, counts: Mapping[str, int]) -> dict[str, int]:
         return {"forward": sum(counts.values()), "train": 0}
@@ -52,13 +56,22 @@ class Linear:
         import numpy as np
 
         from mixmim_bench.predictions import ClassScores, of_all_classes
+        from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
 
         layer, fit_on, choose_on, tried = self._choose_layer(bench, train, val)
         Cs = np.logspace(self.low, self.high, self.steps)
+        classes = np.unique(fit_on.y)
+        scores: list[float] = []
+
+        def enough(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
+            for decided in decide_each(choose_on.x, coefs, intercepts):
+                scores.append(bench.score(choose_on.y, of_all_classes(decided, classes, bench.num_classes)))
+            step(len(coefs))
+            return 0 < self.patience < len(scores) - int(np.argmax(scores))
+
         with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
-            sweep, notes = self._solve(bench, Cs, fit_on.x, fit_on.y, step)
-        scores = bench.score_path(sweep, choose_on)
+            sweep, notes = self._solve(bench, Cs, fit_on.x, fit_on.y, enough=enough)
         best = int(np.argmax(scores))  # the smallest C of those that are best
         y = np.concatenate([fit_on.y, choose_on.y])
         start = (sweep.coef_path_[best], sweep.intercept_path_[best])
@@ -82,7 +95,7 @@ class Linear:
             predict,
             chosen={"layer": layer, "C": float(Cs[best]), f"val_{bench.metric}": scores[best], **tried},
             arrays={
-                "C": Cs,
+                "C": Cs[: len(scores)],
                 f"val_{bench.metric}": np.array(scores),
                 "objective": sweep.objective_path_,
                 "gap": sweep.gap_path_,
@@ -115,8 +128,8 @@ class Linear:
         Cs: "np.ndarray",
         x: Any,
         y: "np.ndarray",
-        step: Any = None,
         coef_init: Any = None,
+        enough: Any = None,
     ) -> "tuple[Any, tuple[str, ...]]":
         """Fit a path of C; returns it with a note on what was not solved."""
         import warnings
@@ -128,7 +141,7 @@ class Linear:
         path = LogisticPath(Cs.tolist(), tol=self.tol, max_iter=self.max_iter, device=bench.machine.device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            path.fit(x, y, coef_init=coef_init, step=step)
+            path.fit(x, y, coef_init=coef_init, enough=enough)
         unsolved = [f"{C:.1e} ({gap:.1e})" for C, gap in path.unsolved_]
         return path, (
             f"C (relative gap) not solved to tol {self.tol}: {', '.join(unsolved)}",
