@@ -165,7 +165,8 @@ def test_only_the_full_examination_decodes_everything(run, tmp_path, full):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
     (tmp_path / "many.toml").write_text(
-        'schema = 1\nversion = 1\nkind = "classification"\ntitle = "Many"\nnum_classes = 2\nmetrics = ["top1"]\n'
+        'schema = 1\nversion = 1\nkind = "classification"\ntitle = "Many"\nnum_classes = 2\n'
+        'metrics = ["top1"]\n'
         '[data]\nlayouts = ["folder:ImageFolder"]\nroot = "images"\n'
         '[split]\ntrain = "train[:99%]"\nval = "train[99%:]"\ntest = "val"\n'
     )

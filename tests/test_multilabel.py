@@ -36,6 +36,21 @@ def test_each_class_is_scikit_learns_regression_on_the_items_that_are_known():
             )
 
 
+def test_the_path_ends_where_enough_is_enough():
+    x, labels = some()
+    given = []
+
+    def enough(coefs, intercepts):
+        assert coefs.shape[1:] == (4, 12) and intercepts.shape[1:] == (4,)
+        given.append(len(coefs))
+        return sum(given) >= 8
+
+    path = OneVsRestPath(np.logspace(-4, 2, 11)).fit(x, labels, enough)
+    assert given == [4, 4] and len(path.C_path_) == len(path.coef_path_) == 8
+    whole = OneVsRestPath(np.logspace(-4, 2, 11)).fit(x, labels)
+    np.testing.assert_array_equal(whole.coef_path_[:8], path.coef_path_)
+
+
 def test_a_class_that_says_nothing_has_no_scores():
     x, labels = some()
     labels[:, 1], labels[:, 2] = 0, np.where(labels[:, 2] < 0, -1, 1)
@@ -68,7 +83,8 @@ def test_voc_is_judged_by_linear_and_knn_and_finetune_is_left_out(run, tmp_path)
     task.write_text(
         'schema = 1\nversion = 1\nkind = "multilabel"\ntitle = "VOC"\nnum_classes = 20\n'
         'metrics = ["mean_ap_11", "mean_ap"]\n[data]\nroot = "voc"\nlayouts = ["voc:VOC"]\n'
-        '[image]\nsize = 32\n[split]\ntrain = "train"\nval = "val"\ntest = "test"\n'
+        "[image]\nsize = 32\n[recipe.linear]\nhigh = 0.0\nsteps = 12\n[split]\n"
+        'train = "train"\nval = "val"\ntest = "test"\n'
     )
     protocols = ["-p", "linear", "-p", "knn", "-p", "finetune"]
     args = ["-m", "test_vit", "--weights", "random", "-t", task, "--results", tmp_path / "results"]

@@ -300,6 +300,15 @@ def test_the_recipes_of_mae_and_dinov2():
     assert dinov2["epochs"] * 1281167 / dinov2["batch_size"] == pytest.approx(12_500, rel=0.01)
 
 
+def test_the_sweep_ends_where_val_has_not_improved():
+    every, some = (fitted(Linear(patience=patience), PixelBench()) for patience in (0, 8))
+    tried = len(some.arrays["C"])
+    assert tried < len(every.arrays["C"]) == 45
+    scores = every.arrays["val_top1"]
+    assert tried - 1 - np.argmax(scores[:tried]) >= 8 and some.chosen["C"] == every.chosen["C"]
+    np.testing.assert_array_equal(some.arrays["val_top1"], scores[:tried])
+
+
 # -- hygiene, of every protocol -----------------------------------------------------------------------
 
 SHORT = {

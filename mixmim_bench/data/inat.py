@@ -94,8 +94,8 @@ class Competition:
                 raise LayoutError(f"{where}: the image {image['file_name']} has no annotation")
             if label is None:
                 raise LayoutError(
-                    f"{where}: the image {image['file_name']} has the category {category[image['id']]}, which "
-                    "the categories do not list"
+                    f"{where}: the image {image['file_name']} has the category {category[image['id']]}, "
+                    "which the categories do not list"
                 )
             paths.append(image["file_name"])
             labels.append(label)

@@ -7,14 +7,18 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from mixmim_bench.probes.logistic import LogisticPath
+from mixmim_bench.probes.path import decide_each
 from mixmim_bench.probes.rows import stacked
+
+TOGETHER = 4  # values of C that are solved for one class before the next one
 
 
 class OneVsRestPath(BaseEstimator):
-    """A `LogisticPath` for each class, on the items of which it is known whether they have it.
+    """Logistic regression of each class for several C, on the items of which it is known if they have it.
 
     Y is (n, K): 1 where an item has the class, 0 where not, -1 where that is left open. A class that all
-    items have, or none, says nothing: its scores are 0. `C_path_` (n_C,), `paths_` (K,) after `fit`.
+    items have, or none, says nothing: its scores are 0. After `fit`: `C_path_` (n_C,), `coef_path_`
+    (n_C, K, d), `intercept_path_` (n_C, K), and `unsolved_`, the C that were not solved with their gaps.
     """
 
     def __init__(
@@ -25,43 +29,42 @@ class OneVsRestPath(BaseEstimator):
         self.max_iter = max_iter
         self.device = device
 
-    def fit(self, X: Any, Y: np.ndarray, step: Callable[[int], None] = lambda _: None) -> Self:
-        """Fit on features X (n, d), `Stacked` ones too; `step` is told of each class that is done."""
+    def fit(
+        self, X: Any, Y: np.ndarray, enough: Callable[[np.ndarray, np.ndarray], bool] | None = None
+    ) -> Self:
+        """Fit on features X (n, d), `Stacked` ones too.
+
+        enough: is given the coefficients (m, K, d) and intercepts (m, K) of each C that is solved, in order,
+        and says whether the path may end there.
+        """
         rows = stacked(X)
         if Y.ndim != 2 or len(Y) != len(rows) or not np.isin(Y, (-1, 0, 1)).all():
             raise ValueError(f"Y must hold 1, 0 and -1 for each of {len(rows)} rows and each class")
-        self.C_path_ = np.sort(np.asarray(self.Cs, dtype=np.float64))
-        self.n_features_in_ = rows.shape[1]
-        self.paths_: list[LogisticPath | None] = []
-        for column in Y.T:
-            known = np.flatnonzero(column >= 0)
-            path = None
-            if len(np.unique(column[known])) == 2:
-                path = LogisticPath(self.C_path_.tolist(), self.tol, self.max_iter, device=self.device)
-                path.fit(rows if len(known) == len(rows) else rows.take(known), column[known])
-            self.paths_.append(path)
-            step(1)
+        Cs = np.sort(np.asarray(self.Cs, dtype=np.float64))
+        self.unsolved_: list[tuple[float, float]] = []
+        starts: list[Any] = [None] * Y.shape[1]
+        coefs = np.zeros((len(Cs), Y.shape[1], rows.shape[1]))
+        intercepts = np.zeros((len(Cs), Y.shape[1]))
+        done = 0
+        while done < len(Cs):
+            here = slice(done, done + TOGETHER)
+            for k, column in enumerate(Y.T):
+                known = np.flatnonzero(column >= 0)
+                if len(np.unique(column[known])) < 2:
+                    continue
+                path = LogisticPath(Cs[here].tolist(), self.tol, self.max_iter, device=self.device)
+                own = rows if len(known) == len(rows) else rows.take(known)
+                path.fit(own, column[known], coef_init=starts[k])
+                coefs[here, k], intercepts[here, k] = path.coef_path_[:, 0], path.intercept_path_[:, 0]
+                starts[k] = (path.coef_path_[-1], path.intercept_path_[-1])
+                self.unsolved_ += path.unsolved_
+            done = min(done + TOGETHER, len(Cs))
+            if enough is not None and enough(coefs[here], intercepts[here]):
+                break
+        self.C_path_ = Cs[:done]
+        self.coef_path_, self.intercept_path_ = coefs[:done], intercepts[:done]
         return self
 
     def decision_path(self, X: Any) -> Iterator[np.ndarray]:
         """Give for each C the scores (n, K)."""
-        rows = stacked(X)
-        of_classes = [None if path is None else path.decision_path(rows) for path in self.paths_]
-        for _ in self.C_path_:
-            yield np.stack(
-                [
-                    np.zeros(len(rows)) if decided is None else np.diff(next(decided))[:, 0]
-                    for decided in of_classes
-                ],
-                axis=1,
-            )
-
-    @property
-    def unsolved_(self) -> list[tuple[float, float]]:
-        """The C that were not solved, each with its relative gap, of all classes."""
-        return [found for path in self.paths_ if path is not None for found in path.unsolved_]
-
-    @property
-    def size_(self) -> int:
-        """How many coefficients and intercepts one C has."""
-        return len(self.paths_) * (self.n_features_in_ + 1)
+        return decide_each(X, self.coef_path_, self.intercept_path_)

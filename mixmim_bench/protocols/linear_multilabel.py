@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class LinearMultilabel:
     """One C for all classes, chosen on val by the task's metric; then train and val are refitted.
 
-    The values of C are those of `linear` for classification. Items of which it is open whether they have a
-    class (VOC's difficult objects) are left out for that class.
+    The values of C, and `patience`, are those of `linear` for classification. Items of which it
+    is open whether they have a class (VOC's difficult objects) are left out for that class.
     """
 
     name: ClassVar[str] = "linear"
@@ -30,12 +30,14 @@ class LinearMultilabel:
     steps: int = 45
     max_iter: int = 10000
     tol: float = 5e-5
+    patience: int = 8
     layers: str = "own"
 
     def __post_init__(self) -> None:
         require(self.low <= self.high, "low must not be above high")
         require(self.steps >= 1 and self.max_iter >= 1, "steps and max_iter must be at least 1")
         require(self.tol > 0.0, "tol must be above 0")
+        require(self.patience >= 0, "patience must be at least 0")
         require(self.layers != "auto", "layers must be one layer for multilabel tasks")
 
     def images(self, counts: Mapping[str, int]) -> dict[str, int]:
@@ -50,17 +52,24 @@ class LinearMultilabel:
 
         from mixmim_bench.predictions import ClassScores
         from mixmim_bench.probes.onevsrest import OneVsRestPath
+        from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
 
         (layer,) = bench.layers(self.layers)
         fit_on, choose_on = bench.features(train, layer), bench.features(val, layer)
         Cs = np.logspace(self.low, self.high, self.steps)
+        scores: list[float] = []
+
+        def enough(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
+            scores.extend(bench.score(choose_on.y, s) for s in decide_each(choose_on.x, coefs, intercepts))
+            step(len(coefs))
+            return 0 < self.patience < len(scores) - int(np.argmax(scores))
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it stands in the notes
-            with bench.stages.stage("choosing C on val", bench.num_classes, 0.0) as step:
+            with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
                 sweep = OneVsRestPath(Cs.tolist(), self.tol, self.max_iter, bench.machine.device)
-                sweep.fit(fit_on.x, fit_on.y, step)
-            scores = [bench.score(choose_on.y, decided) for decided in sweep.decision_path(choose_on.x)]
+                sweep.fit(fit_on.x, fit_on.y, enough)
             best = int(np.argmax(scores))  # the smallest C of those that are best
             final = OneVsRestPath([Cs[best]], self.tol, self.max_iter, bench.machine.device)
             final.fit(Stacked([fit_on.x, choose_on.x]), np.concatenate([fit_on.y, choose_on.y]))
@@ -73,12 +82,12 @@ class LinearMultilabel:
         return Fitted(
             predict,
             chosen={"layer": layer, "C": float(Cs[best]), f"val_{bench.metric}": scores[best]},
-            arrays={"C": Cs, f"val_{bench.metric}": np.array(scores)},
+            arrays={"C": sweep.C_path_, f"val_{bench.metric}": np.array(scores)},
             notes=(f"C (relative gap) not solved to tol {self.tol}: {', '.join(unsolved)}",)
             if unsolved
             else (),
-            head_params=final.size_,
-            head_macs=final.size_ - bench.num_classes,
+            head_params=final.coef_path_[0].size + bench.num_classes,
+            head_macs=final.coef_path_[0].size,
         )
 
 
