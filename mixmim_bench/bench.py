@@ -134,7 +134,7 @@ class Workbench:
 
     def features_of_layers(self, split: Split, layers: Sequence[str]) -> dict[str, Features]:
         """Return the features of several layers, which are extracted in one pass and kept in the store."""
-        entries = {layer: self._entry(split, layer) for layer in layers}
+        entries = {layer: self.entry(split, layer) for layer in layers}
         lacking = {layer: entry for layer, entry in entries.items() if entry.manifest() is None}
         used = self._extract(split, lacking) if lacking else 0
         if 0 < used < min(self.machine.batch_size, len(split.part)):
@@ -162,7 +162,8 @@ class Workbench:
             "extractor": EXTRACTOR_VERSION,
         }
 
-    def _entry(self, split: Split, layer: str) -> Entry:
+    def entry(self, split: Split, layer: str = OWN) -> Entry:
+        """Name the entry of the feature store for a layer of a split; it may not be there yet."""
         run = self.run
         about = {
             "model": run.model.name,
@@ -197,7 +198,7 @@ class Workbench:
 
     def digests(self, split: Split) -> np.ndarray:
         """Hash the bytes of the images of a split, (n, 16); where features are kept the hashes are too."""
-        stored = self._entry(split, OWN)
+        stored = self.entry(split, OWN)
         return split.digests if stored.manifest() is None else stored.open().digests
 
     def note_batch(self, what: str, asked: int, used: int) -> None:

@@ -1,6 +1,7 @@
 """The one folder for what can be made or fetched again, such as weights."""
 
 import os
+import shutil
 from pathlib import Path
 
 VARIABLE = "MIXMIM_BENCH_CACHE"
@@ -14,3 +15,11 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("mixmim-bench", appauthor=False)
+
+
+def free_bytes(folder: Path) -> int:
+    """Count what is free on the disk of a folder, which need not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

@@ -2,11 +2,9 @@
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,12 @@ import psutil
 import torch
 
 from mixmim_bench.bench import Stages
-from mixmim_bench.cache import cache_folder
+from mixmim_bench.cache import cache_folder, free_bytes
 from mixmim_bench.data.dataset import find_data, list_task, slices_of
 from mixmim_bench.data.images import Part, UnreadableImage
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, a_few
 from mixmim_bench.machine import Machine, available_bytes, computes_in_bfloat16, provenance
-from mixmim_bench.models.build import create, own_size
 from mixmim_bench.models.weights import by_hand, here
 from mixmim_bench.specs import ModelSpec, TaskSpec
 
@@ -196,21 +193,6 @@ class _Read:
     decoded: int = 0
     unreadable: list[str] = dataclasses.field(default_factory=list)
     duplicates: dict[str, int] | None = None
-
-
-def feature_width(model: ModelSpec) -> int:
-    """Return how many numbers an image becomes."""
-    with torch.device("meta"):
-        network: Any = create(model, own_size(model))
-        return int(network.num_features)
-
-
-def free_bytes(folder: Path) -> int:
-    """Count what is free on the disk of a folder, which need not exist yet."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def _evenly(n: int, most: int) -> np.ndarray:

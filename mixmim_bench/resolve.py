@@ -58,7 +58,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     BenchError.
     """
     models = [find_model(name) for name in dict.fromkeys(selection.models)]
-    tasks = _tasks(selection, say)
+    tasks = _tasks(selection, say, planning=bar is None)
     for task in tasks:
         there, absent = judging(selection.protocols, task.kind)
         if absent:
@@ -105,14 +105,16 @@ def _check_layers(planned: Sequence[Planned]) -> None:
         check_layers(model, size, names)
 
 
-def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:
-    """Select tasks; what is asked for by name must be there, of a suite what is there is taken."""
+def _tasks(selection: Selection, say: Say, planning: bool) -> list[TaskSpec]:
+    """Select tasks; what is asked for by name must be there, of a suite or a plan what is there is taken."""
     roots = selection.roots
     if selection.tasks or selection.suites:
         named = select_tasks(selection.tasks, ())
+        of_suites = select_tasks((), selection.suites)
+        if planning:
+            named, of_suites = [], [*named, *of_suites]
         for task in named:
             find_data(task, roots)
-        of_suites = select_tasks((), selection.suites)
     elif not roots:
         say(
             "No data root is set, so the 'embedded' suite runs, on real images inside installed packages. "
@@ -128,7 +130,7 @@ def _tasks(selection: Selection, say: Say) -> list[TaskSpec]:
             find_data(task, roots)
             there.append(task)
         except MissingData as error:
-            say(f"Left out: {error}")
+            say(f"{'Missing' if planning else 'Left out'}: {error}")
     tasks = list({task.name: task for task in [*named, *there]}.values())
     if not tasks:
         raise MissingData("none of the tasks has its data on this machine; nothing to run")

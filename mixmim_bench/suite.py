@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from mixmim_bench.bench import Shelf, Workbench
+from mixmim_bench.bench import Shelf, Split, Workbench
 from mixmim_bench.cost import count_on_meta, measure
 from mixmim_bench.errors import BenchError
 from mixmim_bench.execute import check_kept, execute, failed_record
+from mixmim_bench.features import OWN
 from mixmim_bench.machine import Machine
-from mixmim_bench.models.build import own_size
+from mixmim_bench.models.build import feature_width, own_size
 from mixmim_bench.plan import Planned
 from mixmim_bench.progress import View
+from mixmim_bench.protocols import build_protocol
 from mixmim_bench.resolve import Resolved
 from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
 from mixmim_bench.store import RunStore
@@ -40,13 +42,15 @@ class Estimate:
     planned: Planned
     finished: bool
     gmacs: float = 0.0  # of one image
-    seconds: float = 0.0
+    at_hand: int = 0  # images whose features are there, or will be after the runs before
+    seconds: float = 0.0  # in the network; what a probe then learns on is not known before
+    features_bytes: int = 0  # that will be written
     error: BenchError | None = None
 
     @property
     def work(self) -> float:
         """GMACs of the whole run."""
-        return self.gmacs * (self.planned.forward + TRAIN_WORK * self.planned.train)
+        return self.gmacs * (self.planned.forward - self.at_hand + TRAIN_WORK * self.planned.train)
 
 
 class Suite:
@@ -65,23 +69,46 @@ class Suite:
         """Say for each run what it takes and how long, from measured speeds where there are any."""
         finished = self.store.finished()
         costs = self.store.read_costs()
+        extracted: set[str] = set()  # keys of features that an earlier run will have made
         return [
-            self._estimate(planned, planned.run.run_id in finished, costs)
+            self._estimate(planned, planned.run.run_id in finished, costs, extracted)
             for planned in self.resolved.planned
         ]
 
-    def _estimate(self, planned: Planned, finished: bool, costs: dict[str, Cost]) -> Estimate:
+    def _estimate(
+        self, planned: Planned, finished: bool, costs: dict[str, Cost], extracted: set[str]
+    ) -> Estimate:
         run = planned.run
         gmacs = self._count(run.model, run.size)
         if isinstance(gmacs, BenchError):
             return Estimate(planned, finished, error=gmacs)
-        estimate = Estimate(planned, finished, gmacs)
+        at_hand, lacking = (0, 0) if finished else self._features(run, extracted)
+        estimate = Estimate(
+            planned, finished, gmacs, at_hand, features_bytes=lacking * feature_width(run.model) * 4
+        )
         cost = costs.get(self._cost_key(run.model, run.size))
         if cost is not None:
             speed = cost.images_per_s * gmacs
         else:
             speed = TYPICAL_SHARE_OF_PEAK * self.machine.matmul_gmacs_per_s
         return dataclasses.replace(estimate, seconds=estimate.work / speed)
+
+    def _features(self, run: Run, extracted: set[str]) -> tuple[int, int]:
+        """Count the images whose features a run finds, and those whose features it will write."""
+        layer = getattr(build_protocol(run.protocol, run.task.kind), "layers", None)
+        if layer != OWN:  # other layers are told by the network alone
+            return 0, 0
+        bench = Workbench(run, self.machine, View(self.console, 0), 0.0, Shelf())
+        data = self.resolved.data[run.task.name]
+        found = lacking = 0
+        for role, part in data.parts.items():
+            entry = bench.entry(Split(role, part, data.stamps.get(role, "")))
+            if entry.key in extracted or entry.manifest() is not None:
+                found += len(part)
+            else:
+                lacking += len(part)
+            extracted.add(entry.key)
+        return found, lacking
 
     def _count(self, model: ModelSpec, size: tuple[int, int]) -> float | BenchError:
         """Count the GMACs of one image, once a model and size; an error is what a run then fails with."""

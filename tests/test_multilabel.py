@@ -83,7 +83,7 @@ def test_voc_is_judged_by_linear_and_knn_and_finetune_is_left_out(run, tmp_path)
     task.write_text(
         'schema = 1\nversion = 1\nkind = "multilabel"\ntitle = "VOC"\nnum_classes = 20\n'
         'metrics = ["mean_ap_11", "mean_ap"]\n[data]\nroot = "voc"\nlayouts = ["voc:VOC"]\n'
-        "[image]\nsize = 32\n[recipe.linear]\nhigh = 0.0\nsteps = 12\n[split]\n"
+        "[image]\nsize = 32\n[recipe.linear]\nhigh = -2.0\nsteps = 5\n[split]\n"
         'train = "train"\nval = "val"\ntest = "test"\n'
     )
     protocols = ["-p", "linear", "-p", "knn", "-p", "finetune"]

@@ -132,8 +132,21 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(run, tmp_path):
     said = run(*QUICK, "-p", "linear", "--dry-run", "--results", tmp_path / "none").output
     rows = [line.split() for line in said.splitlines() if line.startswith("test_vit ")]
     assert [row[4] for row in rows] == ["knn", "finetune", "linear"]
-    assert rows[0][6] == "1797" and rows[1][6:8] == ["500", "2594"]
+    assert rows[0][6:8] == ["1797", "0"] and rows[1][6:9] == ["500", "0", "2594"]
+    assert rows[2][6:8] == ["1797", "1797"]  # knn will have made the features
+    assert f"Features: {1797 * 64 * 4 / 1e9:.2f} GB will be written" in said
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_knows_what_is_at_hand_and_what_is_missing(run, tmp_path):
+    args = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn", "--results", tmp_path / "results")
+    run(*args, "-t", "digits")
+    said = run(*args, "-t", "digits", "-t", "cifar10", "-p", "linear", "--dry-run").output
+    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit ")]
+    assert [row[4] for row in rows] == ["knn", "linear"] and "finished" in rows[0]
+    assert rows[1][6:8] == ["1797", "1797"] and "Features: 0.00 GB" in said
+    assert "Missing: cifar10: not found: cifar10/cifar-10-batches-py" in said
+    run(*args, "-t", "cifar10", code=2)
 
 
 def test_killed_at_any_moment_it_goes_on_and_ends_the_same(finished, tmp_path):

@@ -51,8 +51,9 @@ def doctor(
     from rich.console import Console
 
     from mixmim_bench.data.selection import load_tasks, select_tasks
-    from mixmim_bench.doctor import MISSING, WRONG, Doctor, feature_width
+    from mixmim_bench.doctor import MISSING, WRONG, Doctor
     from mixmim_bench.machine import open_machine
+    from mixmim_bench.models.build import feature_width
     from mixmim_bench.models.registry import find_model
     from mixmim_bench.progress import View
 

@@ -102,7 +102,7 @@ def run(
     resolved = resolve(selection, line_printer(console), None if dry_run else download_bar(console))
     suite = Suite(resolved, store, machine, console)
     if dry_run:
-        print_table([_plan_row(estimate) for estimate in suite.estimates()])
+        _show_plan(suite.estimates())
         return
     outcome = suite.run()
     click.echo()
@@ -112,6 +112,22 @@ def run(
     if outcome.failed:
         click.echo(f"{len(outcome.failed)} runs failed; the same command tries them again.", err=True)
         sys.exit(1)
+
+
+def _show_plan(estimates: list[Any]) -> None:
+    """Show what would run, how long it would take in the network, and what it would write."""
+    from mixmim_bench.cache import cache_folder, free_bytes
+
+    print_table([_plan_row(estimate) for estimate in estimates])
+    seconds = sum(estimate.seconds for estimate in estimates if not estimate.finished)
+    needed = sum(estimate.features_bytes for estimate in estimates) / 1e9
+    free = free_bytes(cache_folder()) / 1e9
+    click.echo(
+        f"\nIn the network: {_duration(seconds)}, without what a probe learns on the features. "
+        f"Features: {needed:.2f} GB will be written below {cache_folder()}, where {free:.1f} GB are free."
+    )
+    if needed > free:
+        click.echo("They do not fit: set $MIXMIM_BENCH_CACHE to a larger disk.", err=True)
 
 
 def _plan_row(estimate: Any) -> dict[str, Any]:
@@ -124,6 +140,7 @@ def _plan_row(estimate: Any) -> dict[str, Any]:
         "protocol": run.protocol["name"],
         "seed": "" if run.seed is None else run.seed,
         "forward images": estimate.planned.forward,
+        "at hand": estimate.at_hand,
         "train images": estimate.planned.train,
         "GMACs/image": f"{estimate.gmacs:.2f}",
         "estimate": f"cannot run: {estimate.error}" if estimate.error else time_left,

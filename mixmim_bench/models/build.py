@@ -58,6 +58,13 @@ def create(model: ModelSpec, image_size: tuple[int, int], num_classes: int = 0, 
         raise _cannot("built", model, image_size, error) from error
 
 
+def feature_width(model: ModelSpec) -> int:
+    """Return how many numbers an image becomes in the layer that the model's own head reads."""
+    with torch.device("meta"):
+        network: Any = create(model, own_size(model))
+    return int(network.num_features)
+
+
 def try_out(model: ModelSpec, image_size: tuple[int, int]) -> None:
     """See that a model can be built for an image size and takes such an image; costs no computing.
 
