@@ -4,9 +4,11 @@ The one impure step before `plan`; everything that can be wrong with the input i
 work is done.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from mixmim_bench.data import FUSED
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.selection import select_tasks
@@ -39,6 +41,7 @@ class Selection:
     weights: str = AUTO
     preset: str = AUTO
     precision: str = "float32"
+    fused_resize: bool = False  # of evaluation: faster, pixels differ by at most 1 of 255
     layers: str = ""  # of the protocols that judge frozen features; '': what each has by default
     roots: DataRoots = field(default_factory=DataRoots)
 
@@ -68,6 +71,11 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
             resolve_protocol(protocol, task.kind, selection.preset, recipe, random_weights=False)
     data = {task.name: open_task(task, selection.roots) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
+    if selection.fused_resize:
+        chosen_models = [
+            dataclasses.replace(choice, preprocessing={**choice.preprocessing, "resize": FUSED})
+            for choice in chosen_models
+        ]
     chosen_tasks = [
         TaskChoice(
             spec=task,

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torchvision import transforms
 
 from mixmim_bench.data.files import Files
 from mixmim_bench.data.images import Arrays, Part, UnreadableImage, join
@@ -154,3 +157,30 @@ def test_a_fault_of_the_machine_is_no_fault_of_the_image(monkeypatch, tmp_path, 
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(type(error)):
         Files(tmp_path, np.array(["a.png"])).load(0)
+
+
+PHOTO = {**PLAIN, "size": [64, 64], "crop_pct": 0.875, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+
+
+SIDE = st.integers(40, 700)
+
+
+@given(SIDE, SIDE, st.sampled_from(["bicubic", "bilinear"]), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_the_evaluation_transform_is_torchvisions(width, height, interpolation, seed):
+    """Bit for bit; the fused one differs by at most one level of 255."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).resize((width, height))
+    mode = getattr(transforms.InterpolationMode, interpolation.upper())
+    steps = [
+        transforms.Resize(73, interpolation=mode),
+        transforms.CenterCrop(64),
+        transforms.ToTensor(),
+        transforms.Normalize(PHOTO["mean"], PHOTO["std"]),
+    ]
+    expected = transforms.Compose(steps)(image)
+    preprocessing = {**PHOTO, "interpolation": interpolation}
+    assert torch.equal(eval_transform(preprocessing)(image), expected)
+    fused = eval_transform({**preprocessing, "resize": "fused"})(image)
+    levels = (fused - expected) * torch.tensor(PHOTO["std"]).view(3, 1, 1) * 255
+    assert levels.abs().max() < 1.01

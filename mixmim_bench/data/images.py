@@ -184,4 +184,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if values.max(initial=0) > 255:
             values = values / 257.0
         image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-    return image.convert("RGB")
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()  # a conversion would copy it
+    return image
