@@ -266,6 +266,26 @@ def test_inaturalist_is_the_same_in_class_folders_and_lists(tmp_path):
     assert opened("inat2019", tmp_path / "folders").fingerprint == official.fingerprint
 
 
+@pytest.mark.parametrize("prefix", ["train_val2018/", ""])
+def test_openmmlabs_lists_of_inaturalist_are_read(tmp_path, prefix):
+    copies.inat(tmp_path, 2018, 30)
+    expected = opened("inat2018", tmp_path, num_classes=30)
+    for part in ("train", "val"):
+        content = json.loads((tmp_path / f"{part}2018.json").read_text())
+        category = {a["image_id"]: a["category_id"] for a in content["annotations"]}
+        names = {i["id"]: i["file_name"].removeprefix("train_val2018/") for i in content["images"]}
+        lines = [f"{prefix}{name} {category[image]}\n" for image, name in names.items()]
+        copies.write(tmp_path / "meta" / f"{part}.txt", "".join(lines))
+        (tmp_path / f"{part}2018.json").unlink()
+    layouts = [
+        dataclasses.replace(spec, options={**spec.options, "classes": 30})
+        for spec in TASKS["inat2018"].layouts
+        if spec.name == "lists:TextLists"
+    ]
+    found = opened("inat2018", tmp_path, num_classes=30, layouts=tuple(layouts))
+    assert found.fingerprint == expected.fingerprint
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -105,7 +105,7 @@ class Shards:
             folder, _, base = member[0].rpartition("/")
             stem, _, extension = base.partition(".")
             key = f"{folder}/{stem}" if folder else stem
-            if base.startswith(".") or "." not in base:
+            if "." not in base:
                 continue
             if extension.lower() in grouped.setdefault(key, {}):
                 raise LayoutError(f"{path}: {member[0]} is there twice")

@@ -96,7 +96,7 @@ def _stamp(path: Path) -> str:
 
 
 def members(path: Path, within: tuple[IO[bytes], int, int] | None = None) -> Iterator[Member]:
-    """List the files in an archive, or in one that lies `within` another (file, first byte, bytes).
+    """List the files in an archive, or in one `within` another (file, first byte, bytes), but hidden ones.
 
     Raises LayoutError for what is compressed, cut short or no tar archive.
     """
@@ -108,7 +108,8 @@ def members(path: Path, within: tuple[IO[bytes], int, int] | None = None) -> Ite
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
-                    if member.isfile():
+                    hidden = member.name.rpartition("/")[2].startswith(".")  # such as macOS adds
+                    if member.isfile() and not hidden:
                         if member.offset_data + member.size > end:
                             raise tarfile.ReadError("unexpected end of data")
                         yield member.name, offset + member.offset_data, member.size
