@@ -202,6 +202,20 @@ def test_a_label_that_no_class_has_is_named(imagenet, tmp_path):
     assert "is none of the 1000 classes (0 to 999)" in told("imagenet1k", root)
 
 
+def test_a_label_below_zero_is_named(tmp_path):
+    """Hugging Face gives the images of its test part the label -1."""
+    copies.imagenet_parquet(tmp_path, [*range(999), -1])
+    assert "the label -1 of " in told(
+        "imagenet1k", tmp_path, layouts=unnamed("imagenet1k", "parquet:Parquet")
+    )
+
+
+def unnamed(task, layout):
+    """Return a layout of a task for images whose names say nothing of their class."""
+    spec = next(spec for spec in TASKS[task].layouts if spec.name == layout)
+    return (dataclasses.replace(spec, options={**spec.options, "class_pattern": ""}),)
+
+
 def test_another_count_than_the_official_one_is_reported(imagenet):
     with pytest.raises(TaskFileError, match=r"data\.counts\.train: is 1281167, and there are 2000"):
         opened("imagenet1k", imagenet / "archives", counts=TASKS["imagenet1k"].counts)

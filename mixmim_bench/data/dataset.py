@@ -1,6 +1,6 @@
 """A task's images on this machine: found, listed, checked and split."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,8 @@ from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.split import Slice
 from mixmim_bench.errors import MissingData, TaskFileError
 from mixmim_bench.specs import ROLES, TaskSpec
+
+LABELS = "data.labels"  # in place of a key, where the labels of the data are wrong
 
 
 @dataclass(frozen=True)
@@ -105,40 +107,35 @@ def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str,
     with naming_the_file(task, found.key):
         listed = {part: found.layout.part(part) for part in sorted({cut.part for cut in slices.values()})}
         classes = tuple(found.layout.classes())
-        problems = _problems(task, classes, listed)
+        problems = [*_wrong_counts(task, classes, listed), *_wrong_labels(classes, listed)]
+        if any(problem.key == LABELS for problem in problems):  # such images have no place in an order
+            return listed, classes, Index({}, problems=problems)
         index = indexed(task, str(found.root), listed, slices, problems)
     return listed, classes, index
 
 
-def _problems(task: TaskSpec, classes: tuple[str, ...], listed: Mapping[str, Part]) -> list[LayoutError]:
-    """Compare what was listed with what the task says."""
-    problems = []
+def _wrong_counts(
+    task: TaskSpec, classes: Sequence[str], listed: Mapping[str, Part]
+) -> Iterator[LayoutError]:
+    """Compare how much was listed with what the task says."""
     if len(classes) != task.num_classes:
         some = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
         found = f"is {task.num_classes}, and the data has {len(classes)}: {some}"
-        problems.append(LayoutError(found, "num_classes"))
+        yield LayoutError(found, "num_classes")
     for name, count in task.counts.items():
         if name in listed and len(listed[name]) != count:
-            problems.append(
-                LayoutError(f"is {count}, and there are {len(listed[name])}", f"data.counts.{name}")
-            )
+            yield LayoutError(f"is {count}, and there are {len(listed[name])}", f"data.counts.{name}")
+
+
+def _wrong_labels(classes: Sequence[str], listed: Mapping[str, Part]) -> Iterator[LayoutError]:
+    """Name the first image of each part whose label no class has."""
     for part in listed.values():
-        wrong = _wrong_labels(part.labels, len(classes))
-        if len(wrong):
-            row = int(wrong[0])
-            problems.append(
-                LayoutError(
-                    f"the label {part.labels[row]} of {part.images.name(row)} is none of the "
-                    f"{len(classes)} classes (0 to {len(classes) - 1})",
-                    "data",
-                )
-            )
-    return problems
-
-
-def _wrong_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Name the rows whose labels no class has."""
-    if labels.ndim == 2:
-        wrong = ((labels < -1) | (labels > 1)).any(1) | (labels.shape[1] != num_classes)
-        return np.flatnonzero(wrong)
-    return np.flatnonzero((labels < 0) | (labels >= num_classes))
+        labels, n = part.labels, len(classes)
+        if labels.ndim == 2:
+            wrong = ((labels < -1) | (labels > 1)).any(1) | (labels.shape[1] != n)
+        else:
+            wrong = (labels < 0) | (labels >= n)
+        for row in np.flatnonzero(wrong)[:1].tolist():
+            image = part.images.name(row)
+            message = f"the label {labels[row]} of {image} is none of the {n} classes (0 to {n - 1})"
+            yield LayoutError(message, LABELS)
