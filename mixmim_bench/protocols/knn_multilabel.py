@@ -1,40 +1,28 @@
 """`knn` for multilabel tasks: the share of the nearest neighbours that have a class."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols.knn import KNN
 
 if TYPE_CHECKING:
     from mixmim_bench.bench import Split, Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
-class KNNMultilabel:
+class KNNMultilabel(KNN):
     """The weighted vote of `knn` for classification, for each class on its own; k is chosen on val.
 
     A neighbour of which it is open whether it has a class does not vote on it.
     """
 
-    name: ClassVar[str] = "knn"
-    title: ClassVar[str] = "k nearest neighbours"
     kind: ClassVar[str] = "multilabel"
     version: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = False
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"paper": {}}
-
-    k: tuple[int, ...] = (10, 20, 100, 200)
-    temperature: float = 0.07
-    layers: str = "own"
 
     def __post_init__(self) -> None:
-        require(len(self.k) > 0 and min(self.k) >= 1, "k must be whole numbers of at least 1")
-        require(self.temperature > 0.0, "temperature must be above 0")
+        super().__post_init__()
         require(self.layers != "auto", "layers must be one layer for multilabel tasks")
-
-    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {"forward": sum(counts.values()), "train": 0}
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Choose k on val; then train and val vote."""

@@ -1,47 +1,29 @@
 """`linear` for multilabel tasks: logistic regression of each class against the rest, on frozen features."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols.linear import Linear
 
 if TYPE_CHECKING:
     from mixmim_bench.bench import Split, Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearMultilabel:
+class LinearMultilabel(Linear):
     """One C for all classes, chosen on val by the task's metric; then train and val are refitted.
 
-    The values of C, and `patience`, are those of `linear` for classification. Items of which it
-    is open whether they have a class (VOC's difficult objects) are left out for that class.
+    The values of C, and `patience`, are those of `linear` for classification. Items of which it is open
+    whether they have a class (VOC's difficult objects) are left out for that class.
     """
 
-    name: ClassVar[str] = "linear"
-    title: ClassVar[str] = "linear probe"
     kind: ClassVar[str] = "multilabel"
     version: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = False
-    presets: ClassVar[Mapping[str, Mapping[str, object]]] = {"paper": {}}
-
-    low: float = -6.0
-    high: float = 5.0
-    steps: int = 45
-    max_iter: int = 10000
-    tol: float = 5e-5
-    patience: int = 8
-    layers: str = "own"
 
     def __post_init__(self) -> None:
-        require(self.low <= self.high, "low must not be above high")
-        require(self.steps >= 1 and self.max_iter >= 1, "steps and max_iter must be at least 1")
-        require(self.tol > 0.0, "tol must be above 0")
-        require(self.patience >= 0, "patience must be at least 0")
+        super().__post_init__()
         require(self.layers != "auto", "layers must be one layer for multilabel tasks")
-
-    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {"forward": sum(counts.values()), "train": 0}
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Choose C on val; refit on train and val."""
