@@ -221,6 +221,20 @@ def test_another_count_than_the_official_one_is_reported(imagenet):
         opened("imagenet1k", imagenet / "archives", counts=TASKS["imagenet1k"].counts)
 
 
+@pytest.mark.parametrize("form", ["FOLDER/imagenet1k-PART-*.tar", "imagenet1k-PART-{0000..0003}.tar"])
+def test_shards_are_named_as_users_of_webdataset_do(imagenet, form):
+    (spec,) = (spec for spec in TASKS["imagenet1k"].layouts if spec.name == "shards:Shards")
+    names = {part: form.replace("PART", name) for part, name in (("train", "train"), ("val", "validation"))}
+    shards = {part: name.replace("FOLDER", str(imagenet / "shards")) for part, name in names.items()}
+
+    def of(shards):
+        return (dataclasses.replace(spec, options={**spec.options, "shards": shards}),)
+
+    assert len(opened("imagenet1k", imagenet / "shards", layouts=of(shards)).parts["test"]) == 1000
+    said = told("imagenet1k", imagenet / "shards", layouts=of({**shards, "val": 3}))
+    assert "must be a pattern such as 'train-*.tar', or a list of them, not 3" in said
+
+
 def test_a_shard_that_changes_is_listed_anew(tmp_path):
     copies.imagenet_shards(tmp_path)
     before = opened("imagenet1k", tmp_path)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -114,8 +115,18 @@ def scanned(root: Path, found: list[tuple[str, int, int]]) -> Files:
 
 
 def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
-    """List the files below a root that glob patterns name, sorted."""
-    return sorted({path for text in _texts(patterns) for path in root.glob(text) if path.is_file()})
+    """List the files that glob patterns name, below a root unless they begin with `/`, sorted.
+
+    `{0000..1023}` stands for each of these numbers, as in WebDataset's names. Raises LayoutError for what is
+    no pattern.
+    """
+    found: set[Path] = set()
+    for text in _texts(patterns):
+        anchor = Path(text).anchor
+        folder = Path(anchor) if anchor else root
+        for each in _numbered(text[len(anchor) :]):
+            found.update(path for path in folder.glob(each) if path.is_file())
+    return sorted(found)
 
 
 def wanted(root: Path, of_parts: Sequence[Sequence[str] | str]) -> str:
@@ -124,4 +135,18 @@ def wanted(root: Path, of_parts: Sequence[Sequence[str] | str]) -> str:
 
 
 def _texts(patterns: Sequence[str] | str) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    texts = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
+        raise LayoutError(
+            f"must be a pattern such as 'train-*.tar', or a list of them, not {patterns!r}", "data.options"
+        )
+    return texts
+
+
+def _numbered(pattern: str) -> Iterator[str]:
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    for number in range(int(match[1]), int(match[2]) + 1):
+        yield from _numbered(f"{pattern[: match.start()]}{number:0{len(match[1])}d}{pattern[match.end() :]}")
