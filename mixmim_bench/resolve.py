@@ -41,7 +41,7 @@ class Selection:
     weights: str = AUTO
     preset: str = AUTO
     precision: str = "float32"
-    fused_resize: bool = False  # of evaluation: faster, pixels differ by at most 1 of 255
+    fused_resize: bool = False  # of evaluation: faster, pixels differ by at most 2 of 255
     layers: str = ""  # of the protocols that judge frozen features; '': what each has by default
     roots: DataRoots = field(default_factory=DataRoots)
 

@@ -168,7 +168,7 @@ SIDE = st.integers(40, 700)
 @given(SIDE, SIDE, st.sampled_from(["bicubic", "bilinear"]), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_the_evaluation_transform_is_torchvisions(width, height, interpolation, seed):
-    """Bit for bit; the fused one differs by at most one level of 255."""
+    """Bit for bit; the fused one differs by at most two levels of 255: one for each rounding."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize((width, height))
     mode = getattr(transforms.InterpolationMode, interpolation.upper())
@@ -183,4 +183,4 @@ def test_the_evaluation_transform_is_torchvisions(width, height, interpolation, 
     assert torch.equal(eval_transform(preprocessing)(image), expected)
     fused = eval_transform({**preprocessing, "resize": "fused"})(image)
     levels = (fused - expected) * torch.tensor(PHOTO["std"]).view(3, 1, 1) * 255
-    assert levels.abs().max() < 1.01
+    assert levels.abs().max() < 2.01

@@ -73,7 +73,7 @@ from mixmim_bench.errors import BenchError
 @click.option(
     "--fused-resize",
     is_flag=True,
-    help="Resize and crop in one step when nothing is trained: faster, and pixels differ by at most 1 of "
+    help="Resize and crop in one step when nothing is trained: faster, and pixels differ by at most 2 of "
     "255; such results stand in rows of their own.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run and how long it would take.")

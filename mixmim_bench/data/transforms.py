@@ -20,7 +20,7 @@ def eval_transform(preprocessing: Mapping[str, Any]) -> Transform:
     """Resize, crop the centre and normalise: an image becomes (3, H, W).
 
     With `"resize": "fused"` in the preprocessing only what the crop leaves is computed: pixels differ by
-    at most 1 of 255 from those of the two steps.
+    at most 2 of 255 from those of the two steps.
     """
     steps = create_transform(
         input_size=(3, *preprocessing["size"]),
