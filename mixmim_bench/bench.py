@@ -154,7 +154,8 @@ class Workbench:
     def _made_by(self) -> dict[str, Any]:
         """Say what the features of an image depend on, apart from the image and the layer."""
         identity = self.run.identity()
-        made_by = {key: identity[key] for key in ("arch", "kwargs", "weights", "preprocessing", "precision")}
+        keys = ("arch", "arch_version", "kwargs", "weights", "preprocessing", "precision")
+        made_by = {key: identity[key] for key in keys if key in identity}
         return {
             **made_by,
             "seed": self.seed if self.run.weights["kind"] == "random" else None,

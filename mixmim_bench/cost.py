@@ -59,10 +59,15 @@ class Count:
 
 
 def count_parameters(model: ModelSpec) -> int:
-    """Count the parameters of a model at its own size, classifier and frozen ones included."""
+    """Count the parameters of a model at its own size, classifier and frozen tables included."""
     with torch.device("meta"):
-        network = create(model, own_size(model), own_classes(model))
-    return sum(parameter.numel() for parameter in network.parameters())
+        return parameters_in(create(model, own_size(model), own_classes(model)))
+
+
+def parameters_in(network: nn.Module) -> int:
+    """Count the parameters of a network, and the frozen tables that publications count among them."""
+    tables = [network.get_buffer(name) for name in getattr(network, "frozen_tables", ())]
+    return sum(tensor.numel() for tensor in [*network.parameters(), *tables])
 
 
 # -- torch's counter, on the meta device -------------------------------------------------------------
@@ -211,7 +216,7 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
     if by_fvcore.macs != counted.macs and not uncounted:
         uncounted = (f"the counters differ: {by_fvcore.macs} and {counted.macs} multiply-adds",)
     return {
-        "params_m": sum(parameter.numel() for parameter in network.parameters()) / 1e6,
+        "params_m": parameters_in(network) / 1e6,
         "gmacs": by_fvcore.total / 1e9,
         "uncounted": uncounted,
         "activations_m": count_activations(network, size) / 1e6,

@@ -21,7 +21,7 @@ from mixmim_bench.models.registry import find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights
 from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, effective_recipe, plan
 from mixmim_bench.protocols import AUTO, judging, resolve_protocol
-from mixmim_bench.specs import ModelSpec, TaskSpec
+from mixmim_bench.specs import ModelSpec, TaskSpec, describe_preprocessing
 
 EMBEDDED = "embedded"
 PAPER = "paper"
@@ -98,7 +98,18 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         selection.layers,
     )
     _check_layers(planned)
+    _say_preprocessing(planned, say)
     return Resolved(planned, data)
+
+
+def _say_preprocessing(planned: Sequence[Planned], say: Say) -> None:
+    """Say how images are prepared: no checkpoint tells what it was trained with."""
+    tasks: dict[tuple[str, str], dict[str, None]] = {}
+    for each in planned:
+        line = describe_preprocessing(each.run.preprocessing)
+        tasks.setdefault((each.run.model.name, line), {})[each.run.task.name] = None
+    for (model, line), names in tasks.items():
+        say(f"{model} on {', '.join(names)}: {line}")
 
 
 def _check_layers(planned: Sequence[Planned]) -> None:

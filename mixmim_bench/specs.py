@@ -6,6 +6,7 @@ Nothing here imports torch: a plan can be made, hashed, stored and shown without
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,18 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any, length: int = 16) -> str:
     """Hash a JSON value: the first `length` hexadecimal digits of the SHA-256 of its canonical form."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+def describe_preprocessing(values: Mapping[str, Any]) -> str:
+    """Describe preprocessing in one line: what a checkpoint cannot say, and a user has to check."""
+    height, width = values["size"]
+    resized = math.floor(min(height, width) / values["crop_pct"])
+    fused = ", fused" if values.get("resize") else ""
+    mean, std = (", ".join(f"{x:g}" for x in values[name]) for name in ("mean", "std"))
+    return (
+        f"resize to {resized} ({values['interpolation']}{fused}), {values['crop_mode']} crop {height} x {width}, "
+        f"mean {mean}, std {std}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +65,7 @@ class ModelSpec:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     weights: tuple[WeightsSpec, ...] = ()
     reference: str = ""
+    version: int = 1  # of the architecture: raised when what it computes changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +91,7 @@ class TaskSpec:
     title: str
     num_classes: int
     metrics: tuple[str, ...]
+    metric_versions: Mapping[str, int] = field(default_factory=dict)  # of those above 1
     suites: tuple[str, ...]
     layouts: tuple[LayoutSpec, ...]
     counts: Mapping[str, int]
@@ -121,8 +136,11 @@ class Run:
     def identity(self) -> dict[str, Any]:
         """Return what decides the result, and nothing else: no path, no machine, no commit."""
         task = self.task
+        versions = {"arch_version": self.model.version} if self.model.version > 1 else {}
+        metric_versions = {"metric_versions": dict(task.metric_versions)} if task.metric_versions else {}
         return {
             "arch": self.model.arch,
+            **versions,
             "kwargs": dict(self.model.kwargs),
             "weights": {key: self.weights[key] for key in ("kind", "sha256")},
             "preprocessing": dict(self.preprocessing),
@@ -132,6 +150,7 @@ class Run:
                 "version": task.version,
                 "num_classes": task.num_classes,
                 "metrics": list(task.metrics),
+                **metric_versions,
                 "split": dict(task.split),
                 "image_size": task.image_size,  # what the task states for all models
                 "crop_pct": task.crop_pct,
@@ -245,9 +264,16 @@ class RunRecord:
         return self.identity["task"]["metrics"][0]
 
     @property
-    def versions(self) -> tuple[int, int]:
-        """The versions of task and protocol."""
-        return self.identity["task"]["version"], self.identity["protocol"]["version"]
+    def versions(self) -> tuple[int, int, int]:
+        """The versions of task, ranked metric and protocol."""
+        task = self.identity["task"]
+        metric = task.get("metric_versions", {}).get(self.metric, 1)
+        return task["version"], metric, self.identity["protocol"]["version"]
+
+    @property
+    def arch_version(self) -> int:
+        """The version of the architecture."""
+        return self.identity.get("arch_version", 1)
 
     def to_json(self) -> str:
         """Write the record as the text of its file."""

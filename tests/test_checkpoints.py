@@ -11,6 +11,7 @@ import pytest
 import seeded
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import TINY as SMALL
 from safetensors.torch import save_file
 
@@ -18,7 +19,7 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import build, create
 from mixmim_bench.models.checkpoints import load_weights
 from mixmim_bench.models.formats import convert
-from mixmim_bench.models.positions import sincos_positions
+from mixmim_bench.models.positions import resize_positions, sincos_positions
 from mixmim_bench.models.pretraining import pretraining_model
 from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.specs import ModelSpec
@@ -134,8 +135,8 @@ def seeded_in_openmmlab_form(network):
     return {"state_dict": theirs}
 
 
-def check_golden(mode, results):
-    golden = json.loads((Path(__file__).parent / "golden" / f"openmmlab_{mode}_base.json").read_text())
+def check_golden(name, results):
+    golden = json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text())
     for name, values in seeded.digest(results).items():
         np.testing.assert_allclose(values, golden[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
@@ -150,7 +151,32 @@ def test_the_classifier_computes_what_openmmlab_computes():
         results = {f"stage{i}": tokens.numpy() for i, tokens in enumerate(stages)}
         results["features"] = network.forward_head(last, pre_logits=True).numpy()
         results["logits"] = network.forward_head(last).numpy()
-    check_golden("classifier", results)
+    check_golden("openmmlab_classifier_base", results)
+
+
+def test_224_pixel_weights_compute_at_384_what_the_release_computes(tmp_path):
+    """Against numbers made by the released code, its interpolation included; tests/reference/released.py."""
+    small = timm.create_model("mixmim_base")
+    state = {
+        name: value
+        if name.endswith("pos_embed")
+        else torch.from_numpy(seeded.weights(name, tuple(value.shape), 0))
+        for name, value in small.state_dict().items()
+    }
+    torch.save({"model": state}, tmp_path / "b224.pth")
+    network = timm.create_model("mixmim_base_384").eval()
+    with pytest.warns(UserWarning, match="a start for fine-tuning"):
+        load_weights(network, tmp_path / "b224.pth", "mixmim_base_384")
+    with torch.no_grad():
+        pooled = network.forward_head(
+            network.forward_features(torch.from_numpy(seeded.images(1, 384, 0))), pre_logits=True
+        )
+        results = {
+            "positions": network.absolute_pos_embed.numpy(),
+            "features": pooled.numpy(),
+            "logits": network.head(pooled).numpy(),
+        }
+    check_golden("released_384", results)
 
 
 def test_pretraining_computes_what_openmmlab_computes():
@@ -164,26 +190,29 @@ def test_pretraining_computes_what_openmmlab_computes():
         "gradient_first": network.patch_embed.proj.weight.grad.numpy(),
         "gradient_last": network.decoder_pred.bias.grad.numpy(),
     }
-    check_golden("pretraining", {"loss": result.loss.item(), **gradients})
+    check_golden("openmmlab_pretraining_base", {"loss": result.loss.item(), **gradients})
 
 
 @pytest.mark.parametrize("rows_first", [False, True])
 def test_positions_of_another_size_keep_their_order(tiny, tmp_path, rows_first):
     """The release and OpenMMLab write rows and columns in different orders."""
     saved = tiny(img_size=64)
-    saved.absolute_pos_embed.data = sincos_positions((16, 16), 16, rows_first)
+    table = sincos_positions((16, 16), 16).view(16, 16, 16)
+    saved.absolute_pos_embed[:] = (table.transpose(0, 1) if rows_first else table).reshape(1, 256, 16)
     torch.save(saved.half().state_dict(), tmp_path / "file.pth")
     loaded = tiny(seed=1, img_size=(96, 128))
     load_weights(loaded, tmp_path / "file.pth", "mixmim_base")
-    expected = sincos_positions((24, 32), 16, rows_first)
-    torch.testing.assert_close(loaded.absolute_pos_embed.data, expected)
-    loaded.set_input_size((64, 32))
-    torch.testing.assert_close(loaded.absolute_pos_embed.data, sincos_positions((16, 8), 16, rows_first))
+    # the release's rule (Sense-X/MixMIM, util/pos_embed.py)
+    old = saved.absolute_pos_embed.float().view(1, 16, 16, 16).permute(0, 3, 1, 2)
+    expected = F.interpolate(old, size=(24, 32), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(
+        loaded.absolute_pos_embed.view(1, 24, 32, 16).permute(0, 3, 1, 2), expected, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_positions_that_were_learnt_are_interpolated(tiny, tmp_path):
     saved = tiny(img_size=64)
-    saved.absolute_pos_embed.data[:] = 3.0
+    saved.absolute_pos_embed[:] = 3.0
     torch.save(saved.state_dict(), tmp_path / "file.pth")
     loaded = tiny(seed=1, img_size=128)
     load_weights(loaded, tmp_path / "file.pth", "mixmim_base")
@@ -196,23 +225,46 @@ def test_weights_of_another_size_are_interpolated(tiny, tmp_path, own, other):
     torch.save(saved.state_dict(), tmp_path / "file.pth")
     loaded = tiny(seed=1, img_size=other)
     load_weights(loaded, tmp_path / "file.pth", "mixmim_base")
-    fresh = timm.create_model("mixmim_base", img_size=other, **SMALL)
-    torch.testing.assert_close(loaded.absolute_pos_embed, fresh.absolute_pos_embed)
+    resized = resize_positions(saved.absolute_pos_embed, (own // 4, own // 4), (other // 4, other // 4))
+    torch.testing.assert_close(loaded.absolute_pos_embed, resized)
     theirs = saved.layers[0].blocks[0].attn.relative_position_bias_table
     ours = loaded.layers[0].blocks[0].attn.relative_position_bias_table
     middle = [table.shape[0] // 2 for table in (theirs, ours)]
     torch.testing.assert_close(theirs[middle[0]], ours[middle[1]], atol=1e-5, rtol=1e-4)  # distance 0
 
 
-def test_weights_of_another_window_at_the_same_size_are_another_network(tmp_path):
-    torch.save(timm.create_model("mixmim_base_384").state_dict(), tmp_path / "b384.pth")
-    with pytest.raises(
-        BenchError, match=r"windows of 16, 16, 24 tokens where .* has 24, 24, 24|mixmim-b-384"
-    ):
-        load_weights(timm.create_model("mixmim_base", img_size=384), tmp_path / "b384.pth", "mixmim_base")
-    load_weights(timm.create_model("mixmim_base_384"), tmp_path / "b384.pth", "mixmim_base_384")
-    # at 224 pixels they are a start for fine-tuning
-    load_weights(timm.create_model("mixmim_base"), tmp_path / "b384.pth", "mixmim_base")
+@pytest.fixture
+def of_384(tmp_path):
+    """The weights of a small network with the windows of the 384-pixel release."""
+    path = tmp_path / "b384.pth"
+    torch.save(timm.create_model("mixmim_base_384", **SMALL).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("size", [224, 384, 512])
+def test_weights_of_the_384_release_are_another_network_at_every_size(of_384, size):
+    network = timm.create_model("mixmim_base", img_size=size, **SMALL)
+    with pytest.raises(BenchError, match=r"384 x 384 pixels with windows of 16, 16, 24, 12 tokens"):
+        load_weights(network, of_384, "mixmim_base")
+    own = timm.create_model("mixmim_base_384", img_size=size, **SMALL)
+    assert load_weights(own, of_384, "mixmim_base_384") == []
+
+
+def test_windows_that_the_caller_states_are_meant(of_384):
+    network = timm.create_model("mixmim_base", window_size=(14, 14, 14, 7), **SMALL)
+    load_weights(network, of_384, "mixmim_base")
+
+
+def test_the_384_networks_start_from_224_pixel_weights(tmp_path):
+    """As the release's fine-tuning at 384 pixels does; at 224 they are another network."""
+    torch.save(timm.create_model("mixmim_base", **SMALL).state_dict(), tmp_path / "b.pth")
+    network = timm.create_model("mixmim_base_384", **SMALL)
+    with pytest.warns(UserWarning, match="interpolated to 16, 16, 24, 12: a start for fine-tuning"):
+        load_weights(network, tmp_path / "b.pth", "mixmim_base_384")
+    with pytest.raises(BenchError, match="another network"):
+        load_weights(
+            timm.create_model("mixmim_base_384", img_size=224, **SMALL), tmp_path / "b.pth", "mixmim_base_384"
+        )
 
 
 def test_the_network_that_weights_were_made_for_is_named(tmp_path):

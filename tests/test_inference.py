@@ -223,6 +223,7 @@ def pictures(tmp_path):
 
 def test_predict_shows_a_table_and_reports_what_is_broken(run, pictures):
     said = run("predict", pictures, *RANDOM, "--top", 2, code=1)
+    assert "Preprocessing: resize to " in said.stderr
     rows = [line for line in said.output.splitlines() if line.startswith(str(pictures)) and "%" in line]
     assert len(rows) == 6
     assert f"cannot be read: {pictures / 'broken.png'} (UnidentifiedImageError" in said.stderr

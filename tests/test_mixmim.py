@@ -5,6 +5,7 @@ Run this file alone with: pytest tests/test_mixmim.py
 
 import copy
 import io
+import math
 
 import pytest
 import timm
@@ -165,17 +166,56 @@ def test_a_size_that_cannot_work_is_a_clear_error(tiny, size):
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 7)  # unharmed
 
 
+def bicubic(table, old, new):
+    """Interpolate positions (1, H * W, C) row by row and column by column, by the kernel with a = -0.75."""
+
+    def weights(old, new):
+        out = torch.zeros(new, old)
+        for i in range(new):
+            at = (i + 0.5) * old / new - 0.5
+            for j in range(math.floor(at) - 1, math.floor(at) + 3):
+                x = abs(at - j)
+                near = 1.25 * x**3 - 2.25 * x**2 + 1
+                far = -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3
+                out[i, min(max(j, 0), old - 1)] += near if x <= 1 else far
+        return out
+
+    rows, columns = weights(old[0], new[0]), weights(old[1], new[1])
+    grid = table.view(*old, -1)
+    return torch.einsum("ah,bw,hwc->abc", rows, columns, grid).reshape(1, new[0] * new[1], -1)
+
+
+def learnt_positions(model):
+    """Replace the positions by others that no formula gives."""
+    torch.manual_seed(3)
+    model.absolute_pos_embed.normal_()
+    return model
+
+
 def test_images_of_any_size_when_sizes_are_dynamic(tiny):
-    model = tiny(img_size=64, dynamic_img_size=True, window_size=(4, 4, 4, 2)).eval()
+    model = learnt_positions(tiny(img_size=64, dynamic_img_size=True, window_size=(4, 4, 4, 2)).eval())
     for size in ((64, 64), (96, 40), (32, 128)):
         fixed = tiny(img_size=size, window_size=(4, 4, 4, 2), always_partition=True).eval()
         own = model.state_dict()
-        own["absolute_pos_embed"] = fixed.absolute_pos_embed
+        grid = fixed.patch_embed.grid_size
+        own["absolute_pos_embed"] = bicubic(model.absolute_pos_embed, (16, 16), grid)
         tables = [k for k, v in fixed.state_dict().items() if v.shape != own[k].shape]
         assert not tables
         fixed.load_state_dict(own)
         images = torch.randn(1, 3, *size)
-        torch.testing.assert_close(model(images), fixed(images))
+        torch.testing.assert_close(model(images), fixed(images), atol=1e-4, rtol=1e-4)
+
+
+def test_another_size_interpolates_the_positions_whatever_they_are(tiny):
+    model = learnt_positions(tiny(img_size=64))
+    before = model.absolute_pos_embed.clone()
+    model.set_input_size((96, 32))
+    torch.testing.assert_close(
+        model.absolute_pos_embed, bicubic(before, (16, 16), (24, 8)), atol=1e-5, rtol=1e-5
+    )
+    assert not tiny(img_size=96).absolute_pos_embed.equal(
+        timm.create_model("mixmim_base", img_size=64, embed_dim=16).absolute_pos_embed
+    )
 
 
 def test_positions_are_those_of_mae(tiny):
@@ -186,7 +226,8 @@ def test_positions_are_those_of_mae(tiny):
         parts = [f(at * omega) for at in (column, row) for f in (torch.sin, torch.cos)]
         found = model.absolute_pos_embed[0, row * grid[1] + column]
         torch.testing.assert_close(found.double(), torch.cat(parts), atol=1e-6, rtol=0)
-    assert not model.absolute_pos_embed.requires_grad
+    assert "absolute_pos_embed" in model.state_dict()
+    assert "absolute_pos_embed" not in dict(model.named_parameters())  # it is never learnt
 
 
 # -- the bias that is kept while gradients are off ---------------------------------------------------

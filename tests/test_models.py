@@ -199,3 +199,26 @@ def test_activations_are_those_counted_by_hand():
             return nn.functional.scaled_dot_product_attention(q, k, v)
 
     assert count_activations(Small(), (8, 8)) == 16 * 4 + 16 * 12 + 16 * 4
+
+
+def run_of(model, metric_versions):
+    """A run with an identity to look at."""
+    task = TaskSpec(
+        **{"name": "t", "path": "t.toml", "version": 1, "kind": "classification", "title": "T"},
+        **{"num_classes": 2, "metrics": ("top1",), "metric_versions": metric_versions, "suites": ()},
+        **{"layouts": (), "counts": {}, "split": {}},
+    )
+    return Run(
+        **{"model": model, "task": task, "weights": {"kind": "random", "sha256": ""}, "preprocessing": {}},
+        **{"data": {"fingerprint": "0"}, "protocol": {}, "seed": None, "precision": "float32"},
+    )
+
+
+def test_versions_enter_the_identity_of_a_run_once_they_are_above_one():
+    plain = run_of(ModelSpec(name="m", arch="test_vit"), {})
+    assert "arch_version" not in plain.identity() and "metric_versions" not in plain.identity()["task"]
+    newer = run_of(ModelSpec(name="m", arch="test_vit", version=2), {"top1": 2})
+    assert newer.identity()["arch_version"] == 2
+    assert newer.identity()["task"]["metric_versions"] == {"top1": 2}
+    assert len({plain.run_id, newer.run_id, run_of(plain.model, {"top1": 2}).run_id}) == 3
+    assert all(spec.version == 2 for spec in MODELS if spec.arch.startswith("mixmim"))

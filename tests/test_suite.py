@@ -134,6 +134,7 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(run, tmp_path):
     assert [row[4] for row in rows] == ["knn", "finetune", "linear"]
     assert rows[0][6:8] == ["1797", "0"] and rows[1][6:9] == ["500", "0", "2594"]
     assert rows[2][6:8] == ["1797", "1797"]  # knn will have made the features
+    assert "test_vit on digits: resize to 32 (bicubic), center crop 32 x 32, mean 0.5, 0.5, 0.5" in said
     assert f"Features: {1797 * 64 * 4 / 1e9:.2f} GB will be written" in said
     assert not (tmp_path / "none").exists()
 

@@ -12,6 +12,7 @@ import click
 
 from mixmim_bench.cli.options import BATCH_SIZE, DEVICE, JSON, PRECISION, THREADS, WORKERS, print_table
 from mixmim_bench.errors import BenchError
+from mixmim_bench.specs import describe_preprocessing
 
 MODEL = click.option(
     "-m",
@@ -196,7 +197,9 @@ def _ready(
     pretrained: bool | str = {"auto": True, "random": False}.get(weights, weights)
     if weights == "random":
         click.echo(f"{model} has RANDOM weights.", err=True)
-    return get_model(model, pretrained, img_size=image_size, for_features=for_features), computer
+    ready = get_model(model, pretrained, img_size=image_size, for_features=for_features)
+    click.echo(f"Preprocessing: {describe_preprocessing(ready.preprocessing)}", err=True)
+    return ready, computer
 
 
 def _pictures(images: tuple[str, ...]) -> Any:

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_, use_fused_attn
+from timm.models import register_notrace_function
 from timm.models.swin_transformer import get_relative_position_index
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def resize_bias_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -20,6 +21,12 @@ def resize_bias_table(table: Tensor, old: tuple[int, int], new: tuple[int, int])
     return resized[0].flatten(1).T.to(table.dtype).contiguous()
 
 
+@register_notrace_function  # reason: whether there is a mask is decided at run time
+def add_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
+    """Add a mask (windows, 1, N, N) to a bias (heads, N, N), if there is one: (windows, heads, N, N)."""
+    return bias if mask is None else bias + mask.to(bias.dtype)
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside windows of `window_size` (h, w); N = h * w tokens each.
 
@@ -27,7 +34,6 @@ class WindowAttention(nn.Module):
     form is kept (`_kept_bias`) and checked against the table before each use.
     """
 
-    fused_attn: torch.jit.Final[bool]
     relative_position_index: Tensor
 
     def __init__(
@@ -112,9 +118,11 @@ class WindowAttention(nn.Module):
         bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
         return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
 
-    def position_bias(self, dtype: torch.dtype) -> Tensor:
-        """Return the relative position bias as (heads, N, N), gathered once while gradients are off."""
-        if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    def position_bias(self, x: Tensor) -> Tensor:
+        """Return the relative position bias for tokens x, (heads, N, N), gathered once while gradients are off."""
+        dtype = x.dtype
+        traced = isinstance(x, fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if traced or torch.is_grad_enabled():
             return self._gather_bias().to(dtype)
         table = self.relative_position_bias_table
         if self._kept_bias is not None:
@@ -141,10 +149,10 @@ class WindowAttention(nn.Module):
         B, windows, N, C = x.shape
         qkv = self.qkv(x).reshape(B, windows, N, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, windows, heads, N, head_dim)
-        bias = self.position_bias(q.dtype)
-        if mask is not None:
-            bias = bias + mask.to(q.dtype)  # (windows, heads, N, N)
-        x = self._attend_fused(q, k, v, bias) if self.fused_attn else self._attend(q, k, v, bias)
+        bias = add_mask(self.position_bias(q), mask)
+        # torch.fx gets attention written out, so that `AttentionExtract` finds its softmax
+        fused = self.fused_attn and not isinstance(x, fx.Proxy)
+        x = self._attend_fused(q, k, v, bias) if fused else self._attend(q, k, v, bias)
         x = x.transpose(2, 3).reshape(B, windows, N, C)
         return self.proj_drop(self.proj(x))
 

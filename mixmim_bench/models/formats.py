@@ -5,7 +5,8 @@ lists the four neighbours of a token in another order, so those weights are perm
 """
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -87,39 +88,81 @@ def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     """Bring a published checkpoint to the names, windows and image size of `model`.
 
     Computed indices are left out, and the decoder of a pretraining checkpoint where the model has none.
-    Bias tables are interpolated to the model's windows, position embeddings brought to its grid. Raises
-    BenchError for weights of the model's image size that have other windows: a network that can be
-    interpolated to this one and is another one.
+    Bias tables and position embeddings are interpolated to the model's windows and grid, bicubic. Raises
+    BenchError for weights of another network: one whose windows at the weights' image size are not this
+    model's. Two cases are meant and accepted: a model whose windows the caller stated, and a model for
+    larger images that starts from weights for smaller ones, as the release's 384-pixel fine-tuning does
+    (with a warning).
     """
     state = in_our_names(read_state_dict(checkpoint))
     state = {k: v for k, v in state.items() if not _COMPUTED.search(k)}
     if not hasattr(model, "mask_token"):
         state = {k: v for k, v in state.items() if not _DECODER.search(k)}
     tables = _tables_of_other_windows(state, model)
-    if tables and POSITIONS in state and state[POSITIONS].shape == model.absolute_pos_embed.shape:
-        raise BenchError(_other_windows(state, model, tables))
-    for key, grid in ((POSITIONS, model.patch_embed.grid_size), ("decoder_pos_embed", _cells(model))):
+    grid = _square(state[POSITIONS].shape[1]) if POSITIONS in state else None
+    if tables and grid is not None:
+        _check_windows(state, model, grid)
+    for key, wanted in ((POSITIONS, model.patch_embed.grid_size), ("decoder_pos_embed", _cells(model))):
         own, theirs = getattr(model, key, None), state.get(key)
         if own is not None and theirs is not None and theirs.shape[-1] == own.shape[-1]:
-            side = round(theirs.shape[1] ** 0.5)
-            if theirs.shape != own.shape and side**2 == theirs.shape[1]:
-                state[key] = resize_positions(theirs, (side, side), grid)
-    for key, attention in tables.items():
+            grid = _square(theirs.shape[1])
+            if theirs.shape != own.shape and grid is not None:
+                state[key] = resize_positions(theirs, grid, wanted)
+    for key, (_, attention) in tables.items():
         state[key] = resize_bias_table(state[key], _window_of(state[key]), attention.window_size)
     return state
 
 
 def _tables_of_other_windows(state: Mapping[str, Tensor], model: Any) -> dict[str, Any]:
-    """Find the bias tables that are of another size than the model's: key -> its attention."""
+    """Find the bias tables that are of another size than the model's: key -> (stage, attention)."""
+    return {
+        key: (stage, attention)
+        for key, (stage, attention) in _tables(state, model).items()
+        if state[key].shape != attention.relative_position_bias_table.shape
+    }
+
+
+def _tables(state: Mapping[str, Tensor], model: Any) -> dict[str, tuple[int, Any]]:
+    """Find the bias tables that both have, with as many heads: key -> (stage, attention)."""
     found = {}
-    for name, module in model.named_modules():
-        table = getattr(module, _TABLE[1:], None)
-        theirs = state.get(name + _TABLE)
-        if table is None or theirs is None or theirs.shape[1:] != table.shape[1:]:
-            continue
-        if theirs.shape != table.shape:
-            found[name + _TABLE] = module
+    for stage, layer in enumerate(model.layers):
+        for block, module in enumerate(layer.blocks):
+            key = f"layers.{stage}.blocks.{block}.attn{_TABLE}"
+            heads = module.attn.relative_position_bias_table.shape[1:]
+            if key in state and state[key].shape[1:] == heads:
+                found[key] = (stage, module.attn)
     return found
+
+
+def _check_windows(state: Mapping[str, Tensor], model: Any, grid: tuple[int, int]) -> None:
+    """See that weights for a patch grid have the windows that the model has there; raises BenchError."""
+    wanted = model.windows_at(grid)
+    theirs = {stage: _window_of(state[key]) for key, (stage, _) in _tables(state, model).items()}
+    if all(window == wanted[stage] for stage, window in theirs.items()):
+        return
+    if model.windows_stated:
+        return
+    pixels = " x ".join(str(side * patch) for side, patch in zip(grid, model.patch_embed.patch_size, strict=True))
+    about = f"the weights were trained on {pixels} pixels with windows of {_sides(theirs.values())} tokens"
+    if model.made_for_larger_than(grid):
+        own = _sides(stage.window_size for stage in model.layers)
+        warnings.warn(f"{about} and are interpolated to {own}: a start for fine-tuning", stacklevel=2)
+        return
+    raise BenchError(
+        f"{about}, where this network has {_sides(wanted[stage] for stage in theirs)}: another network. The "
+        "windows of mixmim-b and mixmim-l scale with the image; those of mixmim-b-384 and mixmim-l-384 are "
+        "16, 16, 24, 12 at 384 pixels. Name the model that the weights were trained as"
+    )
+
+
+def _sides(windows: Iterable[tuple[int, int]]) -> str:
+    return ", ".join(str(window[0]) for window in windows)
+
+
+def _square(tokens: int) -> tuple[int, int] | None:
+    """Give the square grid of so many tokens, None if there is none."""
+    side = round(tokens**0.5)
+    return (side, side) if side**2 == tokens else None
 
 
 def _cells(model: Any) -> tuple[int, int]:
@@ -131,15 +174,3 @@ def _window_of(table: Tensor) -> tuple[int, int]:
     """Return the square window that a bias table ((2w - 1)^2, heads) was made for."""
     side = (round(table.shape[0] ** 0.5) + 1) // 2
     return side, side
-
-
-def _other_windows(state: Mapping[str, Tensor], model: Any, tables: Mapping[str, Any]) -> str:
-    first = [key for key in tables if ".blocks.0." in key]  # a stage's blocks have one window
-    theirs = ", ".join(str(_window_of(state[key])[0]) for key in first)
-    ours = ", ".join(str(tables[key].window_size[0]) for key in first)
-    size = " x ".join(map(str, model.patch_embed.img_size))
-    return (
-        f"the weights were made for {size} pixels with windows of {theirs} tokens where this network has "
-        f"{ours}: another network. The windows of mixmim-b and mixmim-l scale with the image; those of "
-        "mixmim-b-384 and mixmim-l-384 are 16, 16, 24, 12. Name the model that the weights were made for"
-    )

@@ -23,6 +23,7 @@ from timm.models import (
     checkpoint,
     generate_default_cfgs,
     register_model,
+    register_notrace_function,
 )
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -41,6 +42,33 @@ from mixmim_bench.models.positions import Size, resize_positions, sincos_positio
 PADDING = -1  # the source of tokens that only fill a window up
 
 
+@register_notrace_function  # reason: whether to pad is decided at run time
+def pad_grid(x: Tensor, multiple: Size) -> Tensor:
+    """Pad tokens (B, H, W, C) with zeros below and on the right, to sides that are multiples of (h, w)."""
+    rows, columns = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
+    return F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
+
+
+@register_notrace_function  # reason: whether tokens are kept apart is decided at run time
+def attention_mask(x: Tensor, source: Tensor | None, window_size: Size) -> Tensor | None:
+    """Build the mask that lets a token see tokens of its own source only: (windows, 1, N, N).
+
+    x: tokens (B, H, W, C) before padding. source: the image each cell came from, (1, H, W). Padding has a
+    source of its own. None if every token may see every other one of its window.
+    """
+    _, height, width, _ = x.shape
+    rows, columns = -height % window_size[0], -width % window_size[1]
+    if source is None:
+        if not rows and not columns:
+            return None
+        source = torch.zeros(1, height, width, device=x.device)
+    source = F.pad(source, (0, columns, 0, rows), value=PADDING).unsqueeze(-1)
+    source = window_partition(source, window_size).flatten(1)  # (windows, N)
+    apart = source.unsqueeze(1) != source.unsqueeze(2)
+    mask = torch.zeros(apart.shape, device=x.device)
+    return mask.masked_fill(apart, float("-inf")).unsqueeze(1)
+
+
 class PatchMerging(nn.Module):
     """Merge 2 x 2 neighbours into one token twice as wide: (B, H, W, C) -> (B, H/2, W/2, 2C).
 
@@ -54,9 +82,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
-        if height % 2 or width % 2:
-            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = pad_grid(x, (2, 2))
         neighbours = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
 
@@ -85,7 +111,7 @@ class Stage(nn.Module):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.always_partition = always_partition
-        self.window_size = self._fit(window_size, grid_size)
+        self.window_size = self.fit_window(window_size, grid_size)
         self.grad_checkpointing = False
         self.blocks = nn.ModuleList(
             Block(
@@ -101,8 +127,8 @@ class Stage(nn.Module):
         )
         self.downsample: nn.Module = PatchMerging(dim, norm_layer, **factory) if downsample else nn.Identity()
 
-    def _fit(self, window_size: Size, grid_size: Size) -> Size:
-        """A window larger than the grid is cut to it, unless every image is to be partitioned."""
+    def fit_window(self, window_size: Size, grid_size: Size) -> Size:
+        """Cut a window that is larger than the grid, unless every image is to be partitioned."""
         if self.always_partition:
             return window_size
         return min(window_size[0], grid_size[0]), min(window_size[1], grid_size[1])
@@ -111,20 +137,9 @@ class Stage(nn.Module):
         """Change the grid and the window, interpolating the bias tables."""
         if always_partition is not None:
             self.always_partition = always_partition
-        self.window_size = self._fit(window_size, grid_size)
+        self.window_size = self.fit_window(window_size, grid_size)
         for block in self.blocks:
             cast(Block, block).attn.set_window_size(self.window_size)
-
-    def _attention_mask(self, source: Tensor | None, padding: tuple[int, int]) -> Tensor | None:
-        """Build the mask that lets a token see tokens of its own source only: (windows, 1, N, N)."""
-        if source is None:
-            return None
-        rows, columns = padding
-        source = F.pad(source, (0, columns, 0, rows), value=PADDING).unsqueeze(-1)
-        source = window_partition(source, self.window_size).flatten(1)  # (windows, N)
-        apart = source.unsqueeze(1) != source.unsqueeze(2)
-        mask = torch.zeros(apart.shape, device=source.device)
-        return mask.masked_fill(apart, float("-inf")).unsqueeze(1)
 
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
         """Map tokens (B, H, W, C) to the same shape.
@@ -132,19 +147,11 @@ class Stage(nn.Module):
         source: for mixed inputs, which image each cell came from, (1, H, W), shared by the batch.
         """
         B, H, W, C = x.shape
-        rows, columns = -H % self.window_size[0], -W % self.window_size[1]
-        if rows or columns:
-            x = F.pad(x, (0, 0, 0, columns, 0, rows))
-            if source is None:
-                source = torch.zeros(1, H, W, device=x.device)
-        mask = self._attention_mask(source, (rows, columns))
-
+        mask = attention_mask(x, source, self.window_size)
+        x = pad_grid(x, self.window_size)
         x = window_partition(x, self.window_size).view(B, -1, self._window_area(), C)
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x, mask)
-            else:
-                x = block(x, mask)
+            x = checkpoint(block, x, mask) if self.grad_checkpointing else block(x, mask)
         return self.tokens_of_windows(x, (H, W))
 
     def tokens_of_windows(self, x: Tensor, grid: Size) -> Tensor:
@@ -162,12 +169,15 @@ class MixMIM(nn.Module):
 
     With `strict_img_size=False` (or `dynamic_img_size=True`) images of other sizes than `img_size`
     are taken as they come: windows stay, grids are filled up to whole windows with masked tokens, and
-    the position embedding is computed for the grid. The arguments are those of timm's Swin, but that
+    the position embedding is interpolated to the grid. The arguments are those of timm's Swin, but that
     the windows need not be stated: the network has windows of `ref_window_size` on images of
     `ref_img_size` pixels, and at another `img_size` they scale with the grid as in `set_input_size`.
 
     Raises ValueError for an image size that is not a multiple of the patch size.
     """
+
+    absolute_pos_embed: Tensor
+    frozen_tables = ("absolute_pos_embed",)  # buffers that the published counts include in the parameters
 
     def __init__(
         self,
@@ -218,13 +228,12 @@ class MixMIM(nn.Module):
             **factory,
         )
         grid = self.patch_embed.grid_size
-        self.absolute_pos_embed = nn.Parameter(
-            torch.empty(1, grid[0] * grid[1], embed_dim, **factory), requires_grad=False
-        )
+        self.register_buffer("absolute_pos_embed", torch.empty(1, grid[0] * grid[1], embed_dim, **factory))
         self.pos_drop = nn.Dropout(pos_drop_rate)
 
         self._ref_window_sizes = resolve_stage_window_sizes(ref_window_size, len(depths))
-        self._ref_grid_size = tuple(ref_img_size // 4 for _ in grid)
+        self._ref_grid_size: Size = (ref_img_size // 4, ref_img_size // 4)
+        self.windows_stated = False  # by the caller, so whatever windows weights had, these are meant
         windows = self._scale_windows(grid, window_size, None)
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.layers = nn.ModuleList(
@@ -273,7 +282,7 @@ class MixMIM(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
-            self.absolute_pos_embed.copy_(self._position_embedding(self.patch_embed.grid_size))
+            self.absolute_pos_embed.copy_(sincos_positions(self.patch_embed.grid_size, self.embed_dim))
 
     @property
     def _stages(self) -> list[Stage]:
@@ -286,12 +295,20 @@ class MixMIM(nn.Module):
         )
         if window_size is not None or window_ratio is not None:  # later resizes start from these
             self._ref_window_sizes, self._ref_grid_size = windows, grid
+            self.windows_stated = True
         return windows
 
-    def _position_embedding(self, grid: Size) -> Tensor:
-        """Compute the position embedding of a grid (h, w): (1, h * w, C)."""
-        own = self.absolute_pos_embed
-        return sincos_positions(grid, self.embed_dim).to(device=own.device, dtype=own.dtype)
+    def windows_at(self, grid: Size) -> tuple[Size, ...]:
+        """Give the windows of this network's stages at another patch grid (h, w)."""
+        windows = calc_stage_window_sizes(grid, self._ref_window_sizes, self._ref_grid_size)
+        return tuple(
+            stage.fit_window(window, _stage_grid(grid, i))
+            for i, (stage, window) in enumerate(zip(self._stages, windows, strict=True))
+        )
+
+    def made_for_larger_than(self, grid: Size) -> bool:
+        """Whether the network and its windows are for a larger patch grid, as the 384-pixel release's are."""
+        return min(self._ref_grid_size, self.patch_embed.grid_size) > grid
 
     def set_input_size(
         self,
@@ -304,7 +321,7 @@ class MixMIM(nn.Module):
         """Change the image size, with the arguments and the rule of timm's Swin.
 
         Windows scale with the grid unless `window_size` (or `window_ratio`, a divisor of the grid)
-        states them. Bias tables are interpolated, a sin-cos position embedding is computed anew.
+        states them. Bias tables and the position embedding are interpolated, bicubic.
         """
         new_patch = self.patch_embed.patch_size if patch_size is None else to_2tuple(patch_size)
         new_size = self.patch_embed.img_size if img_size is None else to_2tuple(img_size)
@@ -318,9 +335,7 @@ class MixMIM(nn.Module):
             self.feature_info[i]["reduction"] = max(new_patch) * 2**i
             stage.set_input_size(_stage_grid(grid, i), windows[i], always_partition)
         if grid != old_grid:
-            old = self.absolute_pos_embed
-            positions = resize_positions(old.detach(), old_grid, grid)
-            self.absolute_pos_embed = nn.Parameter(positions.to(old.dtype), requires_grad=False)
+            self.absolute_pos_embed = resize_positions(self.absolute_pos_embed, old_grid, grid)
         update_model_input_size(
             self,
             new_size,
@@ -331,12 +346,10 @@ class MixMIM(nn.Module):
 
     # -- what timm's tools ask a model -------------------------------------------------------------
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Name what is never decayed. The release decays the bias tables, and so do we."""
-        return {"absolute_pos_embed"}
+        """Name what is never decayed: nothing. The release decays the bias tables, and so do we."""
+        return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group the parameters by depth, for layer decay.
 
@@ -347,17 +360,15 @@ class MixMIM(nn.Module):
         merging = [(rf"^layers\.{i}\.downsample", (i + 1, *first_block)) for i in range(len(self.layers) - 1)]
         stage = r"^layers\.(\d+)" if coarse else r"^layers\.(\d+)\.blocks\.(\d+)"
         return {
-            "stem": r"^patch_embed|^absolute_pos_embed",
+            "stem": r"^patch_embed",
             "blocks": [*merging, (stage, None), (r"^norm", (99999,))],
         }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade computing for memory: recompute each block in the backward pass."""
         for stage in self._stages:
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         """Return the classification head."""
         return self.head
@@ -366,18 +377,18 @@ class MixMIM(nn.Module):
         """Put a new head (none for 0 classes), and maybe another pooling ('' for none)."""
         if global_pool is not None:
             self.global_pool = global_pool
-            self.pool = _new_pool(global_pool)
+            self.pool = _new_pool(global_pool).train(self.training)
         self.num_classes = num_classes
-        self.head = self._new_head(num_classes, **get_device_dtype(self))
+        self.head = self._new_head(num_classes, **get_device_dtype(self)).train(self.training)
 
     # -- forward -----------------------------------------------------------------------------------
 
     def add_positions(self, tokens: Tensor) -> Tensor:
         """Add the position embedding to patch tokens (B, H, W, C)."""
-        grid = (tokens.shape[1], tokens.shape[2])
-        if not self.patch_embed.strict_img_size and grid != self.patch_embed.grid_size:
-            return self.pos_drop(tokens + self._position_embedding(grid).view(1, *grid, -1))
-        return self.pos_drop(tokens + self.absolute_pos_embed.view(1, *grid, -1))
+        grid, table = (tokens.shape[1], tokens.shape[2]), self.absolute_pos_embed
+        if not self.patch_embed.strict_img_size:
+            table = resize_positions(table, self.patch_embed.grid_size, grid)
+        return self.pos_drop(tokens + table.view(1, *grid, -1))
 
     def encode(self, tokens: Tensor, sources: Sequence[Tensor] | None = None) -> Tensor:
         """Run the stages on patch tokens (B, H, W, C): (B, H/8, W/8, 8C).

@@ -38,6 +38,9 @@ class MixMIMPretraining(MixMIM):
     have eps 1e-5; OpenMMLab's have 1e-6 (`decoder_norm_eps`). Further arguments are those of MixMIM.
     """
 
+    decoder_pos_embed: Tensor
+    frozen_tables = (*MixMIM.frozen_tables, "decoder_pos_embed")
+
     def __init__(
         self,
         decoder_dim: int = 512,
@@ -56,7 +59,7 @@ class MixMIMPretraining(MixMIM):
 
         norm = partial(nn.LayerNorm, eps=decoder_norm_eps)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        self.decoder_pos_embed = nn.Parameter(sincos_positions(self.cells, decoder_dim), requires_grad=False)
+        self.register_buffer("decoder_pos_embed", sincos_positions(self.cells, decoder_dim))
         self.decoder_embed = nn.Linear(self.num_features, decoder_dim)
         self.decoder_blocks = nn.ModuleList(
             Block(decoder_dim, decoder_num_heads, qkv_bias=True, norm_layer=norm)

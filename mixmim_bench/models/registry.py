@@ -15,10 +15,16 @@ _FINETUNED = "MixMIM, 600 epochs of ImageNet-1K, then fine-tuned on its labels"
 _BY_HAND = "https://drive.google.com/file/d"
 
 
+# 2: at another image size the position embedding is interpolated, as in the release; 1 computed it again
+MIXMIM_VERSION = 2
+
+
 def _model(name: str, arch: str, weights: tuple[WeightsSpec, ...]) -> ModelSpec:
     """Describe a MixMIM; the names of its checkpoints are its aliases."""
     aliases = tuple(checkpoint.name for checkpoint in weights)
-    return ModelSpec(name=name, arch=arch, weights=weights, aliases=aliases, reference=_PAPER)
+    return ModelSpec(
+        name=name, arch=arch, weights=weights, aliases=aliases, reference=_PAPER, version=MIXMIM_VERSION
+    )
 
 
 # Of a model's checkpoints the first that is here is taken, those without fine-tuning before the others.
