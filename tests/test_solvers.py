@@ -20,7 +20,8 @@ from mixmim_bench.probes.heads import FrozenProbe
 from mixmim_bench.probes.logistic import LogisticPath
 from mixmim_bench.probes.neighbours import nearest
 from mixmim_bench.probes.ridge import RidgePath
-from mixmim_bench.probes.rows import Stacked, Standardiser, stacked
+from mixmim_bench.probes.rows import Prepared, Stacked, Standardiser, stacked
+from mixmim_bench.probes.softmax import SoftmaxLoss
 
 DINOV2_GRID = np.logspace(-6, 5, 45)
 
@@ -75,10 +76,12 @@ def made_up(kind, n, d, k, seed):
         x[:, 2] *= 1e-8
     if kind == "correlated":
         x = x @ (rng.standard_normal((d, d)) * np.arange(1.0, d + 1) ** -2)
+    if kind == "nearly collinear":  # all but two directions have a variance of 1e-10 of the largest
+        x = x[:, :2] @ rng.standard_normal((2, d)) + 1e-5 * x
     return x.astype(np.float32), y
 
 
-KINDS = ("plain", "imbalanced", "separable", "heavy-tailed", "constant", "correlated")
+KINDS = ("plain", "imbalanced", "separable", "heavy-tailed", "constant", "correlated", "nearly collinear")
 
 
 @settings(deadline=None, max_examples=25)
@@ -95,6 +98,58 @@ def test_objectives_are_at_most_a_ten_thousandth_above_scikit_learns(kind, n, d,
     path = LogisticPath(Cs).fit(x, y)
     assert path.unsolved_ == []
     assert excess(path, x, y, Cs).max() < 1e-4
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.sampled_from(KINDS),
+    st.sampled_from([40, 150]),
+    st.sampled_from([3, 20, 80]),
+    st.sampled_from([2, 3, 6]),
+    st.integers(0, 1000),
+)
+def test_the_gap_is_a_bound(kind, n, d, k, seed):
+    """No objective is farther from the minimum than its gap, but for the rounding of float32."""
+    x, y = made_up(kind, n, d, k, seed)
+    path = LogisticPath(10.0 ** np.random.default_rng(seed).uniform(-6, 5, size=5)).fit(x, y)
+    scaler, inner = StandardScaler().fit(x.astype(np.float64)), standardised(x).astype(np.float32)
+    inner = inner.astype(np.float64)
+    for place, C in enumerate(path.C_path_):
+        coef = path.coef_path_[place] * scaler.scale_
+        intercept = path.intercept_path_[place] + path.coef_path_[place] @ scaler.mean_
+        ours = objective(coef, intercept, inner, y, C)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = LogisticRegression(C=C, tol=1e-10, max_iter=1000, solver="newton-cholesky").fit(inner, y)
+        excess = ours - objective(theirs.coef_, theirs.intercept_, inner, y, C)
+        assert excess <= path.gap_path_[place] + 2e-6 * ours
+
+
+def test_the_gap_is_a_bound_at_every_point():
+    """Far from the optimum too, whatever the intercepts are."""
+    x, y = digits(200)
+    prepared = Prepared(stacked(x), Standardiser(stacked(x)), "cpu")
+    loss = SoftmaxLoss(prepared, y, 10, torch.float64)
+    lowest = LogisticPath([0.1], tol=1e-9).fit(x, y).objective_path_[0]
+    draw = torch.Generator().manual_seed(0)
+    for scale in (0.0, 0.01, 0.1, 1.0):
+        noise = torch.randn(loss.size, generator=draw, dtype=torch.float64)
+        (point,) = loss.evaluate([loss.origin() + scale * noise], [0.1])
+        assert point.objective - lowest <= loss.bound(point)
+        (settled,) = loss.evaluate([loss.settle(point)], [0.1])
+        assert settled.objective <= point.objective and settled.gradient[:, -1].abs().max() < 1e-8
+        assert settled.objective - lowest <= loss.bound(settled)
+        weights = settled.gradient[:, :-1]
+        assert loss.bound(settled) == pytest.approx(0.5 * float(weights.square().sum()), rel=1e-6)
+
+
+def test_values_too_large_to_compute_with_are_named():
+    x, y = digits(100)
+    for huge in (1e300, 1e200):
+        wide = x.astype(np.float64)
+        wide[3, 7] = huge
+        with pytest.raises(ValueError, match=r"up to 1e\+[23]00 in column 7, too large to compute with"):
+            LogisticPath([1.0]).fit(wide, y)
 
 
 def test_the_whole_grid_on_real_features():

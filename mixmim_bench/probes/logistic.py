@@ -39,14 +39,17 @@ class LogisticPath(LinearPath):
     truncated Newton method (conjugate gradients, preconditioned in the basis of uncorrelated features) that
     starts from the solutions before it, in float32, until the duality gap is at most `tol` of the objective;
     where float32 does not get there it goes on in float64. Problems with few classes share passes over X.
+    The gap bounds how far the objective is from its minimum, up to the rounding of float32 (1e-6 of the
+    objective).
 
     X is an array (n, d), or `Stacked` arrays, which may be mapped from a disk: what is large is read block by
     block. After `fit` the attributes `coef_path_` (n_C, K, d) and `intercept_path_` (n_C, K) are those for
     X as it is, with one row for two classes as in scikit-learn; `objective_path_` and `gap_path_` (n_C,)
     are of the standardised problem. `coef_` and `intercept_` are those of `select`, at first the last C.
 
-    Raises ValueError as scikit-learn does; warns with ConvergenceWarning where `max_iter` products with
-    the Hessian were not enough, and lists those C with their relative gaps in `unsolved_`.
+    Raises ValueError as scikit-learn does, and for values too large to compute with; warns with
+    ConvergenceWarning where `max_iter` products with the Hessian were not enough, and lists those C with
+    their relative gaps in `unsolved_`.
     """
 
     def __init__(
@@ -244,13 +247,22 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, tol: float, max_iter: int) -> S
     point: Point = yield unknowns
     left = max_iter
     while True:
-        gap = loss.gap(point)
+        gap, estimate = loss.bound(point), loss.estimate(point)
         if gap <= tol * point.objective:
             return Solution(point, gap, solved=True)
         if left <= 0:
             return Solution(point, gap, solved=False)
+        if estimate <= tol * point.objective and (settled := loss.settle(point)) is not None:
+            before = point
+            point = yield settled  # only the intercepts were in the way
+            if loss.bound(point) < 0.5 * gap:
+                continue
+            point, gap = min(((point, loss.bound(point)), (before, gap)), key=lambda each: each[1])
+            return Solution(point, gap, solved=gap <= tol * point.objective)
         # a residual whose square is a small part of what the gap may be is as good as none
-        enough = max(0.02 * gap, 0.3 * tol * point.objective)
+        enough = max(0.02 * estimate, 0.3 * tol * point.objective)
+        if estimate <= tol * point.objective:
+            enough = 0.001 * estimate
         direction, used = yield from _conjugate_gradient(loss, point, enough, left)
         left -= used
         slope, step = _dot(direction, point.gradient), 1.0
@@ -262,7 +274,7 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, tol: float, max_iter: int) -> S
             step /= 2
             if step < 1e-6:
                 return Solution(point, gap, solved=False)
-        if trial.objective >= point.objective and loss.gap(trial) >= gap:
+        if trial.objective >= point.objective and loss.bound(trial) >= gap:
             return Solution(point, gap, solved=False)
         point = trial
 

@@ -52,15 +52,19 @@ def stacked(x: Any) -> Stacked:
     return Stacked([x if isinstance(x, np.memmap) else check_array(x, dtype=[np.float32, np.float64])])
 
 
+LARGEST_SQUARE = 1e18  # a standardised value beyond this has a square near the end of float32
+
+
 class Standardiser:
     """Centres columns, and scales them by scikit-learn's rule for constant features.
 
-    The mean and the deviation are those of StandardScaler in float64; raises ValueError for values that
-    are not finite.
+    The mean and the deviation are those of StandardScaler in float64. Raises ValueError, which names the
+    column, for values that are not finite or too large to compute with.
     """
 
     def __init__(self, rows: Stacked, scale: bool = True) -> None:
         scaler = StandardScaler()
+        largest = np.zeros(rows.shape[1])
         for start, block in rows.blocks():
             if not np.isfinite(block).all():
                 row, column = np.argwhere(~np.isfinite(block))[0]
@@ -68,9 +72,18 @@ class Standardiser:
                     f"Input X contains {block[row, column]} (row {start + row}, column {column}); features "
                     "must be finite, without NaN and infinity"
                 )
-            scaler.partial_fit(block)
+            largest = np.maximum(largest, np.abs(block).max(0))
+            with np.errstate(over="ignore", invalid="ignore"):  # checked below
+                scaler.partial_fit(block)
         self.mean: np.ndarray = np.asarray(scaler.mean_)
         self.scale: np.ndarray = np.asarray(scaler.scale_) if scale else np.ones_like(self.mean)
+        usable = np.isfinite(self.mean) & np.isfinite(self.scale) & (largest / self.scale < LARGEST_SQUARE)
+        if not usable.all():
+            column = int(np.argmin(usable))
+            raise ValueError(
+                f"Input X has values up to {largest[column]:.3g} in column {column}, too large to compute "
+                "with; rescale the column or leave it out"
+            )
 
     def apply(self, block: np.ndarray) -> np.ndarray:
         """Standardise rows (m, d): float32."""
@@ -101,7 +114,8 @@ class Prepared:
 def uncorrelated(x: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the orthonormal basis (d, r) in which the features are uncorrelated, and their variances (r,).
 
-    Fewer rows than features span fewer directions, and no other matters.
+    Where rows are fewer than features, r is the number of rows: the basis spans all of them, however small
+    the variance of a direction is, and no other direction matters.
     """
     n, d = x.shape
     if min(n, d) > LARGEST_BASIS:
@@ -109,10 +123,9 @@ def uncorrelated(x: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.eye(d, dtype=torch.float64, device=x.device), torch.as_tensor(squares) / n
     if n < d:
         rows = torch.cat([block for _, block in x.blocks()]).double()
-        variances, left = torch.linalg.eigh(rows @ rows.T)
-        keep = variances > 1e-10 * variances[-1].clamp_min(1e-30)
-        basis = rows.T @ (left[:, keep] / variances[keep].sqrt())
-        return basis, variances[keep] / n
+        spanning, inner = torch.linalg.qr(rows.T)
+        variances, turned = torch.linalg.eigh(inner @ inner.T)
+        return spanning @ turned, (variances / n).clamp_min(0.0)
     gram = torch.zeros(d, d, dtype=torch.float64, device=x.device)
     for _, block in x.blocks():
         gram += (block.T @ block).double()

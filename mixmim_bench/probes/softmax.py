@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mixmim_bench.probes.rows import Prepared, uncorrelated
 
-KEPT_NUMBERS = 2**27  # probabilities (n, K) of all problems that are kept between passes; more are made anew
+KEPT_NUMBERS = 2**27  # probabilities (n, K) of all problems that are kept between passes; more are recomputed
+SETTLING_STEPS = 8  # Newton steps for the intercepts alone
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Point:
     unknowns: Tensor  # (K, r + 1)
     C: float
     objective: float
+    loss: float  # the summed loss, without C
     gradient: Tensor  # (K, r + 1)
     weight: Tensor  # (K,) float64: mean of p (1 - p)
     probabilities: dict[int, Tensor] | None  # by first row of the block: (m, K)
@@ -42,12 +44,15 @@ class SoftmaxLoss:
         self.num_classes = num_classes
         self.dtype = dtype
         self.y = torch.from_numpy(y).to(x.device)
+        self.counts = torch.bincount(self.y, minlength=num_classes).double()  # (K,)
         self.passes = 0
         basis, self.variances = uncorrelated(x)
         self.basis = basis.to(dtype)  # (d, r), orthonormal columns
         self.rotated: list[tuple[int, Tensor]] | None = None
         if x.kept is not None:
-            self.rotated = [(start, block.to(dtype) @ self.basis) for start, block in x.kept]
+            # rotated in float64, so that directions of small variance keep their digits
+            self.rotated = [(start, (block.double() @ basis).to(dtype)) for start, block in x.kept]
+        self.class_sums = self._class_sums()  # (K, r) float64
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,7 +62,7 @@ class SoftmaxLoss:
     def origin(self) -> Tensor:
         """Start where features say nothing: intercepts that give each class its frequency."""
         start = torch.zeros(self.size, dtype=self.dtype, device=self.x.device)
-        start[:, -1] = torch.bincount(self.y, minlength=self.num_classes).log()
+        start[:, -1] = self.counts.log()
         start[:, -1] -= start[:, -1].mean()
         return start
 
@@ -86,10 +91,60 @@ class SoftmaxLoss:
         for i, (u, c) in enumerate(zip(unknowns, C, strict=True)):
             gradient = c * gradients[i]
             gradient[:, :-1] += u[:, :-1]
-            objective = c * float(losses[i]) + 0.5 * _squared_norm(u[:, :-1])
+            loss = float(losses[i])
+            objective = c * loss + 0.5 * _squared_norm(u[:, :-1])
             weight = sums[i] / self.n
-            points.append(Point(u, c, objective, gradient, weight, kept[i] if keep else None))
+            points.append(Point(u, c, objective, loss, gradient, weight, kept[i] if keep else None))
         return points
+
+    def settle(self, point: Point) -> Tensor | None:
+        """Minimise over the intercepts alone, from the probabilities that are kept; None if none are.
+
+        Returns the unknowns with the intercepts that give each class its frequency. `point` is used up.
+        """
+        blocks = point.probabilities
+        if blocks is None:
+            return None
+        point.probabilities = None
+        shift = torch.zeros(self.num_classes, dtype=torch.float64, device=self.x.device)
+        for _ in range(SETTLING_STEPS):
+            sums = torch.stack([p.sum(0, dtype=torch.float64) for p in blocks.values()]).sum(0)
+            excess = sums - self.counts
+            if float((excess / self.counts).abs().max()) < 4 * torch.finfo(self.dtype).eps:
+                break
+            step = self._solve_intercepts(blocks, sums, -excess).clamp(-1.0, 1.0)
+            shift += step
+            for p in blocks.values():
+                p *= step.exp().to(p.dtype)
+                p /= p.sum(1, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
+        unknowns = point.unknowns.clone()
+        unknowns[:, -1] += shift.to(unknowns.dtype)
+        unknowns[:, -1] -= unknowns[:, -1].mean()
+        return unknowns
+
+    def _solve_intercepts(self, blocks: dict[int, Tensor], sums: Tensor, wanted: Tensor) -> Tensor:
+        """Solve for the change of the intercepts that changes the sums of probabilities by `wanted` (K,).
+
+        Conjugate gradients on diag(sums) - p^T p, preconditioned by its diagonal's larger part.
+        """
+        step = torch.zeros_like(wanted)
+        scale = sums.clamp_min(1e-12)
+        residual = wanted.clone()
+        along = residual / scale
+        size = first = float(residual @ along)
+        for _ in range(self.num_classes + 10):
+            if size <= 1e-8 * first or size <= 0.0:
+                break
+            short = along.to(self.dtype)
+            product = sums * along - sum((p.T @ (p @ short)).double() for p in blocks.values())
+            curvature = float(along @ product)
+            if curvature <= 0.0:  # rounding: it is positive apart from equal changes of all intercepts
+                break
+            step += size / curvature * along
+            residual -= size / curvature * product
+            before, size = size, float(residual @ (residual / scale))
+            along = residual / scale + size / before * along
+        return step - step.mean()
 
     def curve(self, points: Sequence[Point], directions: Sequence[Tensor]) -> list[Tensor]:
         """Multiply the Hessian of each problem at its point with a direction, all in one pass."""
@@ -154,11 +209,41 @@ class SoftmaxLoss:
         mean = (inverse * residual).sum(0) / inverse.sum(0)
         return inverse * (residual - mean)
 
-    def gap(self, point: Point) -> float:
-        """Bound how far the objective is above its minimum.
+    def _class_sums(self) -> Tensor:
+        """Sum the rows of each class, in the basis."""
+        sums = torch.zeros(self.num_classes, len(self.variances), dtype=torch.float64, device=self.x.device)
+        for start, block in self._blocks():
+            values = block if self.rotated is not None else block @ self.basis
+            sums.index_add_(0, self.y[start : start + len(block)], values.double())
+        return sums
 
-        The penalty makes the objective strongly convex, so half the squared norm of the gradient is a bound
-        (it is the duality gap); of the intercepts, which are not penalised, it is Newton's estimate.
+    def bound(self, point: Point) -> float:
+        """Bound how far the objective is above its minimum: the duality gap.
+
+        A point of the dual gives each row probabilities that sum to the class frequencies. Those of `point`
+        are moved there by mixing them with as much as it takes of one distribution for all rows; features
+        are centred, so that changes nothing else. The entropy of a mixture is at least the mixture of the
+        entropies. Up to rounding this holds at every point, whatever its intercepts are.
+        """
+        weights, intercepts = point.unknowns[:, :-1].double(), point.unknowns[:, -1].double()
+        of_loss = point.gradient[:, :-1].double() - weights
+        of_intercepts = point.gradient[:, -1].double()
+        sums = (self.counts + of_intercepts / point.C).clamp_min(1e-300)
+        share = float((1 - self.counts / sums).max().clamp(0.0, 1.0))
+        moved = (1 - share) * of_loss - share * point.C * self.class_sums
+        gap = 0.5 * _squared_norm(moved + weights) + (1 - share) * float(of_intercepts @ intercepts)
+        if share > 0.0:
+            common = ((self.counts - (1 - share) * sums) / (share * self.n)).clamp_min(0.0)
+            entropy = -float(torch.special.xlogy(common, common).sum())
+            gap += share * point.C * float((self.class_sums * weights).sum())
+            gap += share * point.C * (point.loss - self.n * entropy)
+        return max(gap, 0.0)
+
+    def estimate(self, point: Point) -> float:
+        """Estimate how far the objective is above its minimum, as if the intercepts took a Newton step.
+
+        The penalty makes the objective strongly convex, so half the squared norm of the gradient bounds what
+        the rest contributes.
         """
         of_intercepts = point.gradient[:, -1].double() ** 2 / (
             point.C * self.n * point.weight.clamp_min(1e-12)
