@@ -7,81 +7,89 @@ with 1, 0, and -1 for what is neither (VOC's difficult objects). Scores are (n, 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mixmim_bench.stats import bootstrap, draws_interval, wilson
+from mixmim_bench.intervals import (
+    RESAMPLES,
+    Spread,
+    binomial_variance,
+    hanley_mcneil_variance,
+    spread_of_class_means,
+    spread_of_mean,
+    spread_of_ranking,
+)
 
 Items = Sequence[np.ndarray]  # each (n, …)
 KEPT_CLASSES = 5  # of each image's scores, the best are kept beside the record
 
+CLASSIFICATION = "classification"
+MULTILABEL = "multilabel"
+
 
 @dataclass(frozen=True)
 class Metric:
-    """How scores are judged."""
+    """How scores are evaluated.
+
+    `shares` is set for metrics that are weighted means of hits: the weight of each item (n,), which sum to 1.
+    """
 
     items: Callable[[np.ndarray, np.ndarray], Items]  # of labels and scores
     reduce: Callable[[Items, np.ndarray], np.ndarray]  # with weights (r, n): values (r,)
-    best: int = 0  # how many of the best classes of each item decide it; 0: all scores do, and they
-    # may be of several labels an item
+    spread: Callable[[Sequence[Items]], tuple[Spread, dict[str, Any]]]  # over draws; and what to record of it
+    interval: str  # the name of the method, which a record states
+    best: int = 0  # how many of the best classes of each item decide it; 0: all scores do
+    shares: Callable[[Items], np.ndarray] | None = None
+    kinds: tuple[str, ...] = (CLASSIFICATION,)  # of task
+    version: int = 1  # raised when its value may change
 
 
 def value(name: str, y: np.ndarray, scores: np.ndarray) -> float:
     """Return a metric as a fraction; raises ValueError for scores that are not numbers."""
-    items = _items(name, y, scores)
-    return float(METRICS[name].reduce(items, np.ones((1, len(y))))[0])
+    return _value(name, [_items(name, y, scores)])
 
 
 def score(name: str, y: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     """Score predictions: value as a fraction, its 95 % interval and how that was made, and n.
 
-    Plain accuracies have Wilson's interval, the others a bootstrap over items. Raises ValueError.
+    Raises ValueError.
     """
-    items = _items(name, y, scores)
-    metric = METRICS[name]
-    found = float(metric.reduce(items, np.ones((1, len(y))))[0])
-    if is_mean(name):
-        low, high = wilson(int(items[0].sum()), len(y))
-        return {"value": found, "low": low, "high": high, "interval": "wilson", "n": len(y)}
-    resamples, low, high = bootstrap(found, lambda weights: metric.reduce(items, weights), len(y))
-    return {
-        "value": found,
-        "low": low,
-        "high": high,
-        "interval": "bootstrap",
-        "resamples": resamples,
-        "n": len(y),
-    }
+    return score_items(name, [_items(name, y, scores)])
 
 
 def score_draws(name: str, y: np.ndarray, draws: Sequence[np.ndarray]) -> dict[str, Any]:
     """Score what was learnt from several random draws: the mean, with an interval that covers the draws too.
 
-    draws: scores (n, K) of the same items after each. Plain accuracies have Student's interval of the spread
-    over draws and over items; the others a bootstrap of both.
+    draws: scores (n, K) of the same items after each.
     """
-    every = [_items(name, y, scores) for scores in draws]
-    if is_mean(name):
-        mean, low, high = draws_interval(np.array([items[0] for items in every], dtype=np.float64))
-        return {"value": mean, "low": low, "high": high, "interval": "t over draws and items", "n": len(y)}
-    rng = np.random.default_rng(0)
+    return score_items(name, [_items(name, y, scores) for scores in draws])
 
-    def reduce(weights: np.ndarray) -> np.ndarray:
-        values = np.array([METRICS[name].reduce(items, weights) for items in every])  # (draws, r)
-        drawn = rng.integers(len(every), size=values.shape)
-        return np.take_along_axis(values, drawn, 0).mean(0)
 
-    mean = float(np.mean([METRICS[name].reduce(items, np.ones((1, len(y)))) for items in every]))
-    resamples, low, high = bootstrap(mean, reduce, len(y))
-    return {
-        "value": mean,
-        "low": low,
-        "high": high,
-        "interval": "bootstrap of draws and items",
-        "resamples": resamples,
-        "n": len(y),
-    }
+def score_items(name: str, every: Sequence[Items]) -> dict[str, Any]:
+    """Score the statistics of the same items after each of several draws, or of one."""
+    metric = METRICS[name]
+    values = np.array([_value(name, [items]) for items in every])
+    spread, recorded = metric.spread(every)
+    found = _value(name, every)
+    low, high = spread.with_draws(values).interval(found)
+    method = interval_method(name, len(every))
+    return {"value": found, "low": low, "high": high, "interval": method, "n": len(every[0][0]), **recorded}
+
+
+def interval_method(name: str, draws: int = 1) -> str:
+    """Name the method by which the interval of a metric is made."""
+    return METRICS[name].interval + (" over draws" if draws > 1 else "")
+
+
+def guess(name: str, y: np.ndarray, learnt_from: np.ndarray, num_classes: int) -> float:
+    """Score what knows only how frequent the classes are in labels that were learnt from (m,) or (m, K)."""
+    if learnt_from.ndim == 1:
+        frequencies = np.bincount(learnt_from, minlength=num_classes).astype(np.float64)
+    else:
+        frequencies = (learnt_from == 1).sum(0) / np.maximum((learnt_from >= 0).sum(0), 1)
+    return value(name, y, np.broadcast_to(frequencies, (len(y), num_classes)))
 
 
 def is_mean(name: str) -> bool:
@@ -103,10 +111,17 @@ def kept(names: Sequence[str], y: np.ndarray, scores: np.ndarray) -> dict[str, n
     }
 
 
+def kept_draws(name: str, arrays: Mapping[str, np.ndarray]) -> list[Items]:
+    """Make the statistics of each item again from what was kept, of each draw or of one."""
+    key = "best" if "best" in arrays else "scores"
+    every = arrays[key] if arrays[key].ndim == 3 else arrays[key][None]
+    return [kept_items(name, {"y": arrays["y"], key: each}) for each in every]
+
+
 def kept_items(name: str, arrays: Mapping[str, np.ndarray]) -> Items:
-    """Make the statistics of each item again from what was kept."""
+    """Make the statistics of each item again from what was kept of one draw."""
     y, metric = arrays["y"], METRICS[name]
-    if metric.best == 0:
+    if "best" not in arrays:  # another metric of the task needs all scores
         return metric.items(y, arrays["scores"])
     hits = (arrays["best"][:, : metric.best] == y[:, None]).any(axis=1)
     return [hits] if is_mean(name) else [hits, y]
@@ -116,6 +131,11 @@ def _items(name: str, y: np.ndarray, scores: np.ndarray) -> Items:
     if np.isnan(scores).any():
         raise ValueError("some scores of the classes are not numbers: the training diverged")
     return METRICS[name].items(y, scores)
+
+
+def _value(name: str, every: Sequence[Items]) -> float:
+    reduce = METRICS[name].reduce
+    return float(np.mean([reduce(items, np.ones((1, len(items[0]))))[0] for items in every]))
 
 
 # -- one label an item ------------------------------------------------------------------------------
@@ -136,6 +156,14 @@ def _mean(items: Items, weights: np.ndarray) -> np.ndarray:
     return weights @ items[0] / weights.sum(1)
 
 
+def _equal_shares(items: Items) -> np.ndarray:
+    return np.full(len(items[0]), 1 / len(items[0]))
+
+
+def _spread_of_mean(every: Sequence[Items]) -> tuple[Spread, dict[str, Any]]:
+    return spread_of_mean(np.array([items[0] for items in every], dtype=np.float64)), {}
+
+
 def _hits_and_labels(y: np.ndarray, scores: np.ndarray) -> Items:
     return [*_hits(1)(y, scores), y]
 
@@ -151,6 +179,17 @@ def _mean_per_class(items: Items, weights: np.ndarray) -> np.ndarray:
         return np.nanmean(np.where(counts > 0, right / counts, np.nan), axis=1)
 
 
+def _shares_of_classes(items: Items) -> np.ndarray:
+    _, codes, counts = np.unique(items[1], return_inverse=True, return_counts=True)
+    return 1 / (len(counts) * counts[codes])
+
+
+def _spread_of_class_means(every: Sequence[Items]) -> tuple[Spread, dict[str, Any]]:
+    hits = np.array([items[0] for items in every], dtype=np.float64)
+    spread, smallest = spread_of_class_means(hits, every[0][1])
+    return spread, {"smallest_class": smallest}
+
+
 # -- ranking ----------------------------------------------------------------------------------------
 
 
@@ -164,30 +203,68 @@ def _columns(y: np.ndarray, scores: np.ndarray) -> Items:
     return [labels, scores]
 
 
-def _each_column(
-    of_column: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> Callable[[Items, np.ndarray], np.ndarray]:
-    """Average over the columns that have both positives and negatives."""
+OfColumn = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-    def reduce(items: Items, weights: np.ndarray) -> np.ndarray:
-        labels, scores = items
-        found = []
-        for label, column in zip(labels.T, scores.T, strict=True):
-            order = np.argsort(-column, kind="stable")
-            order = order[label[order] >= 0]
-            if len(np.unique(label[order])) < 2:
-                continue
-            # what has the same score comes in or stays out together
-            last = np.flatnonzero(np.diff(column[order], append=np.nan) != 0)
-            drawn = weights[:, order]
-            positive = np.cumsum(drawn * label[order], axis=1)[:, last]
-            everything = np.cumsum(drawn, axis=1)[:, last]
-            found.append(of_column(positive, everything))
-        if not found:
-            raise ValueError("no class has both positive and negative items")
-        return np.nanmean(found, axis=0)  # a resample without positives says nothing of a column
 
-    return reduce
+def _of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> np.ndarray:
+    """Compute a metric for each column that has both positives and negatives: (r, K).
+
+    Of a column without positives in a resample it says NaN. Raises ValueError if there is no such column.
+    """
+    labels, scores = items
+    found = []
+    for column in np.flatnonzero(_ranked(labels)):
+        label, own = labels[:, column], scores[:, column]
+        order = np.argsort(-own, kind="stable")
+        order = order[label[order] >= 0]
+        # what has the same score comes in or stays out together, also where it is -inf
+        last = np.append(np.flatnonzero(own[order][1:] != own[order][:-1]), len(order) - 1)
+        drawn = weights[:, order]
+        positive = np.cumsum(drawn * label[order], axis=1)[:, last]
+        everything = np.cumsum(drawn, axis=1)[:, last]
+        found.append(of_column(positive, everything))
+    if not found:
+        raise ValueError("no class has both positive and negative items")
+    return np.stack(found, axis=1)
+
+
+def _ranked(labels: np.ndarray) -> np.ndarray:
+    """Say which columns of labels (n, K) have both positives and negatives."""
+    return (labels == 1).any(0) & (labels == 0).any(0)
+
+
+def _mean_of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> np.ndarray:
+    """Average over the columns; a resample without positives says nothing of a column."""
+    found = _of_classes(of_column, items, weights)
+    known = ~np.isnan(found)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, found, 0.0).sum(1) / known.sum(1)
+
+
+def _spread_of_ranking(
+    of_column: OfColumn, prior: Callable[..., np.ndarray], every: Sequence[Items]
+) -> tuple[Spread, dict[str, Any]]:
+    labels = every[0][0]
+    ranked = labels[:, _ranked(labels)]
+    positives, negatives = (ranked == 1).sum(0), (ranked == 0).sum(0)
+
+    def reduce(weights: np.ndarray) -> np.ndarray:
+        return np.mean([_of_classes(of_column, items, weights) for items in every], axis=0)
+
+    spread = spread_of_ranking(reduce, len(labels), positives, negatives, prior)
+    smallest = int(np.minimum(positives, negatives).min())
+    return spread, {"smallest_class": smallest, "resamples": RESAMPLES}
+
+
+def _ranking(of_column: OfColumn, prior: Callable[..., np.ndarray]) -> Metric:
+    return Metric(
+        items=_columns,
+        reduce=partial(_mean_of_classes, of_column),
+        spread=partial(_spread_of_ranking, of_column, prior),
+        interval="smoothed bootstrap",
+        kinds=(CLASSIFICATION, MULTILABEL),
+        version=2,  # 2: equal scores of -inf are ties
+    )
 
 
 def _precision_and_recall(positive: np.ndarray, everything: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -223,11 +300,22 @@ def _roc_auc(positive: np.ndarray, everything: np.ndarray) -> np.ndarray:
         return (steps * (before + positive) / 2).sum(1) / (positive[:, -1] * negative[:, -1])
 
 
+def _accuracy(k: int) -> Metric:
+    return Metric(_hits(k), _mean, _spread_of_mean, "wilson", best=k, shares=_equal_shares)
+
+
 METRICS: dict[str, Metric] = {
-    "top1": Metric(_hits(1), _mean, best=1),
-    "top5": Metric(_hits(5), _mean, best=5),
-    "mean_per_class": Metric(_hits_and_labels, _mean_per_class, best=1),
-    "roc_auc": Metric(_columns, _each_column(_roc_auc)),
-    "mean_ap": Metric(_columns, _each_column(_average_precision)),
-    "mean_ap_11": Metric(_columns, _each_column(_average_precision_11)),
+    "top1": _accuracy(1),
+    "top5": _accuracy(5),
+    "mean_per_class": Metric(
+        _hits_and_labels,
+        _mean_per_class,
+        _spread_of_class_means,
+        "wilson of smoothed class rates",
+        best=1,
+        shares=_shares_of_classes,
+    ),
+    "roc_auc": _ranking(_roc_auc, hanley_mcneil_variance),
+    "mean_ap": _ranking(_average_precision, binomial_variance),
+    "mean_ap_11": _ranking(_average_precision_11, binomial_variance),
 }

@@ -26,6 +26,9 @@ class Predictions(Protocol):
     def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Score by official metrics: value, 95 % interval (low, high) and how it was made, n of each."""
 
+    def guesses(self, names: Sequence[str], learnt_from: np.ndarray) -> dict[str, float]:
+        """Score what knows only how frequent the classes are in the labels that were learnt from."""
+
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return what is kept beside the record, to compare two models without running them again."""
 
@@ -43,6 +46,10 @@ class ClassScores:
 
     def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         return {name: metrics.score(name, self.y, self.scores) for name in names}
+
+    def guesses(self, names: Sequence[str], learnt_from: np.ndarray) -> dict[str, float]:
+        K = self.scores.shape[1]
+        return {name: metrics.guess(name, self.y, learnt_from, K) for name in names}
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         return {"ids": self.ids, **metrics.kept(names, self.y, self.scores)}
@@ -78,6 +85,9 @@ class DrawScores:
             "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
             "draws": len(values),
         }
+
+    def guesses(self, names: Sequence[str], learnt_from: np.ndarray) -> dict[str, float]:
+        return ClassScores(self.ids, self.y, self.draws[0]).guesses(names, learnt_from)
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         every = [metrics.kept(names, self.y, scores) for scores in self.draws]

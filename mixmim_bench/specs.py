@@ -33,8 +33,8 @@ def describe_preprocessing(values: Mapping[str, Any]) -> str:
     fused = ", fused" if values.get("resize") else ""
     mean, std = (", ".join(f"{x:g}" for x in values[name]) for name in ("mean", "std"))
     return (
-        f"resize to {resized} ({values['interpolation']}{fused}), {values['crop_mode']} crop {height} x {width}, "
-        f"mean {mean}, std {std}"
+        f"resize to {resized} ({values['interpolation']}{fused}), {values['crop_mode']} crop "
+        f"{height} x {width}, mean {mean}, std {std}"
     )
 
 
@@ -238,6 +238,7 @@ class RunRecord:
     random_init: bool
     task_title: str
     protocol_title: str
+    suites: tuple[str, ...] = ()  # that the task belongs to
     costs: Mapping[str, str] = field(default_factory=dict)  # 'own' size and 'run' size -> key of a Cost
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)

@@ -1,70 +1,14 @@
-"""Intervals for scores, and paired tests of their differences."""
+"""Paired tests of the difference of two scores."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution
-Z80 = 0.8416212335729143  # the 80 % point
+from mixmim_bench.intervals import Z95
 
-
-def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (1927), 95 % by default; raises ValueError at n = 0."""
-    if n <= 0:
-        raise ValueError("an interval needs at least one item")
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # at the ends the bound is the end itself, which rounding would miss
-    return 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half
-
-
-RESAMPLES = 10_000  # of what is cheap to reduce
-FEW_RESAMPLES = 1_000  # of what is reduced anew from all items
-DRAWN_AT_ONCE = 2**22
-
-
-def resample(n: int, resamples: int = FEW_RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
-    """Draw n items with replacement, `resamples` times: how often each was drawn, (r, n), part by part."""
-    rng = np.random.default_rng(seed)
-    at_once = max(1, DRAWN_AT_ONCE // n)
-    for start in range(0, resamples, at_once):
-        r = min(at_once, resamples - start)
-        drawn = rng.integers(n, size=(r, n)) + n * np.arange(r)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
-
-
-def bootstrap(value: float, reduce: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[int, float, float]:
-    """Return the number of resamples and a 95 % interval of a fraction that is reduced from n items.
-
-    The variance is the bootstrap's, the form Wilson's: it is what n = p (1 - p) / variance items of a plain
-    proportion would have. It covers 94 to 96 % where the percentiles of the resamples cover 93 to 95 %
-    (simulated; tests/test_scores.py does so for the first).
-
-    reduce: from how often each item was drawn (r, n) to values (r,).
-    """
-    values = np.concatenate([reduce(weights) for weights in resample(n)])
-    variance = float(np.nanvar(values, ddof=1))
-    items = value * (1 - value) / variance if variance > 0.0 and 0.0 < value < 1.0 else float(n)
-    low, high = wilson(value * items, items)
-    return len(values), max(low, 0.0), min(high, 1.0)
-
-
-def draws_interval(hits: np.ndarray) -> tuple[float, float, float]:
-    """Return mean, low and high of an accuracy over random draws of the training set; hits: (draws, n).
-
-    A 95 % interval by Student's t, of the spread over draws and that over items together.
-    """
-    from scipy.stats import t
-
-    draws, n = hits.shape
-    mean = float(hits.mean())
-    variance = hits.mean(0).var(ddof=1) / n if n > 1 else 0.25
-    if draws > 1:
-        variance += hits.mean(1).var(ddof=1) / draws
-    half = float(t.ppf(0.975, max(draws - 1, 1))) * math.sqrt(variance)
-    return mean, max(0.0, mean - half), min(1.0, mean + half)
+Z80 = 0.8416212335729143  # the 80 % point of the normal distribution
+RESAMPLES = 10_000
 
 
 def paired_bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -106,6 +50,40 @@ def z_p(difference: float, deviation: float) -> float:
     if deviation == 0.0:
         return 1.0 if difference == 0.0 else 0.0
     return math.erfc(abs(difference) / deviation / math.sqrt(2))
+
+
+def crossed_variance(values: np.ndarray, of_mean: float, of_each: float) -> tuple[float, float]:
+    """Estimate the variance of the mean of a difference over seeds and items, both drawn at random.
+
+    values (S,): the difference after each seed. of_mean, of_each: the variance over items of the difference
+    that is averaged over the seeds, and of that of one seed, on average. What seeds and items share is in
+    both parts and taken off once. Returns the variance and the part of it that the seeds contribute.
+    """
+    seeds = len(values)
+    of_seeds = float(values.var(ddof=1)) / seeds
+    shared = max(0.0, (of_each - of_mean) / (seeds - 1))
+    return max(of_mean + of_seeds - shared, of_mean), of_seeds
+
+
+def seeds_t(values: np.ndarray, of_mean: float, of_each: float, n: int) -> tuple[float, float]:
+    """Test whether the mean of a difference over S >= 2 seeds and n items is 0.
+
+    Returns p and half of a 95 % interval. Student's t with Satterthwaite's degrees of freedom, and not less
+    than what the seeds alone give: with two or three the sum of both parts would be too sure
+    (tests/test_compare.py simulates it). The arguments are those of crossed_variance.
+    """
+    from scipy.stats import t
+
+    variance, of_seeds = crossed_variance(values, of_mean, of_each)
+    few = len(values) - 1
+    difference = abs(float(values.mean()))
+    if variance == 0.0:
+        return (1.0 if difference == 0.0 else 0.0), 0.0
+    df = variance**2 / (of_mean**2 / max(n - 1, 1) + of_seeds**2 / few)
+    parts = [(math.sqrt(variance), df), (math.sqrt(of_seeds), few)]
+    parts = [(deviation, df) for deviation, df in parts if deviation > 0.0]
+    p = max(float(2 * t.sf(difference / deviation, df)) for deviation, df in parts)
+    return p, max(float(t.ppf(0.975, df)) * deviation for deviation, df in parts)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -15,8 +15,8 @@ from sklearn.metrics import (
 )
 
 from mixmim_bench import metrics
+from mixmim_bench.intervals import wilson
 from mixmim_bench.metrics import METRICS, score, value
-from mixmim_bench.stats import draws_interval, wilson
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -161,32 +161,87 @@ def covers(draw, name, truth, trials, seed=0):
     return np.mean([s["low"] <= truth <= s["high"] for s in found])
 
 
-def test_the_interval_of_the_mean_over_classes_covers():
-    rates = np.array([0.95, 0.9, 0.8, 0.7, 0.6])
+def per_class(counts, rates):
+    """Draw labels and scores of classes with these numbers of items and accuracies."""
+    y = np.repeat(np.arange(len(counts)), counts)
 
     def draw(rng):
-        y = rng.choice(5, 400, p=[0.4, 0.3, 0.1, 0.1, 0.1])
-        hits = rng.random(400) < rates[y]
-        return y, np.eye(5)[np.where(hits, y, (y + 1) % 5)]
+        hits = rng.random(len(y)) < np.asarray(rates)[y]
+        return y, np.eye(len(counts))[np.where(hits, y, (y + 1) % len(counts))]
 
-    assert 0.92 <= covers(draw, "mean_per_class", rates.mean(), 300) <= 0.98
+    return draw
 
 
-def test_the_interval_of_the_mean_over_classes_covers_near_one():
+TEN_UNEQUAL = np.geomspace(400, 8, 10).astype(int)
+
+
+@pytest.mark.parametrize(
+    ("counts", "rates"),
+    [
+        ([160, 120, 40, 40, 40], [0.95, 0.9, 0.8, 0.7, 0.6]),
+        ([50] * 10, [0.97] * 10),
+        ([2000, 10], [0.99, 0.95]),  # 31 % of intervals covered when only the resamples' spread counted
+        (TEN_UNEQUAL, np.linspace(0.98, 0.8, 10)),
+        (TEN_UNEQUAL, [0.9] * 10),
+        ([909, 91], [0.99, 0.99]),
+        ([20] * 100, [0.95] * 100),
+        ([10] * 50, np.linspace(0.5, 1.0, 50)),
+    ],
+    ids=["equal", "near one", "2000 and 10", "ten unequal", "ten unequal alike", "909 and 91", "100", "50"],
+)
+def test_the_interval_of_the_mean_over_classes_covers(counts, rates):
+    assert 0.93 <= covers(per_class(counts, rates), "mean_per_class", np.mean(rates), 1500) <= 0.99
+
+
+@pytest.mark.parametrize("smallest", [1, 2, 5])
+def test_a_class_of_a_few_items_makes_the_interval_wide_and_is_told(smallest):
+    draw = per_class([200, smallest], [0.9, 0.8])
+    assert covers(draw, "mean_per_class", 0.85, 1500) >= 0.93
+    found = score("mean_per_class", *draw(np.random.default_rng(0)))
+    assert found["smallest_class"] == smallest and found["interval"] == "wilson of smoothed class rates"
+
+
+def binormal(n, prevalence, shift, classes):
+    """Draw labels and scores of which the positives are higher by `shift` deviations."""
+
     def draw(rng):
-        y = rng.permutation(np.arange(500) % 10)
-        return y, np.eye(10)[np.where(rng.random(500) < 0.97, y, (y + 1) % 10)]
+        y = (rng.random((n, classes)) < prevalence).astype(int)
+        y[rng.integers(n), y.sum(0) == 0] = 1
+        return y, shift * y + rng.normal(size=y.shape)
 
-    assert 0.93 <= covers(draw, "mean_per_class", 0.97, 500) <= 0.975
+    return draw
 
 
-def test_the_interval_of_a_ranking_covers():
-    def draw(rng):
-        y = (rng.random(250) < 0.4).astype(int)
-        return y, np.stack([np.zeros(250), y + rng.normal(size=250)], 1)
+def true_value(name, prevalence, shift):
+    """What a ranking metric would be on infinitely many items."""
+    if name == "roc_auc":
+        return norm.cdf(shift / np.sqrt(2))
+    at = np.linspace(-8, 8 + shift, 20001)
+    positive, negative = prevalence * norm.sf(at - shift), (1 - prevalence) * norm.sf(at)
+    return np.trapezoid(positive / (positive + negative) * norm.pdf(at - shift), at)
 
-    truth = norm.cdf(1 / np.sqrt(2))
-    assert 0.92 <= covers(draw, "roc_auc", truth, 300) <= 0.98
+
+@pytest.mark.parametrize(
+    ("name", "n", "prevalence", "shift", "classes"),
+    [
+        ("roc_auc", 250, 0.4, 1.0, 1),
+        ("roc_auc", 300, 0.03, 1.5, 1),
+        ("roc_auc", 300, 0.03, 3.0, 1),
+        ("roc_auc", 500, 0.02, 3.0, 3),
+        ("mean_ap", 300, 0.03, 1.5, 1),
+        ("mean_ap", 300, 0.1, 1.5, 3),
+        ("mean_ap", 1000, 0.01, 3.0, 1),
+    ],
+)
+def test_the_interval_of_a_ranking_covers(name, n, prevalence, shift, classes):
+    truth = true_value(name, prevalence, shift)
+    found = covers(binormal(n, prevalence, shift, classes), name, truth, 200)
+    assert found >= 0.9  # of 200: 0.93 and two standard errors of it
+
+
+def test_the_smallest_number_of_positives_is_told():
+    y, scores = binormal(300, 0.05, 1.0, 3)(np.random.default_rng(0))
+    assert score("mean_ap", y, scores)["smallest_class"] == y.sum(0).min()
 
 
 def test_the_interval_over_draws_covers_draws_and_items():
@@ -197,9 +252,42 @@ def test_the_interval_over_draws_covers_draws_and_items():
         hardness = rng.normal(size=300)
         skill = 1.0 + 0.15 * rng.normal(size=(5, 1))
         hits = skill + 0.3 * rng.normal(size=(5, 300)) > hardness
-        _, low, high = draws_interval(hits)
-        covered.append(low <= norm.cdf(1.0 / np.sqrt(1 + 0.15**2 + 0.3**2)) <= high)
+        found = metrics.score_items("top1", [[each] for each in hits])
+        assert found["interval"] == "wilson over draws"
+        covered.append(found["low"] <= norm.cdf(1.0 / np.sqrt(1 + 0.15**2 + 0.3**2)) <= found["high"])
     assert 0.93 <= np.mean(covered) <= 0.99
+
+
+@given(st.integers(0, 1000), st.sampled_from(sorted(METRICS)), st.integers(2, 5))
+@settings(deadline=None)
+def test_the_order_of_the_items_changes_nothing(seed, name, classes):
+    """Also where a class was never learnt, and all its scores are -inf."""
+    rng = np.random.default_rng(seed)
+    y, scores = rng.integers(0, classes, 60), rng.normal(size=(60, classes)).round(1)
+    y[:classes] = np.arange(classes)
+    scores[:, rng.integers(classes)] = -np.inf
+    by_label = np.argsort(y, kind="stable")
+    expected = value(name, y, scores)
+    for order in (by_label, by_label[::-1], rng.permutation(60)):
+        assert value(name, y[order], scores[order]) == pytest.approx(expected)
+
+
+def test_a_class_that_was_never_learnt_ranks_as_chance():
+    y = np.arange(60) % 3
+    scores = np.eye(3)[y]
+    scores[:, 2] = -np.inf
+    assert value("roc_auc", y, scores) == pytest.approx((1 + 1 + 0.5) / 3)
+    assert value("mean_ap", y, scores) == pytest.approx((1 + 1 + 1 / 3) / 3)
+
+
+def test_a_guess_knows_how_frequent_the_classes_are():
+    y, learnt_from = np.array([0, 1, 1, 2, 2, 2]), np.array([1, 1, 1, 0, 2])
+    assert metrics.guess("top1", y, learnt_from, 4) == pytest.approx(2 / 6)
+    assert metrics.guess("mean_per_class", y, learnt_from, 4) == pytest.approx(1 / 3)
+    assert metrics.guess("top5", y, learnt_from, 12) == 1.0
+    assert metrics.guess("roc_auc", y, learnt_from, 4) == 0.5
+    several = np.array([[1, 0], [0, 0], [1, -1], [0, 1]])
+    assert metrics.guess("mean_ap", several, several, 2) == pytest.approx((2 / 4 + 1 / 3) / 2)
 
 
 def test_the_interval_holds_the_value_also_at_the_ends():

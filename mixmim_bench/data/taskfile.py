@@ -14,7 +14,6 @@ from mixmim_bench.specs import ROLES, LayoutSpec, TaskSpec
 
 SCHEMA = 1
 AUGMENTATIONS = ("hflip",)
-MULTILABEL = "multilabel"
 
 
 def read_task(path: Path) -> TaskSpec:
@@ -34,7 +33,8 @@ def read_task(path: Path) -> TaskSpec:
         version=_positive(top, "version"),
         title=top.take("title", str),
         num_classes=_positive(top, "num_classes"),
-        metrics=_names(top, "metrics", METRICS),
+        metrics=(metrics := _names(top, "metrics", METRICS)),
+        metric_versions={name: METRICS[name].version for name in metrics if METRICS[name].version > 1},
         suites=tuple(top.take("suites", list, [])),
         reference=top.take("reference", str, ""),
         forbid=_names(top, "forbid", AUGMENTATIONS, []),
@@ -120,8 +120,11 @@ def _check(top: Table, task: TaskSpec) -> None:
     if not task.metrics:
         raise top.error("metrics", "names no metric")
     for metric in task.metrics:
-        if task.kind == MULTILABEL and METRICS[metric].best:
-            raise top.error("metrics", f"{metric!r} is for one label an image; {nearest('mean_ap', METRICS)}")
+        if task.kind not in METRICS[metric].kinds:
+            others = [name for name in METRICS if task.kind in METRICS[name].kinds]
+            raise top.error(
+                "metrics", f"{metric!r} is no metric of {task.kind} tasks; those are {', '.join(others)}"
+            )
     if task.num_classes < 2:
         raise top.error("num_classes", "must be at least 2")
     slices = {role: Slice.parse(text) for role, text in task.split.items()}
