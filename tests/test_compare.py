@@ -12,6 +12,7 @@ from test_report import made
 from mixmim_bench import metrics
 from mixmim_bench.compare import compare
 from mixmim_bench.errors import BenchError
+from mixmim_bench.intervals import resample
 from mixmim_bench.predictions import ClassScores, DrawScores
 from mixmim_bench.stats import (
     detectable_difference,
@@ -19,7 +20,7 @@ from mixmim_bench.stats import (
     mcnemar_mid_p,
     paired_bootstrap,
     paired_z_p,
-    resample,
+    seeds_t,
     z_p,
 )
 from mixmim_bench.store import RunStore
@@ -141,7 +142,8 @@ def test_seeds_are_averaged_image_by_image(store):
         kept(store, rng.random(400) < 0.9, model="a", seed=seed)
         kept(store, rng.random(400) < 0.7, model="b", seed=seed)
     (found,) = compare(store, "a", "b")
-    assert found.test == "paired z" and found.verdict == "a is better" and found.n == 400
+    assert found.test == "paired t over seeds and images" and found.verdict == "a is better"
+    assert found.n == 400 and found.seeds == 3
 
 
 def test_names_that_do_not_do_are_told(store):
@@ -217,5 +219,128 @@ def test_draws_count_as_seeds_do(store):
         value = predicted.scores_by(["top1"])["top1"]["value"]
         store.save(made(value=value, model=model, seed=0), predicted.kept(["top1"]))
     (found,) = compare(store, "a", "b")
-    assert found.test == "paired z" and found.verdict == "a is better"
+    assert found.test == "paired t over seeds and images" and found.seeds == 3
+    assert found.verdict == "a is better"
     assert found.first == pytest.approx(0.9, abs=0.05)
+
+
+# -- seeds and draws ---------------------------------------------------------------------------------
+
+
+def hits_over_seeds(rng, n, seeds, spread, gain=0.0):
+    """Hits (S, n) of two models on the same images, whose skill differs from seed to seed."""
+    hardness = rng.normal(size=n)
+
+    def side(skill):
+        skills = skill + spread * rng.normal(size=(seeds, 1))
+        return (skills + 0.3 * rng.normal(size=(seeds, n)) > hardness).astype(float)
+
+    return side(1.0 + gain), side(1.0)
+
+
+def p_over_seeds(x, y):
+    differences, n = x - y, x.shape[1]
+    of_mean, of_each = differences.mean(0).var(ddof=1) / n, differences.var(axis=1, ddof=1).mean() / n
+    return seeds_t(differences.mean(1), of_mean, of_each, n)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize(("n", "seeds"), [(1000, 2), (1000, 5), (5000, 3)])
+def test_equal_models_with_seeds_of_their_own_are_told_apart_in_five_percent(n, seeds, spread):
+    """As if seeds were fixed, 46 % of such pairs were told apart with 5 draws (72 % at n = 5,000)."""
+    rng = np.random.default_rng(0)
+    rejected, covered = [], []
+    for _ in range(400):
+        p, half = p_over_seeds(*(pair := hits_over_seeds(rng, n, seeds, spread)))
+        rejected.append(p < 0.05)
+        covered.append(abs((pair[0] - pair[1]).mean()) <= half)
+    assert np.mean(rejected) <= 0.08
+    assert np.array_equal(covered, ~np.array(rejected))  # interval and test say the same
+
+
+def test_a_difference_beyond_the_spread_of_the_seeds_is_found():
+    rng = np.random.default_rng(0)
+    assert (
+        np.mean([p_over_seeds(*hits_over_seeds(rng, 1000, 5, 0.02, 0.15))[0] < 0.05 for _ in range(50)]) > 0.9
+    )
+    assert seeds_t(np.zeros(3), 0.0, 0.0, 100) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("metric", ["top1", "mean_per_class"])
+def test_the_spread_of_seeds_reaches_the_verdict(store, metric):
+    """Three seeds of each model, far apart: no seed alone would say that they are equal."""
+    n, y = 600, np.arange(600) % 10
+    rng = np.random.default_rng(0)
+    for model, rates in (("a", (0.95, 0.75, 0.85)), ("b", (0.78, 0.9, 0.72))):
+        for seed, rate in enumerate(rates):
+            scores = np.eye(10)[np.where(rng.random(n) < rate, y, (y + 1) % 10)]
+            predicted = ClassScores(np.arange(n).astype(str), y, scores)
+            value = predicted.scores_by([metric])[metric]["value"]
+            store.save(made(value=value, seed=seed, model=model, metric=metric), predicted.kept([metric]))
+    (found,) = compare(store, "a", "b")
+    assert found.seeds == 3 and found.low < 0 < found.high and found.p > 0.05
+    assert found.verdict.startswith("no difference shown")
+
+
+def test_one_seed_says_that_other_seeds_are_not_covered(store):
+    rng = np.random.default_rng(0)
+    for model, rate in (("a", 0.9), ("b", 0.6)):
+        kept(store, rng.random(300) < rate, model=model, seed=0)
+        kept(store, rng.random(300) < rate, model=model, task="fixed")
+    drawn, fixed = compare(store, "a", "b")
+    assert drawn.verdict == "a is better (one seed: the spread of other seeds is not covered)"
+    assert fixed.verdict == "a is better"
+
+
+def test_only_seeds_that_both_have_are_paired(store):
+    rng = np.random.default_rng(0)
+    for model, seeds in (("a", (0, 1, 2)), ("b", (1, 2, 3))):
+        for seed in seeds:
+            kept(store, rng.random(200) < 0.8, model=model, seed=seed)
+    assert compare(store, "a", "b")[0].seeds == 2
+
+
+def test_the_draws_of_one_random_network_are_one_unit(store):
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 10
+    for model in ("a", "b"):
+        for seed in (0, 1):
+            right = [np.where(rng.random(200) < 0.8, y, (y + 1) % 10) for _ in range(3)]
+            predicted = DrawScores(np.arange(200).astype(str), y, [np.eye(10)[best] for best in right])
+            value = predicted.scores_by(["top1"])["top1"]["value"]
+            record = made(value=value, model=model, seed=seed, weights="random init", random_init=True)
+            store.save(record, predicted.kept(["top1"]))
+    assert compare(store, "a", "b")[0].seeds == 2
+
+
+# -- tasks with several metrics ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names", [["mean_per_class", "top1", "roc_auc"], ["top1", "mean_ap"], ["roc_auc", "top5"]], ids="+".join
+)
+def test_metrics_of_different_kinds_in_one_task(store, names):
+    """All scores are kept where any of the metrics ranks, and the first is compared from them."""
+    for model, strength in (("a", 3.0), ("b", 1.0)):
+        y = np.random.default_rng(0).integers(0, 6, 300)
+        scores = strength * np.eye(6)[y] + np.random.default_rng(1).normal(size=(300, 6))
+        predicted = ClassScores(np.arange(300).astype(str), y, scores)
+        record = made(value=predicted.scores_by(names)[names[0]]["value"], model=model, metric=names[0])
+        store.save(record, predicted.kept(names))
+    (found,) = compare(store, "a", "b")
+    assert found.metric == names[0] and found.verdict == "a is better"
+    values = {record.model: record.scores[names[0]]["value"] for record in store.records()}
+    assert [found.first, found.second] == pytest.approx([values["a"], values["b"]], abs=1e-6)
+
+
+def test_a_task_that_cannot_be_compared_does_not_stop_the_others(store, run):
+    for task in ("digits", "other"):
+        kept(store, np.ones(50), model="a", task=task)
+        kept(store, np.zeros(50), model="b", task=task)
+    broken = next(r for r in store.records() if r.task == "digits" and r.model == "a")
+    (store.runs / f"{broken.run_id}.npz").write_bytes(b"PK not whole")
+    said = []
+    (found,) = compare(store, "a", "b", said.append)
+    assert found.task == "other" and len(said) == 1 and "digits linear is left out" in said[0]
+    shown = run("compare", "a", "b", "--results", store.folder)
+    assert "other" in shown.stdout and "digits linear is left out" in shown.stderr

@@ -180,7 +180,8 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
 
     FIRST and SECOND are models of the leaderboard: MODEL, or MODEL/WEIGHTS where one has several. Shown are
     the difference in points with its paired 95 % interval, the p-value and the one corrected for the number
-    of comparisons (Holm).
+    of comparisons (Holm). With several seeds or draws the interval and the test cover their spread too; with
+    one they cover other images only.
     """
     import dataclasses
     import json
@@ -188,7 +189,7 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     from mixmim_bench.compare import compare as compared
     from mixmim_bench.store import RunStore
 
-    found = compared(RunStore(_existing(results)), first, second)
+    found = compared(RunStore(_existing(results)), first, second, lambda text: click.echo(text, err=True))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in found], indent=1))
         return
@@ -198,6 +199,7 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
                 "task": row.task,
                 "protocol": row.protocol,
                 "n": row.n,
+                "seeds": row.seeds,
                 first: f"{100 * row.first:.1f}",
                 f"{second} ": f"{100 * row.second:.1f}",
                 "difference": f"{100 * row.difference:+.1f} ({100 * row.low:+.1f} to {100 * row.high:+.1f})",
