@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from test_store import bench_of
@@ -108,14 +109,22 @@ def test_linear_is_scikit_learns_with_the_c_that_is_best_on_val():
     grid = np.logspace(-3, 1, 5)
     done = fitted(Linear(low=-3.0, high=1.0, steps=5), bench)
     scaler = StandardScaler().fit(bench.x["train"])
-    accuracy = [
-        LogisticRegression(C=c, max_iter=5000, tol=1e-6)
-        .fit(scaler.transform(bench.x["train"]), labels(bench, "train"))
-        .score(scaler.transform(bench.x["val"]), labels(bench, "val"))
-        for c in grid
-    ]
-    assert np.abs(done.arrays["val_top1"] - accuracy).max() <= 2 / 300
-    assert done.chosen["C"] == grid[np.argmax(done.arrays["val_top1"])]
+    probabilities = np.array(
+        [
+            LogisticRegression(C=c, max_iter=5000, tol=1e-6)
+            .fit(scaler.transform(bench.x["train"]), labels(bench, "train"))
+            .predict_proba(scaler.transform(bench.x["val"]))
+            for c in grid
+        ]
+    )
+    hits = probabilities.argmax(2) == labels(bench, "val")
+    assert np.abs(done.arrays["val_top1"] - hits.mean(1)).max() <= 2 / 300
+    losses = [log_loss(labels(bench, "val"), each) for each in probabilities]
+    np.testing.assert_allclose(done.arrays["val_log_loss"], losses, atol=0.002)
+    # of those that differ from the best by no more than a paired standard error the lowest log-loss
+    best = hits.mean(1).argmax()
+    tied = hits[best].sum() - hits.sum(1) <= np.sqrt((hits != hits[best]).sum(1))
+    assert done.chosen["C"] == grid[tied][np.argmin(np.array(losses)[tied])]
 
     both = np.concatenate([bench.x["train"], bench.x["val"]])
     scaler = StandardScaler().fit(both)
@@ -242,7 +251,7 @@ def test_fewshot_tells_mean_deviation_and_every_setting():
     one, many = scores["top1 logistic 1-shot"], scores["top1 logistic 25-shot"]
     assert one["low"] < one["value"] < one["high"] and one["value"] < many["value"]
     assert one["std"] > many["std"] > 0
-    assert scores["top1"]["draws"] == 3 and scores["top1"]["interval"] == "t over draws and items"
+    assert scores["top1"]["draws"] == 3 and scores["top1"]["interval"] == "wilson over draws"
 
 
 def test_classes_with_fewer_images_than_shots_are_told():

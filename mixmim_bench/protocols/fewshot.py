@@ -29,7 +29,7 @@ class FewShot:
     name: ClassVar[str] = "fewshot"
     title: ClassVar[str] = "few-shot probe"
     kind: ClassVar[str] = "classification"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: directions of tiny variance count where images are few
     stochastic: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 

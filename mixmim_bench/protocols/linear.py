@@ -21,16 +21,18 @@ class Linear:
 
     `steps` values of C (the inverse of the L2 penalty) from 10^low to 10^high: 45 from -6 to 5 are those
     of DINOv2's evaluation (arXiv 2304.07193). Each is solved until the objective is within `tol` of its
-    minimum, relatively, from the smallest on, until the `patience` last ones were no better on val than one
-    before (0: all are solved): those that are far too large take by far the longest. `layers`: a layer of
-    `mixmim_bench.features.layers`, or 'auto' to choose among them on val by closed-form ridge regression
-    before the sweep.
+    minimum, relatively, from the smallest on, until the `patience` last ones were better on val neither by
+    the metric nor by the log-loss (0: all are solved): those that are far too large take by far the longest.
+    How C is chosen: `mixmim_bench.choosing`. It is not rescaled for the refit on more images, as the prior on
+    the coefficients that it means is the same; in simulation neither way is better (benchmarks/README.md).
+    `layers`: a layer of `mixmim_bench.features.layers`, or 'auto' to choose among them on val by closed-form
+    ridge regression before the sweep.
     """
 
     name: ClassVar[str] = "linear"
     title: ClassVar[str] = "linear probe"
     kind: ClassVar[str] = "classification"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4  # 4: C by log-loss among ties; patience waits for the first plateau to end
     stochastic: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}}
 
@@ -55,6 +57,7 @@ class Linear:
         """Choose the layer and C on val; refit on train and val."""
         import numpy as np
 
+        from mixmim_bench.choosing import Sweep
         from mixmim_bench.predictions import ClassScores, of_all_classes
         from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
@@ -62,17 +65,17 @@ class Linear:
         layer, fit_on, choose_on, tried = self._choose_layer(bench, train, val)
         Cs = np.logspace(self.low, self.high, self.steps)
         classes = np.unique(fit_on.y)
-        scores: list[float] = []
+        on_val = Sweep(bench.metric, choose_on.y, self.patience)
 
         def enough(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
             for decided in decide_each(choose_on.x, coefs, intercepts):
-                scores.append(bench.score(choose_on.y, of_all_classes(decided, classes, bench.num_classes)))
+                on_val.add(of_all_classes(decided, classes, bench.num_classes))
             step(len(coefs))
-            return 0 < self.patience < len(scores) - int(np.argmax(scores))
+            return on_val.ended
 
         with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
             sweep, notes = self._solve(bench, Cs, fit_on.x, fit_on.y, enough=enough)
-        best = int(np.argmax(scores))  # the smallest C of those that are best
+        best = on_val.best()
         y = np.concatenate([fit_on.y, choose_on.y])
         start = (sweep.coef_path_[best], sweep.intercept_path_[best])
         same_classes = len(np.unique(y)) == len(sweep.classes_)
@@ -93,10 +96,16 @@ class Linear:
 
         return Fitted(
             predict,
-            chosen={"layer": layer, "C": float(Cs[best]), f"val_{bench.metric}": scores[best], **tried},
+            chosen={
+                "layer": layer,
+                "C": float(Cs[best]),
+                f"val_{bench.metric}": on_val.values[best],
+                **tried,
+            },
             arrays={
-                "C": Cs[: len(scores)],
-                f"val_{bench.metric}": np.array(scores),
+                "C": sweep.C_path_,
+                f"val_{bench.metric}": np.array(on_val.values),
+                "val_log_loss": np.array(on_val.losses),
                 "objective": sweep.objective_path_,
                 "gap": sweep.gap_path_,
             },

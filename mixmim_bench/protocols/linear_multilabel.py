@@ -19,7 +19,7 @@ class LinearMultilabel(Linear):
     """
 
     kind: ClassVar[str] = "multilabel"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,6 +32,7 @@ class LinearMultilabel(Linear):
         import numpy as np
         from sklearn.exceptions import ConvergenceWarning
 
+        from mixmim_bench.choosing import Sweep
         from mixmim_bench.predictions import ClassScores
         from mixmim_bench.probes.onevsrest import OneVsRestPath
         from mixmim_bench.probes.path import decide_each
@@ -40,19 +41,20 @@ class LinearMultilabel(Linear):
         (layer,) = bench.layers(self.layers)
         fit_on, choose_on = bench.features(train, layer), bench.features(val, layer)
         Cs = np.logspace(self.low, self.high, self.steps)
-        scores: list[float] = []
+        on_val = Sweep(bench.metric, choose_on.y, self.patience)
 
         def enough(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
-            scores.extend(bench.score(choose_on.y, s) for s in decide_each(choose_on.x, coefs, intercepts))
+            for decided in decide_each(choose_on.x, coefs, intercepts):
+                on_val.add(decided)
             step(len(coefs))
-            return 0 < self.patience < len(scores) - int(np.argmax(scores))
+            return on_val.ended
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it stands in the notes
             with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
                 sweep = OneVsRestPath(Cs.tolist(), self.tol, self.max_iter, bench.machine.device)
                 sweep.fit(fit_on.x, fit_on.y, enough)
-            best = int(np.argmax(scores))  # the smallest C of those that are best
+            best = on_val.best()
             final = OneVsRestPath([Cs[best]], self.tol, self.max_iter, bench.machine.device)
             final.fit(Stacked([fit_on.x, choose_on.x]), np.concatenate([fit_on.y, choose_on.y]))
 
@@ -63,8 +65,12 @@ class LinearMultilabel(Linear):
         unsolved = [f"{C:.1e} ({gap:.1e})" for C, gap in [*sweep.unsolved_, *final.unsolved_]]
         return Fitted(
             predict,
-            chosen={"layer": layer, "C": float(Cs[best]), f"val_{bench.metric}": scores[best]},
-            arrays={"C": sweep.C_path_, f"val_{bench.metric}": np.array(scores)},
+            chosen={"layer": layer, "C": float(Cs[best]), f"val_{bench.metric}": on_val.values[best]},
+            arrays={
+                "C": sweep.C_path_,
+                f"val_{bench.metric}": np.array(on_val.values),
+                "val_log_loss": np.array(on_val.losses),
+            },
             notes=(f"C (relative gap) not solved to tol {self.tol}: {', '.join(unsolved)}",)
             if unsolved
             else (),
