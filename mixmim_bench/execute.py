@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +30,13 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         predicted = fitted.predict(splits["test"])
     total_s = time.perf_counter() - clock
     duplicates = _duplicates(bench, splits)
+    scores = predicted.scores_by(run.task.metrics)
+    learnt_from = np.concatenate([data.parts[role].labels for role in ("train", "val")])
+    for name, guess in predicted.guesses(run.task.metrics, learnt_from).items():
+        scores[name]["guess"] = guess
     record = dataclasses.replace(
         blank_record(run),
-        scores=predicted.scores_by(run.task.metrics),
+        scores=scores,
         chosen=dict(fitted.chosen),
         counts={
             **{f"n_{role}": len(part) for role, part in data.parts.items()},
@@ -46,7 +51,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             "test_s": round(total_s - fit_s - bench.extract_s, 3),
             "total_s": round(total_s, 3),
         },
-        notes=tuple([*bench.notes, *fitted.notes, *_told(duplicates)]),
+        notes=tuple([*bench.notes, *fitted.notes, *_guessing(run, scores), *_told(duplicates)]),
         provenance={
             **provenance(),
             **bench.machine.describe(),
@@ -65,6 +70,18 @@ def _duplicates(bench: Workbench, splits: Mapping[str, Split]) -> dict[str, int]
         "val_in_train": int(np.isin(val, train).sum()),
         "test_in_train_or_val": int(np.isin(test, np.concatenate([train, val])).sum()),
     }
+
+
+def _guessing(run: Run, scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Note a score that is not shown to be better than that of knowing the frequencies of the classes."""
+    metric = run.task.metrics[0]
+    score = scores[metric]
+    if score["low"] > score["guess"]:
+        return []
+    return [
+        f"{metric} {100 * score['value']:.1f} % is not shown to be better than always answering the most "
+        f"frequent classes ({100 * score['guess']:.1f} %)"
+    ]
 
 
 def _told(duplicates: Mapping[str, int]) -> list[str]:
@@ -89,6 +106,7 @@ def blank_record(run: Run) -> RunRecord:
         weights=run.weights["name"],
         random_init=run.weights["kind"] == "random",
         task_title=run.task.title,
+        suites=run.task.suites,
         protocol_title=find_protocol(run.protocol["name"], run.task.kind).title,
     )
 

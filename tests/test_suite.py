@@ -132,7 +132,7 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(run, tmp_path):
     said = run(*QUICK, "-p", "linear", "--dry-run", "--results", tmp_path / "none").output
     rows = [line.split() for line in said.splitlines() if line.startswith("test_vit ")]
     assert [row[4] for row in rows] == ["knn", "finetune", "linear"]
-    assert rows[0][6:8] == ["1797", "0"] and rows[1][6:9] == ["500", "0", "2594"]
+    assert rows[0][6:8] == ["1797", "0"] and rows[1][6:9] == ["700", "0", "2594"]
     assert rows[2][6:8] == ["1797", "1797"]  # knn will have made the features
     assert "test_vit on digits: resize to 32 (bicubic), center crop 32 x 32, mean 0.5, 0.5, 0.5" in said
     assert f"Features: {1797 * 64 * 4 / 1e9:.2f} GB will be written" in said
@@ -309,7 +309,7 @@ def test_older_versions_are_left_out_and_counted(copied, run):
     (copied / "runs" / f"{record['run_id']}.json").write_text(json.dumps(record))
     run("report", "--results", copied)
     markdown = (copied / "leaderboard.md").read_text()
-    assert "1 results of older task or protocol versions are left out" in markdown
+    assert "1 results of older versions of task, metric, protocol or architecture are left out" in markdown
 
 
 def test_a_model_that_cannot_take_the_size_fails_its_own_runs_only(run, tmp_path):

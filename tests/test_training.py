@@ -17,6 +17,7 @@ from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.images import join
 from mixmim_bench.data.selection import load_tasks
 from mixmim_bench.data.taskfile import read_task
+from mixmim_bench.execute import execute
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.weights import RANDOM
 from mixmim_bench.objectives import Classifying
@@ -105,6 +106,23 @@ def test_it_learns_and_repeats_itself():
     assert np.array_equal(predicted.scores, again.scores)
     other = trained(seed=2**31 - 1, epochs=6, base_lr=1e-2)[1]
     assert not np.array_equal(predicted.scores, other.scores)
+
+
+def test_a_training_that_learns_nothing_says_so():
+    """Train accuracy at chance is one note, a score no better than the most frequent class another."""
+    bench, data = bench_for(digits(epochs=1, base_lr=1e-9))
+    record, arrays = execute(bench.run, data, bench)
+    score = record.scores["top1"]
+    assert score["low"] <= score["guess"] == pytest.approx(0.1, abs=0.01)
+    assert any("train accuracy stayed at chance" in note for note in record.notes)
+    assert any("not shown to be better than always answering the most" in note for note in record.notes)
+    assert arrays["fit_train_top1"] < 0.2
+
+    bench, data = bench_for(digits(epochs=3, base_lr=1e-2))
+    record, arrays = execute(bench.run, data, bench)
+    assert record.scores["top1"]["low"] > record.scores["top1"]["guess"]
+    assert not any("chance" in note or "better than" in note for note in record.notes)
+    assert arrays["fit_train_top1"] > 0.5
 
 
 def test_workers_change_nothing():

@@ -11,9 +11,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mixmim_bench.bench import Split, Workbench
+    from mixmim_bench.data.images import Part
     from mixmim_bench.data.transforms import Transform
+    from mixmim_bench.features.extract import Features
     from mixmim_bench.predictions import ClassScores
     from mixmim_bench.training import Schedule
+
+CHECKED = 200  # images of train that are scored after training, to see that something was learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,8 @@ class Finetune:
 
     def images(self, counts: Mapping[str, int]) -> dict[str, int]:
         seen = counts["train"] + counts["val"]
-        return {"forward": counts["test"], "train": seen * self.epochs}
+        checked = min(CHECKED, counts["train"])
+        return {"forward": counts["test"] + checked, "train": seen * self.epochs}
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Train on train and val; the scores are logits."""
@@ -110,6 +115,7 @@ class Finetune:
         )
         of_train = sum(row < len(train.part) for row in unreadable)
         bench.skipped.update(train=of_train, val=len(unreadable) - of_train)
+        accuracy, more = _check_learning(network, train, bench)
 
         def predict(split: "Split") -> "ClassScores":
             return score(network, split, bench)
@@ -117,8 +123,8 @@ class Finetune:
         head = training.classifier(network)
         params = sum(parameter.numel() for parameter in head.parameters())
         macs = sum(parameter.numel() for parameter in head.parameters() if parameter.ndim > 1)
-        arrays = {"train_loss": np.array(losses)}
-        return Fitted(predict, arrays=arrays, notes=notes, head_params=params, head_macs=macs)
+        arrays = {"train_loss": np.array(losses), "train_top1": np.array(accuracy)}
+        return Fitted(predict, arrays=arrays, notes=(*notes, *more), head_params=params, head_macs=macs)
 
     def _network(self, bench: "Workbench") -> "tuple[nn.Module, tuple[str, ...]]":
         """Build the backbone with a new head; not every architecture has stochastic depth."""
@@ -178,22 +184,47 @@ def _initialise(head: "nn.Module", std: float, seed: int) -> None:
 
 def score(network: "nn.Module", split: "Split", bench: "Workbench") -> "ClassScores":
     """Score the classes of a split with a trained network; the scores are logits."""
-    from mixmim_bench.features import LOGITS
-    from mixmim_bench.features.extract import extract
     from mixmim_bench.predictions import ClassScores
 
-    with bench.stages.stage(f"scoring {split.role}", len(split.part), bench.gmacs) as advance:
-        logits = extract(
+    logits = _logits(network, split.part, bench, f"scoring {split.role}")
+    bench.skipped[split.role] = logits.unreadable
+    return ClassScores(logits.ids, logits.y, logits.x)
+
+
+def _check_learning(
+    network: "nn.Module", train: "Split", bench: "Workbench"
+) -> tuple[float, tuple[str, ...]]:
+    """Score a sample of train as it is; returns its accuracy, and a note if that is chance."""
+    import numpy as np
+
+    from mixmim_bench.metrics import guess, score
+
+    sample = np.random.default_rng(bench.seed).permutation(len(train.part))[:CHECKED]
+    logits = _logits(network, train.part.take(np.sort(sample)), bench, "checking what was learnt")
+    found = score("top1", logits.y, logits.x)
+    chance = guess("top1", logits.y, train.part.labels, bench.num_classes)
+    if found["low"] > chance:
+        return found["value"], ()
+    return found["value"], (
+        f"train accuracy stayed at chance ({100 * found['value']:.1f} % of {found['n']} images; the most "
+        f"frequent class alone: {100 * chance:.1f} %): too few steps, or an unsuitable recipe",
+    )
+
+
+def _logits(network: "nn.Module", part: "Part", bench: "Workbench", name: str) -> "Features":
+    from mixmim_bench.features import LOGITS
+    from mixmim_bench.features.extract import extract
+
+    with bench.stages.stage(name, len(part), bench.gmacs) as advance:
+        return extract(
             network,
-            split.part,
+            part,
             bench.transform(),
             bench.machine,
             bench.run.task.skip_unreadable,
             advance,
             LOGITS,
         )
-    bench.skipped[split.role] = logits.unreadable
-    return ClassScores(logits.ids, logits.y, logits.x)
 
 
 PROTOCOL = Finetune
