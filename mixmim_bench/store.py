@@ -63,6 +63,11 @@ class RunStore:
                     if other.error and _same_name(other, record):
                         self._path(other.run_id).unlink(missing_ok=True)
 
+    def rewrite(self, record: RunRecord) -> None:
+        """Write a record that is there already, after what is made from its predictions was made again."""
+        with self.writing():
+            write_whole(self._path(record.run_id), record.to_json().encode())
+
     def _set_aside(self, path: Path) -> None:
         """Rename a file that stands where a record belongs and is none: of another schema, or damaged."""
         if path.exists() and _read_record(path) is None:
@@ -134,7 +139,8 @@ def _read_record(path: Path) -> RunRecord | None:
     if not isinstance(values, dict) or values.get("schema") != RECORD_SCHEMA:
         return None
     try:
-        record = RunRecord(**{**values, "notes": tuple(values["notes"])})
+        lists = {key: tuple(values.get(key, ())) for key in ("notes", "suites")}
+        record = RunRecord(**{**values, **lists})
         if record.run_id != path.stem or digest(record.identity) != record.run_id:
             return None
     except (KeyError, TypeError, ValueError):

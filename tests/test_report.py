@@ -8,8 +8,11 @@ import pandas as pd
 import pytest
 
 from mixmim_bench.execute import check_kept
+from mixmim_bench.metrics import METRICS
+from mixmim_bench.predictions import ClassScores
+from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import flops_vs_accuracy
-from mixmim_bench.report.tables import leaderboard, to_frame, to_markdown
+from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.specs import Cost, RunRecord, digest
 from mixmim_bench.store import RunStore
@@ -32,7 +35,10 @@ def made(
         "kwargs": {},
         "weights": {"kind": "file", "sha256": changes.pop("sha256", "0")},
         "preprocessing": {"size": [32, 32]},
-        "task": {"name": task, "kind": "classification", "version": version, "metrics": [metric]},
+        "task": {
+            **{"name": task, "kind": "classification", "version": version},
+            "metrics": [metric, *changes.pop("more", ())],
+        },
         "data": changes.pop("data", "0"),
         "protocol": {"name": protocol, "version": 1, **changes.pop("values", {})},
         "seed": seed,
@@ -80,7 +86,7 @@ def test_several_models_make_rows_columns_and_points(tmp_path):
     assert frame["model"].tolist() == ["a", "b", "c"]
     assert frame["digits linear"].tolist() == [0.9, 0.8, 0.95]
     assert frame["digits finetune"].isna().tolist() == [False, True, True]
-    assert frame["mean finetune"].isna().tolist() == [False, True, True]
+    assert not [name for name in frame if name.startswith("mean ")]  # of one task there is nothing to average
     paths = flops_vs_accuracy(board, costs, tmp_path)
     svg = paths[1].read_text()
     assert svg.count(">a<") == svg.count(">b<") == svg.count(">c<") == 1  # one key each
@@ -182,6 +188,153 @@ def test_older_versions_and_failures_are_left_out():
     board = leaderboard([made(version=2), made("c", version=1), failed])
     assert [row.model for row in board.rows] == ["a"]
     assert board.left_out == 1
+
+
+def test_older_versions_of_metrics_and_architectures_are_left_out():
+    def older(field, record):
+        identity = json.loads(json.dumps(record.identity))
+        field(identity)
+        return dataclasses.replace(record, identity=identity, run_id=digest(identity))
+
+    def newer_metric(identity):
+        identity["task"]["metric_versions"] = {"top1": 2}
+
+    def newer_arch(identity):
+        identity["arch_version"] = 2
+
+    for field in (newer_metric, newer_arch):
+        board = leaderboard([made("a", 0.1), older(field, made("a", 0.9))])
+        assert [row.cells["digits", "linear"].value for row in board.rows] == [0.9]
+        assert board.left_out == 1
+    board = leaderboard([made("b", 0.1), older(newer_arch, made("a", 0.9))])
+    assert len(board.rows) == 2 and board.left_out == 0  # each architecture has versions of its own
+
+
+# -- means and further metrics -----------------------------------------------------------------------
+
+
+def means_of(*records):
+    frame = to_frame(leaderboard(records), {}).set_index("model")
+    return {
+        name: frame[name].where(frame[name].notna(), None).round(6).to_dict()
+        for name in frame
+        if name.startswith("mean ")
+    }
+
+
+def in_suite(model, task, value=0.9, suites=("paper",), **changes):
+    return made(model, value, task, suites=suites, **changes)
+
+
+def test_a_mean_is_of_one_metric_and_never_of_variants():
+    found = means_of(
+        in_suite("a", "one", 0.9),
+        in_suite("a", "two", 0.7),
+        in_suite("a", "two@5shot", 0.1),
+        in_suite("a", "three", 0.2, metric="mean_ap"),
+        in_suite("a", "four", 0.4, metric="mean_ap"),
+    )
+    assert found == {"mean paper linear top1": {"a": 0.8}, "mean paper linear mean_ap": {"a": 0.3}}
+
+
+def test_a_mean_is_over_a_suite():
+    found = means_of(
+        in_suite("a", "one", 0.9, ("paper", "extended")),
+        in_suite("a", "two", 0.7),
+        in_suite("a", "three", 0.5, ("extended",)),
+        in_suite("a", "mine", 0.1, ()),
+        in_suite("a", "yours", 0.3, ()),
+    )
+    assert found == {
+        "mean linear top1": {"a": 0.2},
+        "mean extended linear top1": {"a": 0.7},
+        "mean paper linear top1": {"a": 0.8},
+    }
+
+
+def test_a_mean_is_over_the_tasks_that_all_rows_have_and_says_which():
+    records = [
+        *(in_suite("a", task, value) for task, value in (("one", 0.9), ("two", 0.7), ("three", 0.2))),
+        *(in_suite("b", task, value) for task, value in (("one", 0.8), ("two", 0.6))),
+        in_suite("c", "one", 0.1, protocol="knn"),  # has nothing of the mean
+    ]
+    found = means_of(*records)["mean paper linear top1"]
+    assert found["a"] == 0.8 and found["b"] == 0.7 and pd.isna(found["c"])
+    markdown = to_markdown(leaderboard(records), {})
+    assert "mean paper linear top1: over one, two; not all rows have three." in markdown
+    # with fewer than two in common it is over all, and blank where one is missing
+    found = means_of(*records, in_suite("d", "three"))["mean paper linear top1"]
+    assert found["a"] == 0.6 and pd.isna(found["b"]) and pd.isna(found["d"])
+
+
+def test_every_metric_of_a_task_is_in_both_tables():
+    record = made(
+        metric="top1",
+        more=("top5",),
+        scores={
+            "top1": {"value": 0.8, "low": 0.78, "high": 0.82, "n": 500},
+            "top5": {"value": 0.95, "low": 0.93, "high": 0.97, "n": 500},
+        },
+    )
+    frame = to_frame(leaderboard([record]), {})
+    assert frame["digits linear top5"][0] == 0.95 and frame["digits linear top5 low"][0] == 0.93
+    markdown = to_markdown(leaderboard([record]), {})
+    assert "Further metrics" in markdown and "95.0 (93.0 to 97.0)" in markdown
+
+
+def test_a_score_that_is_a_guess_is_marked():
+    guess = {"value": 0.3, "low": 0.28, "high": 0.32, "n": 500, "guess": 0.29}
+    markdown = to_markdown(leaderboard([made(scores={"top1": guess})]), {})
+    assert "30.0 (28.0 to 32.0) §" in markdown and "§ not shown to be better than" in markdown
+    better = made(scores={"top1": {**guess, "guess": 0.2}})
+    assert "§" not in to_markdown(leaderboard([better]), {})
+
+
+# -- intervals of older methods ----------------------------------------------------------------------
+
+
+def with_predictions(store, metric, method, **changes):
+    """Keep a result whose interval an older method made."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 200)
+    predicted = ClassScores(
+        np.arange(200).astype(str), y, np.eye(4)[y] + rng.normal(size=(200, 4)).astype(np.float32)
+    )
+    today = predicted.scores_by([metric])[metric]
+    old = {**today, "low": 0.0, "high": 1.0, "interval": method, "guess": 0.25}
+    record = made(metric=metric, scores={metric: old}, **changes)
+    if METRICS[metric].version > 1:
+        identity = {**record.identity, "task": {**record.identity["task"]}}
+        identity["task"]["metric_versions"] = {metric: METRICS[metric].version}
+        record = dataclasses.replace(record, identity=identity, run_id=digest(identity))
+    store.save(record, predicted.kept([metric]))
+    return today
+
+
+@pytest.mark.parametrize("metric", ["mean_per_class", "roc_auc", "top1"])
+def test_intervals_are_made_again_from_the_predictions(tmp_path, metric):
+    store = RunStore(tmp_path)
+    store.prepare()
+    today = with_predictions(store, metric, "an older method")
+    write_report(store)
+    (record,) = store.records()
+    found = record.scores[metric]
+    assert found["interval"] == today["interval"] and found["guess"] == 0.25
+    for key in ("value", "low", "high"):
+        assert found[key] == pytest.approx(today[key], abs=1e-6)
+    written = next(store.runs.glob("*.json"))
+    stamp = written.stat().st_mtime_ns
+    write_report(store)
+    assert written.stat().st_mtime_ns == stamp  # once is enough
+
+
+def test_an_interval_whose_predictions_are_gone_stays(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    with_predictions(store, "mean_per_class", "an older method")
+    next(store.runs.glob("*.npz")).unlink()
+    write_report(store)
+    assert store.records()[0].scores["mean_per_class"]["interval"] == "an older method"
 
 
 def test_what_was_not_counted_is_marked():

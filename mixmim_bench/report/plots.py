@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mixmim_bench.atomic import write_whole
-from mixmim_bench.report.tables import Cell, Column, Leaderboard, Row
+from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
 from mixmim_bench.specs import Cost
 
 MARKERS = "osD^vP*X<>"

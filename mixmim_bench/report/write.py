@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixmim_bench.atomic import write_whole
+from mixmim_bench.report.intervals import with_current_intervals
+from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import flops_vs_accuracy
-from mixmim_bench.report.tables import leaderboard, to_frame, to_markdown
+from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.store import RunStore
 
 
@@ -21,7 +23,7 @@ class Report:
 def write_report(store: RunStore) -> Report:
     """Write leaderboard.csv, leaderboard.md and the plots; raises BenchError if they cannot be written."""
     broken: list[str] = []
-    board = leaderboard(store.records(broken))
+    board = leaderboard([with_current_intervals(store, record) for record in store.records(broken)])
     costs = store.read_costs()
     paths = [store.folder / "leaderboard.csv", store.folder / "leaderboard.md"]
     markdown = to_markdown(board, costs) if board.rows else "No run is finished yet."

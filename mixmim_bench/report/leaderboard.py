@@ -1,0 +1,210 @@
+"""Records to the leaderboard: one row per model and its weights, one column per task and protocol."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from mixmim_bench.specs import Cost, RunRecord, digest
+
+Column = tuple[str, str]  # task, protocol
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score with its interval, both fractions; over several seeds mean ± one standard deviation."""
+
+    value: float
+    low: float
+    high: float
+    records: tuple[RunRecord, ...]  # those it was made from, the newest first
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds the score is the mean of."""
+        return len(self.records)
+
+    @property
+    def record(self) -> RunRecord:
+        """The newest of the records."""
+        return self.records[0]
+
+
+@dataclass
+class Row:
+    """Results of a model with its weights in one precision; `settings` tells the rest apart."""
+
+    model: str
+    weights: str
+    random_init: bool
+    precision: str = "float32"
+    settings: str = ""  # what differs from the settings that its columns are about
+    cells: dict[Column, Cell] = field(default_factory=dict)
+
+    @property
+    def variant(self) -> str:
+        """Say what is not usual about the row."""
+        precision = "" if self.precision == "float32" else self.precision
+        return ", ".join(filter(None, [precision, self.settings]))
+
+    def mean(self, tasks: Sequence[str], protocol: str) -> float | None:
+        """Average the scores of some tasks; None where one is missing."""
+        cells = [self.cells.get((task, protocol)) for task in tasks]
+        values = [cell.value for cell in cells if cell is not None]
+        return sum(values) / len(values) if values and len(values) == len(cells) else None
+
+    def cost(self, costs: Mapping[str, Cost]) -> Cost | None:
+        """Find what the model costs at its own image size, on the machine of the row's results."""
+        keys = [cell.record.costs.get("own", "") for cell in self.cells.values()]
+        return next((costs[key] for key in keys if key in costs), None)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """An average over tasks of one suite that share protocol and ranked metric."""
+
+    suite: str  # '' for tasks of no suite
+    protocol: str
+    metric: str
+    tasks: Sequence[str]  # that it is over
+    left_out: Sequence[str]  # that not every row has
+
+    @property
+    def name(self) -> str:
+        """The name of its column."""
+        return " ".join(filter(None, ["mean", self.suite, self.protocol, self.metric]))
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Rows, the columns that any of them has, and how many results of older versions were left out."""
+
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    left_out: int
+
+    def means(self) -> list[Mean]:
+        """List the averages that compare rows: over two or more tasks, never over variants of a task.
+
+        Where rows differ in what they have, an average is over the tasks that all of them have; if those are
+        fewer than two it is over all tasks, and blank for rows that miss one.
+        """
+        plain = [row for row in self.rows if not row.settings]
+        groups: dict[tuple[str, str, str], dict[str, set[int]]] = {}  # to the rows that have each task
+        for place, row in enumerate(plain):
+            for (task, protocol), cell in row.cells.items():
+                for suite in cell.record.suites or ("",) if "@" not in task else ():
+                    group = groups.setdefault((suite, protocol, cell.record.metric), {})
+                    group.setdefault(task, set()).add(place)
+        found = []
+        for key, tasks in sorted(groups.items()):
+            rows = set.union(*tasks.values())
+            common = sorted(task for task in tasks if tasks[task] == rows)
+            over = common if len(common) > 1 else sorted(tasks)
+            if len(over) > 1:
+                found.append(Mean(*key, tasks=over, left_out=sorted(set(tasks) - set(over))))
+        return found
+
+    def other_metrics(self) -> list[tuple[Column, str]]:
+        """List the metrics that tasks declare besides the one that is ranked, by column."""
+        found = {
+            (column, metric): None
+            for column in self.columns
+            for row in self.rows
+            if column in row.cells
+            for metric in row.cells[column].record.identity["task"]["metrics"][1:]
+        }
+        return list(found)
+
+
+def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
+    """Put each result into its cell; failed runs have none.
+
+    A column holds one version of its task and protocol, the newest, and is about the settings of its newest
+    result: the images and the task for all models, the protocol for those with weights of one kind (random
+    or trained), the rest for a model. Results with other settings get rows of their own, which say what
+    differs. Runs that differ in nothing but the seed share a cell.
+    """
+    finished = [record for record in records if not record.error]
+    newest: dict[Column, tuple[int, int, int]] = {}
+    newest_arch: dict[str, int] = {}
+    for record in finished:
+        arch = record.identity["arch"]
+        newest[column_of(record)] = max(record.versions, newest.get(column_of(record), (0, 0, 0)))
+        newest_arch[arch] = max(record.arch_version, newest_arch.get(arch, 0))
+    kept = [
+        record
+        for record in finished
+        if record.versions == newest[column_of(record)]
+        and record.arch_version == newest_arch[record.identity["arch"]]
+    ]
+    kept.sort(key=lambda record: record.provenance.get("started", ""), reverse=True)
+
+    usual: dict[tuple[Any, ...], dict[str, str]] = {}
+    groups: dict[str, list[RunRecord]] = {}
+    for record in kept:
+        for key, values in _settings(record).items():
+            usual.setdefault(key, values)
+        groups.setdefault(digest({**record.identity, "seed": None}), []).append(record)
+    rows: dict[tuple[str, str, str, str], Row] = {}
+    for group in groups.values():
+        record, column = group[0], column_of(group[0])
+        precision = record.identity["precision"]
+        settings = _difference(record, usual)
+        blank = Row(record.model, record.weights, record.random_init, precision, settings)
+        row = rows.setdefault((record.model, record.weights, precision, settings), blank)
+        assert column not in row.cells, f"two results for one cell: {column} {row}"
+        row.cells[column] = cell_of(group)
+    ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:2], key[2] != "float32", *key[2:]))]
+    return Leaderboard(ordered, sorted(newest), len(finished) - len(kept))
+
+
+def column_of(record: RunRecord) -> Column:
+    """Name the column of a record."""
+    return record.task, record.protocol
+
+
+def _settings(record: RunRecord) -> dict[tuple[Any, ...], dict[str, str]]:
+    """Return the settings of a result as texts, each part under what it should be common to."""
+    identity, column = record.identity, column_of(record)
+    model = {name: identity[name] for name in identity if name not in _COMMON}
+    return {
+        (column, "task"): _flat({"data": identity["data"], **identity["task"]}),
+        (column, record.random_init, "protocol"): _flat(identity["protocol"]),
+        (column, record.model, record.weights, identity["precision"]): _flat(model),
+    }
+
+
+_COMMON = ("data", "task", "protocol", "precision", "seed")
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{above}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: str(value)})
+    return flat
+
+
+def _difference(record: RunRecord, usual: Mapping[tuple[Any, ...], Mapping[str, str]]) -> str:
+    """Name the settings of a result that are not those its column is about."""
+    differing = []
+    for key, ours in _settings(record).items():
+        theirs = usual[key]
+        differing += [
+            f"{name}={ours.get(name, '(none)')}"
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
+        ]
+    return f"{' '.join(column_of(record))}: {', '.join(differing)}" if differing else ""
+
+
+def cell_of(group: Sequence[RunRecord], metric: str = "") -> Cell:
+    """Average a metric, by default the one that is ranked, over the seeds of a run."""
+    scores = [record.scores[metric or record.metric] for record in group]
+    if len(scores) == 1:
+        return Cell(scores[0]["value"], scores[0]["low"], scores[0]["high"], tuple(group))
+    values = pd.Series([score["value"] for score in scores])
+    mean, deviation = float(values.mean()), float(values.std())
+    return Cell(mean, mean - deviation, mean + deviation, tuple(group))
