@@ -374,6 +374,8 @@ def test_places365_in_its_easy_format_is_the_same(tmp_path):
             shutil.copy2(images.images.name(row), target)
     easy = opened("places365", tmp_path / "easy")
     assert easy.classes == expected.classes
+    for role in ("train", "val", "test"):
+        assert sorted(easy.parts[role].ids) == sorted(expected.parts[role].ids)
     assert easy.parts["val"].ids.tolist() == expected.parts["val"].ids.tolist()
 
 

@@ -1,7 +1,7 @@
 """Class folders: `PART/CLASS/**/IMAGE`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,25 @@ class ImageFolder:
     Labels are the ranks of the sorted class names, or those of the standard order `classes` (a list of
     `mixmim_bench.data.classes`, or the names), and every part must have the same classes. The id
     of an image is its path below the root, or with `ids = "name"` its file name without the extension,
-    for datasets whose file names are unique, or with `ids = "class/name"` that behind its last folder.
+    for datasets whose file names are unique, or with `ids = "class/name"` that behind its last folder. Where
+    parts differ, `ids` is a table by part.
     """
 
     def __init__(
-        self, root: Path, parts: Sequence[str], ids: str = "path", classes: Any = None, below: str = ""
+        self,
+        root: Path,
+        parts: Sequence[str],
+        ids: str | Mapping[str, str] = "path",
+        classes: Any = None,
+        below: str = "",
     ) -> None:
-        if ids not in IDS:
-            raise LayoutError(f"ids is {ids!r}, not one of {', '.join(map(repr, IDS))}", "data.options")
         self.root = root / below
         self.parts = tuple(parts)
-        self.ids = ids
+        self.ids = dict(ids) if isinstance(ids, Mapping) else dict.fromkeys(parts, ids)
+        for part in parts:
+            if (own := self.ids.get(part)) not in IDS:
+                known = ", ".join(map(repr, IDS))
+                raise LayoutError(f"ids is {own!r}, not one of {known} ({part})", "data.options")
         self._wanted = classes
 
     def missing(self) -> str:
@@ -73,7 +81,7 @@ class ImageFolder:
             labels += [label] * len(images)
         if empty:
             raise LayoutError(f"no image in the class folder {a_few(empty)}")
-        ids = np.array([image_id(path, self.ids) for path, _, _ in found])
+        ids = np.array([image_id(path, self.ids[name]) for path, _, _ in found])
         return Part(ids, np.array(labels, dtype=np.int64), scanned(self.root, found))
 
 
