@@ -11,8 +11,9 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models._features_fx import GraphExtractNet
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
+from timm.utils import AttentionExtract, ModelEmaV3
 from torch import nn
 
 from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters
@@ -474,3 +475,24 @@ def test_source_map_keeps_images_apart(tiny):
         before, after = model.encode(tokens, sources), model.encode(other, sources)
     same = (before - after).abs().amax(-1)[0] < 1e-5
     assert torch.equal(same, cells == 0)
+
+
+# -- torch.fx ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window_size", [None, (7, 3, 4, 2)], ids=["whole windows", "padded windows"])
+def test_torch_fx_traces_forward_and_backward(tiny, window_size):
+    model = tiny(window_size=window_size).eval()
+    traced = GraphExtractNet(model, ["head"])
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(traced(images), model(images), atol=1e-5, rtol=1e-5)
+    traced(images).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_attention_maps_are_extracted_by_timm(tiny):
+    model = tiny().eval()
+    maps = AttentionExtract(model, method="fx")(torch.randn(1, 3, 64, 64))
+    assert len(maps) == 5  # one per block
+    for attention in maps.values():
+        torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))

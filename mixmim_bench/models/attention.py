@@ -119,7 +119,7 @@ class WindowAttention(nn.Module):
         return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
 
     def position_bias(self, x: Tensor) -> Tensor:
-        """Return the relative position bias for tokens x, (heads, N, N), gathered once while gradients are off."""
+        """Return the position bias for tokens x, (heads, N, N), gathered once while gradients are off."""
         dtype = x.dtype
         traced = isinstance(x, fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling()
         if traced or torch.is_grad_enabled():

@@ -142,7 +142,9 @@ def _check_windows(state: Mapping[str, Tensor], model: Any, grid: tuple[int, int
         return
     if model.windows_stated:
         return
-    pixels = " x ".join(str(side * patch) for side, patch in zip(grid, model.patch_embed.patch_size, strict=True))
+    pixels = " x ".join(
+        str(side * patch) for side, patch in zip(grid, model.patch_embed.patch_size, strict=True)
+    )
     about = f"the weights were trained on {pixels} pixels with windows of {_sides(theirs.values())} tokens"
     if model.made_for_larger_than(grid):
         own = _sides(stage.window_size for stage in model.layers)

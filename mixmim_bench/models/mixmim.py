@@ -177,7 +177,9 @@ class MixMIM(nn.Module):
     """
 
     absolute_pos_embed: Tensor
-    frozen_tables = ("absolute_pos_embed",)  # buffers that the published counts include in the parameters
+    frozen_tables: tuple[str, ...] = (
+        "absolute_pos_embed",
+    )  # buffers that the published counts include in the parameters
 
     def __init__(
         self,

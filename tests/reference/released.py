@@ -22,7 +22,7 @@ def main(clone: str, timm_folder: str) -> None:
     import numpy as np
     import torch
 
-    np.float = float  # removed from numpy since
+    vars(np)["float"] = float  # removed from numpy since
     import seeded
     from models_mixmim_ft import mixmim_base, mixmim_base_384
     from util.pos_embed import interpolate_pos_embed
