@@ -135,7 +135,12 @@ class Workbench:
     def features_of_layers(self, split: Split, layers: Sequence[str]) -> dict[str, Features]:
         """Return the features of several layers, which are extracted in one pass and kept in the store."""
         entries = {layer: self.entry(split, layer) for layer in layers}
-        lacking = {layer: entry for layer, entry in entries.items() if entry.manifest() is None}
+        lacking = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
+        damaged = [layer for layer, entry in lacking.items() if entry.manifest() is not None]
+        if damaged:
+            self.notes.append(
+                f"stored features of {split.role} were damaged and made again: {', '.join(damaged)}"
+            )
         used = self._extract(split, lacking) if lacking else 0
         if 0 < used < min(self.machine.batch_size, len(split.part)):
             self.note_batch("features", self.machine.batch_size, used)

@@ -8,7 +8,9 @@
     FOLDER/KEY.lock                  held by the process that fills it
 
 A key is a hash of weights, architecture, layer, preprocessing, images (id, size, time, label of each),
-precision and the extractor's version: whatever changes, the old entry is not found.
+precision and the extractor's version: whatever changes, the old entry is not found. What is damaged counts as
+lacking: the files of an entry are hashed once per process before they are read, and what a chunk holds is
+checked before it is built upon.
 """
 
 import hashlib
@@ -16,9 +18,8 @@ import json
 import os
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,11 @@ from mixmim_bench.specs import digest
 
 CHUNK_ROWS = 512  # images that are lost at most when a process is killed
 SCHEMA = 1
+FILES = ("rows.npz", "x.npy")
+
+_intact: dict[
+    Path, tuple[tuple[int, int, int], ...]
+] = {}  # entries that this process has hashed, as they were
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,12 @@ class FeatureStore:
         if not self.folder.is_dir():
             return []
         folders = sorted(path for path in self.folder.iterdir() if path.is_dir())
-        described = [(path, _read_json(path / "made_by.json")) for path in folders]
-        return [Entry(path, found.get("made_by", {}), found.get("about", {})) for path, found in described]
+        found = []
+        for path in folders:
+            described = _read_json(path / "made_by.json")
+            parts = [described.get(name) for name in ("made_by", "about")]
+            found.append(Entry(path, *(part if isinstance(part, dict) else {} for part in parts)))
+        return found
 
 
 class Entry:
@@ -106,7 +116,7 @@ class Entry:
     def manifest(self) -> dict[str, Any] | None:
         """Read whole.json if the entry is whole: what it names is there and has its size."""
         manifest = _read_json(self._file("whole.json"))
-        if manifest.get("schema") != SCHEMA or digest(dict(self.made_by), 32) != self.key:
+        if not _is_manifest(manifest) or digest(dict(self.made_by), 32) != self.key:
             return None
         for name, file in manifest["files"].items():
             path = self._file(name)
@@ -114,11 +124,27 @@ class Entry:
                 return None
         return manifest
 
-    def open(self) -> Stored:
-        """Map the features; raises BenchError if the entry is not whole."""
+    def is_intact(self) -> bool:
+        """Whether the entry is whole and its files are what was written; hashed once per process."""
         if self.manifest() is None:
+            return False
+        seen = self._stats()
+        if _intact.get(self.folder) != seen:
+            if self.damage():
+                return False
+            _intact[self.folder] = seen
+        return True
+
+    def _stats(self) -> tuple[tuple[int, int, int], ...]:
+        stats = [self._file(name).stat() for name in FILES]
+        return tuple((stat.st_ino, stat.st_size, stat.st_ctime_ns) for stat in stats)
+
+    def open(self) -> Stored:
+        """Map the features; raises BenchError if the entry is not whole, or damaged."""
+        if not self.is_intact():
             raise BenchError(f"the features {self.folder} are not whole; the same command makes them again")
-        os.utime(self._file("whole.json"))  # when it was used last
+        with suppress(OSError):  # a folder of somebody else
+            os.utime(self._file("whole.json"))  # when it was used last
         with np.load(self._file("rows.npz"), allow_pickle=False) as file:
             rows, digests = file["rows"], file["digests"]
         return Stored(np.load(self._file("x.npy"), mmap_mode="r", allow_pickle=False), rows, digests)
@@ -129,8 +155,10 @@ class Entry:
         if manifest is None:
             return "not whole"
         for name, file in manifest["files"].items():
-            with self._file(name).open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
+            try:
+                found = _measured(self._file(name))["sha256"]
+            except OSError as error:
+                return f"{name} cannot be read: {error.strerror}"
             if found != file["sha256"]:
                 return f"{name} has changed since it was written"
         return ""
@@ -157,8 +185,9 @@ class Entry:
 
     # -- writing ---------------------------------------------------------------------------------------
 
-    def describe(self) -> None:
-        """Write what the entry will hold, for who lists it before it is whole."""
+    def begin(self) -> None:
+        """Write what the entry will hold, for who lists it before it is whole; what was damaged goes."""
+        self._file("whole.json").unlink(missing_ok=True)
         text = json.dumps(
             {"made_by": dict(self.made_by), "about": dict(self.about)}, indent=1, sort_keys=True
         )
@@ -168,10 +197,18 @@ class Entry:
         return self._file("chunks") / f"{start:09d}.npz"
 
     def has_chunk(self, start: int, stop: int) -> bool:
-        """Whether the chunk of the images start to stop is there."""
+        """Whether the chunk of the images start to stop is there, with all of them, and undamaged."""
         try:
-            return self._read(start, "bounds").tolist() == [start, stop]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            bounds, rows, failed, x, digests = (
+                self._read(start, name) for name in ("bounds", "rows", "failed", "x", "digests")
+            )
+            seen = np.sort(np.concatenate([rows, failed]))
+            return (
+                bounds.tolist() == [start, stop]
+                and np.array_equal(seen, np.arange(start, stop))
+                and len(rows) == len(x) == len(digests)
+            )
+        except Exception:  # a damaged file fails in many ways
             return False
 
     def _read(self, start: int, name: str) -> np.ndarray:
@@ -196,7 +233,7 @@ class Entry:
             np.lib.format.write_array_header_1_0(file, form)
             for start in starts:
                 file.write(self._read(start, "x").astype("<f4", copy=False).tobytes())
-        files = {name: _measured(self._file(name)) for name in ("rows.npz", "x.npy")}
+        files = {name: _measured(self._file(name)) for name in FILES}
         manifest = {"schema": SCHEMA, "images": images, "rows": len(rows), "width": width, "files": files}
         write_whole(self._file("whole.json"), json.dumps(manifest, indent=1, sort_keys=True).encode())
         shutil.rmtree(self._file("chunks"), ignore_errors=True)
@@ -211,7 +248,7 @@ class Filling:
         self.bounds = [(a, min(a + CHUNK_ROWS, images)) for a in range(0, images, CHUNK_ROWS)]
         self.waiting: list[Piece] = []
         for entry in entries.values():
-            entry.describe()
+            entry.begin()
         done = 0
         while done < len(self.bounds) and all(e.has_chunk(*self.bounds[done]) for e in entries.values()):
             done += 1
@@ -235,6 +272,7 @@ class Filling:
         rows = np.concatenate([np.empty(0, np.int64), *(piece.rows for piece in pieces)])
         here, later = rows < stop, rows >= stop
         digests = np.concatenate([np.empty((0, 16), np.uint8), *(piece.digests for piece in pieces)])
+        failed = [row for piece in self.waiting for row in piece.failures if start <= row < stop]
         values = {
             layer: np.concatenate([piece.values[layer] for piece in pieces])
             if pieces
@@ -243,7 +281,7 @@ class Filling:
         }
         for layer, entry in self.entries.items():
             chunk = {"rows": rows[here], "digests": digests[here], "x": values[layer][here]}
-            entry.write_chunk(start, stop, chunk)
+            entry.write_chunk(start, stop, {**chunk, "failed": np.array(sorted(failed), dtype=np.int64)})
         failures = {row: why for piece in self.waiting for row, why in piece.failures.items() if row >= stop}
         rest = {layer: x[later] for layer, x in values.items()}
         self.waiting = [Piece(rows[later], rest, digests[later], failures)]
@@ -265,7 +303,7 @@ def filling(entries: Mapping[str, Entry], images: int) -> Iterator[Filling | Non
     with ExitStack() as held:
         for entry in sorted(entries.values(), key=lambda entry: entry.key):
             held.enter_context(entry.lock())
-        lacking = {layer: entry for layer, entry in entries.items() if entry.manifest() is None}
+        lacking = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
         yield Filling(lacking, images) if lacking else None
 
 
@@ -278,6 +316,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object, an empty one if there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _is_manifest(values: Mapping[str, Any]) -> bool:
+    """Whether values are what `finish` writes."""
+    files = values.get("files")
+    return (
+        values.get("schema") == SCHEMA
+        and all(type(values.get(name)) is int for name in ("images", "rows", "width"))
+        and isinstance(files, dict)
+        and sorted(files) == sorted(FILES)
+        and all(
+            isinstance(file, dict) and type(file.get("bytes")) is int and type(file.get("sha256")) is str
+            for file in files.values()
+        )
+    )

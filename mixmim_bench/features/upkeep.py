@@ -83,12 +83,14 @@ def _check(entry: Entry, opened: dict[tuple[str, str], TaskData]) -> Finding:
     damage = entry.damage()
     if damage:
         return Finding(entry, f"damaged: {damage}", wrong=True)
-    name, root = entry.about["task"], entry.about["root"]
     try:
+        name, root = entry.about["task"], entry.about["root"]
         if (name, root) not in opened:
             task = in_variant(read_task(Path(entry.about["task_file"])), name.partition("@")[2])
             opened[name, root] = open_task(task, DataRoots(of_task={task.dataset: Path(root)}))
         part = opened[name, root].parts[entry.about["role"]]
+    except KeyError as error:
+        return Finding(entry, f"whole; it does not say what its images are: {error} is missing")
     except BenchError as error:
         return Finding(entry, f"whole; its images cannot be compared: {error}")
     if stamp(part) != entry.made_by["images"]:
@@ -147,4 +149,7 @@ def _reason(entry: Entry, named: bool, older_than: float | None, everything: boo
         age = datetime.now(UTC) - entry.last_used()
         return f"not used for {age.days} days" if age > timedelta(days=older_than) else ""
     state = _state(entry, entry.manifest() is not None)
-    return "" if state == "whole" else state
+    if state != "whole":
+        return state
+    damage = entry.damage()
+    return f"damaged: {damage}" if damage else ""
