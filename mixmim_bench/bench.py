@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +15,9 @@ import timm
 from torch import nn
 
 from mixmim_bench import metrics
-from mixmim_bench.data.images import Part, UnreadableImage
+from mixmim_bench.data.images import Part
 from mixmim_bench.data.index import stamp
+from mixmim_bench.data.seen import WIDTH, hash_images
 from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.features import EXTRACTOR_VERSION, OWN
 from mixmim_bench.features.extract import Features, extract_to_store, features_of
@@ -29,7 +29,6 @@ from mixmim_bench.predictions import of_all_classes
 from mixmim_bench.specs import Run, digest
 
 Advance = Callable[[int], None]
-HASHING_THREADS = 4  # that wait for the disk
 
 
 class Stages(Protocol):
@@ -51,19 +50,6 @@ class Split:
     def stamp(self) -> str:
         """Identify the images, and see when a file was changed."""
         return self.listed_stamp or stamp(self.part)
-
-    @cached_property
-    def digests(self) -> np.ndarray:
-        """Hash the bytes of each image that can be read, (n, 16) uint8."""
-        with ThreadPoolExecutor(HASHING_THREADS) as threads:
-            found = [digest for digest in threads.map(self._digest, range(len(self.part))) if digest]
-        return np.frombuffer(b"".join(found), dtype=np.uint8).reshape(-1, 16)
-
-    def _digest(self, row: int) -> bytes:
-        try:
-            return self.part.images.digest(row)
-        except UnreadableImage:
-            return b""
 
 
 @dataclass
@@ -89,6 +75,7 @@ class Workbench:
     extract_s: float = 0.0
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    _digests: dict[str, np.ndarray] = field(default_factory=dict)  # of the bytes that were read, by role
 
     @property
     def num_classes(self) -> int:
@@ -145,7 +132,9 @@ class Workbench:
         if 0 < used < min(self.machine.batch_size, len(split.part)):
             self.note_batch("features", self.machine.batch_size, used)
         found = {layer: features_of(entry, split.part, used) for layer, entry in entries.items()}
-        self.skipped[split.role] = next(iter(found.values())).unreadable
+        first = next(iter(found.values()))
+        self.skipped[split.role] = first.unreadable
+        self.note_digests(split, first.rows, first.digests)
         return found
 
     def _frozen(self) -> nn.Module:
@@ -202,10 +191,23 @@ class Workbench:
         self.extract_s += time.perf_counter() - clock
         return used
 
+    def note_digests(self, split: Split, rows: np.ndarray, digests: np.ndarray) -> None:
+        """Remember the digests (m, 16) of images whose bytes were read."""
+        known = self._digests.setdefault(split.role, np.zeros((len(split.part), WIDTH), dtype=np.uint8))
+        known[rows] = digests
+
     def digests(self, split: Split) -> np.ndarray:
-        """Hash the bytes of the images of a split, (n, 16); where features are kept the hashes are too."""
-        stored = self.entry(split, OWN)
-        return split.digests if stored.manifest() is None else stored.open().digests
+        """Return the digests of the bytes of all images of a split, (n, 16).
+
+        Only images that the run has not read are read now; zeros for one whose bytes cannot be read.
+        """
+        self.note_digests(split, np.empty(0, np.int64), np.empty((0, WIDTH), np.uint8))
+        known = self._digests[split.role]
+        unread = np.flatnonzero(~known.any(1))
+        if len(unread):
+            with self.stages.stage(f"hashing the images of {split.role}", len(unread), 0.0) as advance:
+                known[unread] = hash_images(split.part, unread, advance)
+        return known
 
     def note_batch(self, what: str, asked: int, used: int) -> None:
         """Put on record that memory ran out and the batch was halved."""

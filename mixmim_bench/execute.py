@@ -10,6 +10,8 @@ import numpy as np
 
 from mixmim_bench.bench import Split, Workbench
 from mixmim_bench.data.dataset import TaskData
+from mixmim_bench.data.seen import WIDTH, digest_of_bytes
+from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import memory_errors, provenance
 from mixmim_bench.protocols import build_protocol, find_protocol
 from mixmim_bench.specs import ROLES, Run, RunRecord
@@ -29,13 +31,14 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         fit_s = time.perf_counter() - clock - bench.extract_s
         predicted = fitted.predict(splits["test"])
     total_s = time.perf_counter() - clock
-    duplicates = _duplicates(bench, splits)
+    duplicates, data_bytes, trouble = _look_at_bytes(bench, splits)
     scores = predicted.scores_by(run.task.metrics)
     learnt_from = np.concatenate([data.parts[role].labels for role in ("train", "val")])
     for name, guess in predicted.guesses(run.task.metrics, learnt_from).items():
         scores[name]["guess"] = guess
     record = dataclasses.replace(
         blank_record(run),
+        data_bytes=data_bytes,
         scores=scores,
         chosen=dict(fitted.chosen),
         counts={
@@ -51,7 +54,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             "test_s": round(total_s - fit_s - bench.extract_s, 3),
             "total_s": round(total_s, 3),
         },
-        notes=tuple([*bench.notes, *fitted.notes, *_guessing(run, scores), *_told(duplicates)]),
+        notes=tuple([*bench.notes, *fitted.notes, *_guessing(run, scores), *_told(duplicates), *trouble]),
         provenance={
             **provenance(),
             **bench.machine.describe(),
@@ -63,13 +66,25 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
     return record, {**predicted.kept(run.task.metrics), **{f"fit_{k}": v for k, v in fitted.arrays.items()}}
 
 
-def _duplicates(bench: Workbench, splits: Mapping[str, Split]) -> dict[str, int]:
-    """Count the images of val that are also in train, and those of test in either, byte for byte."""
-    train, val, test = (bench.digests(splits[role]).copy().view("V16").ravel() for role in ROLES)
-    return {
+def _look_at_bytes(
+    bench: Workbench, splits: Mapping[str, Split]
+) -> tuple[dict[str, int], str, tuple[str, ...]]:
+    """Count the images of val that are also in train, and those of test in either; digest all bytes.
+
+    Images that the run did not read are read now; where that fails it is a note, for the result stands.
+    """
+    try:
+        digests = {role: bench.digests(splits[role]) for role in ROLES}
+    except (OSError, BenchError) as error:
+        return {}, "", (f"duplicate images were not counted: {error}",)
+    train, val, test = (
+        digests[role][digests[role].any(1)].copy().view(f"V{WIDTH}").ravel() for role in ROLES
+    )
+    counts = {
         "val_in_train": int(np.isin(val, train).sum()),
         "test_in_train_or_val": int(np.isin(test, np.concatenate([train, val])).sum()),
     }
+    return counts, digest_of_bytes(digests), ()
 
 
 def _guessing(run: Run, scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -85,7 +100,7 @@ def _guessing(run: Run, scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _told(duplicates: Mapping[str, int]) -> list[str]:
-    found = duplicates["test_in_train_or_val"]
+    found = duplicates.get("test_in_train_or_val", 0)
     return [f"{found} test images are also in train or val, byte for byte"] if found else []
 
 

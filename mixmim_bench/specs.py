@@ -240,6 +240,7 @@ class RunRecord:
     protocol_title: str
     suites: tuple[str, ...] = ()  # that the task belongs to
     costs: Mapping[str, str] = field(default_factory=dict)  # 'own' size and 'run' size -> key of a Cost
+    data_bytes: str = ""  # digest of the bytes of all images
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)

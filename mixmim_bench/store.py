@@ -47,12 +47,14 @@ class RunStore:
         """Write a record; what is beside it first, so that a record is never without it.
 
         A failure never takes the place of a result; a result ends the failures of the same run before
-        its data or settings were mended. Raises BenchError.
+        its data or settings were mended. A result of images with other bytes is kept beside, under another
+        name. Raises BenchError.
         """
-        if record.error and self.is_finished(record.run_id):
+        before = self._read(record.run_id)
+        if record.error and before is not None and not before.error:
             return
         with self.writing():
-            self._set_aside(self._path(record.run_id))
+            self._set_aside(record, before)
             if arrays:
                 buffer = io.BytesIO()
                 np.savez_compressed(buffer, allow_pickle=False, **arrays)
@@ -68,19 +70,27 @@ class RunStore:
         with self.writing():
             write_whole(self._path(record.run_id), record.to_json().encode())
 
-    def _set_aside(self, path: Path) -> None:
-        """Rename a file that stands where a record belongs and is none: of another schema, or damaged."""
-        if path.exists() and _read_record(path) is None:
+    def _set_aside(self, record: RunRecord, before: RunRecord | None) -> None:
+        """Rename what a record is not to overwrite: what is no record, and a result of other images."""
+        path = self._path(record.run_id)
+        if before is None and path.exists():
             path.replace(path.with_name(f"{path.name}.unread"))
+        elif before is not None and not before.error and before.data_bytes != record.data_bytes:
+            for each in (path, path.with_suffix(".npz")):
+                if each.exists():
+                    each.replace(each.with_name(f"{each.name}.of-images-{before.data_bytes or 'unknown'}"))
 
     def _path(self, run_id: str) -> Path:
         return self.runs / f"{run_id}.json"
 
-    def is_finished(self, run_id: str) -> bool:
-        """Whether a run has a result."""
+    def _read(self, run_id: str) -> RunRecord | None:
         path = self._path(run_id)
-        record = _read_record(path) if path.exists() else None
-        return record is not None and not record.error
+        return _read_record(path) if path.exists() else None
+
+    def result(self, run_id: str) -> RunRecord | None:
+        """Read the result of a run, None if it has none; a failure is none."""
+        record = self._read(run_id)
+        return None if record is None or record.error else record
 
     def records(self, broken: list[str] | None = None) -> list[RunRecord]:
         """Read every record; the names of files that are none go to `broken`."""
@@ -93,9 +103,9 @@ class RunStore:
                 broken.append(str(path))
         return found
 
-    def finished(self) -> set[str]:
-        """Return the ids of the runs that have a result; a failed one is not among them."""
-        return {record.run_id for record in self.records() if not record.error}
+    def finished(self) -> dict[str, RunRecord]:
+        """Return the results by their run ids; failed runs are not among them."""
+        return {record.run_id: record for record in self.records() if not record.error}
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """Read what stands beside a record: predictions, and curves of the protocol; raises BenchError."""

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mixmim_bench.bench import Shelf, Split, Workbench
 from mixmim_bench.cost import count_on_meta, measure
+from mixmim_bench.data.seen import Seen
 from mixmim_bench.errors import BenchError
 from mixmim_bench.execute import check_kept, execute, failed_record
 from mixmim_bench.features import OWN
@@ -65,15 +66,44 @@ class Suite:
 
     # -- before any work ---------------------------------------------------------------------------
 
-    def estimates(self) -> list[Estimate]:
-        """Say for each run what it takes and how long, from measured speeds where there are any."""
+    def estimates(self, view: View | None = None) -> list[Estimate]:
+        """Say for each run what it takes and how long, from measured speeds where there are any.
+
+        With a view the images of finished runs are compared with those that the results were made from.
+        """
         finished = self.store.finished()
+        if view is not None:
+            finished = self._of_these_images(finished, view)
         costs = self.store.read_costs()
         extracted: set[str] = set()  # keys of features that an earlier run will have made
         return [
             self._estimate(planned, planned.run.run_id in finished, costs, extracted)
             for planned in self.resolved.planned
         ]
+
+    def _of_these_images(self, finished: dict[str, RunRecord], view: View) -> dict[str, RunRecord]:
+        """Leave out the results that were made from images with other bytes than those that are here.
+
+        The bytes are hashed where this machine has not seen the files with the times that they have now.
+        """
+        kept = dict(finished)
+        for name, data in self.resolved.data.items():
+            runs = [each.run for each in self.resolved.planned if each.run.task.name == name]
+            made = {run.run_id: finished[run.run_id] for run in runs if run.run_id in finished}
+            if not any(record.data_bytes for record in made.values()):
+                continue
+            seen = self._seen(name)
+            current = seen.known()
+            if not current:
+                view.say(f"{name}: hashing the images, whose times are new to this machine")
+                with view.stage("hashing", sum(map(len, data.parts.values())), 0.0) as advance:
+                    current = seen.hash_again(advance)
+            for run in runs:
+                record = made.get(run.run_id)
+                if record is not None and record.data_bytes not in ("", current):
+                    view.say(f"{run.label}: the images are not those of the result, so it is run again")
+                    kept.pop(run.run_id, None)
+        return kept
 
     def _estimate(
         self, planned: Planned, finished: bool, costs: dict[str, Cost], extracted: set[str]
@@ -128,9 +158,10 @@ class Suite:
     def run(self) -> Outcome:
         """Do every run that is not finished; Ctrl-C keeps what is."""
         self.store.prepare()
-        estimates = self.estimates()
-        pending = [estimate for estimate in estimates if not estimate.finished]
         outcome = Outcome()
+        with View(self.console, 0) as view:
+            estimates = self.estimates(view)
+        pending = [estimate for estimate in estimates if not estimate.finished]
         with View(self.console, sum(estimate.work for estimate in pending)) as view:
             if len(pending) < len(estimates):
                 already = len(estimates) - len(pending)
@@ -168,7 +199,7 @@ class Suite:
             run = estimate.planned.run
             random_init = " (random init)" if run.weights["kind"] == "random" else ""
             view.say(f"[{i}/{len(pending)}] {run.label}{random_init}")
-            if self.store.is_finished(run.run_id):
+            if self._finished_meanwhile(run):
                 view.say("  finished meanwhile by another process")
             else:
                 record = self._do_one(estimate, view, shelf)
@@ -176,6 +207,14 @@ class Suite:
                     outcome.failed.append(record)
             work += estimate.work
             view.finish_run(work)
+
+    def _finished_meanwhile(self, run: Run) -> bool:
+        """Whether another process has finished a run, on the images that are here."""
+        record = self.store.result(run.run_id)
+        return record is not None and record.data_bytes in ("", self._seen(run.task.name).known())
+
+    def _seen(self, task: str) -> Seen:
+        return Seen(task, self.resolved.data[task])
 
     def _do_one(self, estimate: Estimate, view: View, shelf: Shelf) -> RunRecord:
         """Do a run and keep what came of it, a failure too."""
@@ -187,6 +226,7 @@ class Suite:
             bench = Workbench(run, self.machine, view, estimate.gmacs, shelf)
             record, arrays = execute(run, self.resolved.data[run.task.name], bench)
             check_kept(record, arrays)
+            self._seen(run.task.name).note(record.data_bytes)
         except Exception as error:
             record, arrays = failed_record(run, error), {}
             if not isinstance(error, BenchError):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
@@ -15,12 +16,25 @@ from torch import Tensor, nn
 from mixmim_bench.bench import Advance, Workbench
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import Batch, ImageDataset, Unreadable, batches, in_groups
+from mixmim_bench.data.seen import WIDTH
 from mixmim_bench.data.transforms import Transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine, is_out_of_memory
 from mixmim_bench.seeding import generator, seed_everything
 
 TRAIN_WORK = 3.0  # a training step costs about three forward passes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training: the mean loss of each epoch, and what was read.
+
+    `digests` (n, 16) are those of the images' bytes, zeros for images that were not read.
+    """
+
+    losses: list[float]
+    unreadable: dict[int, str]
+    digests: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +75,8 @@ def train(
     name: str,
     make_optimizer: MakeOptimizer | None = None,
     work: float = TRAIN_WORK,
-) -> tuple[list[float], dict[int, str]]:
-    """Train a network in place; return the mean loss of each epoch, and the rows that were unreadable.
+) -> Trained:
+    """Train a network in place.
 
     make_optimizer: in place of timm's by the schedule's name. work: what an image costs, in forward passes.
 
@@ -85,7 +99,7 @@ def train(
         else:
             if at_once < asked:
                 bench.note_batch(name, asked, at_once)
-            return losses, trainer.unreadable.found
+            return Trained(losses, trainer.unreadable.found, trainer.digests)
 
 
 def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -129,6 +143,7 @@ class Trainer:
         self.steps_per_epoch = len(part) // self.batch_size
         self.unreadable = Unreadable(part.images, bench.run.task.skip_unreadable)
         self.dataset = ImageDataset(part.images, transform, bench.seed)
+        self.digests = np.zeros((len(part), WIDTH), dtype=np.uint8)
         self.accelerator = make_accelerator(bench.machine)
         optimizer = (make_optimizer or _timm_optimizer)(network, schedule)
         # timm's scheduler is what applies the layer decay, to the optimizer's own groups
@@ -155,6 +170,8 @@ class Trainer:
         self.network.train()
         losses = []
         for step, batch in enumerate(self._batches(epoch)):
+            if self.dataset.digests and len(batch.rows):
+                self.digests[batch.rows.numpy()] = batch.digests.numpy()
             self.unreadable.add(batch.failures)
             self.unreadable.check()
             update = epoch * self.steps_per_epoch + step
@@ -166,6 +183,7 @@ class Trainer:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         self.dataset.epoch = epoch
+        self.dataset.digests = epoch == 0
         order = torch.randperm(len(self.part), generator=generator(self.bench.seed, epoch)).tolist()
         groups = in_groups(order[: self.steps_per_epoch * self.batch_size], self.batch_size)
         return batches(self.dataset, groups, self.bench.machine.workers)

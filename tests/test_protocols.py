@@ -60,7 +60,9 @@ class PixelBench:
     def features(self, split, layer="own"):
         assert split.role not in self.sealed, f"{split.role} is sealed"
         part, x = self.splits[split.role].part, self.x[split.role]
-        return Features(x[:, :16] if layer == "half" else x, part.labels, part.ids)
+        rows = np.arange(len(part))
+        digests = np.zeros((len(part), 16), np.uint8)
+        return Features(x[:, :16] if layer == "half" else x, part.labels, part.ids, rows, digests)
 
     def features_of_layers(self, split, layers):
         return {layer: self.features(split, layer) for layer in layers}

@@ -25,9 +25,10 @@ class Features:
     x: np.ndarray  # (n, d) float32; from the store it is mapped from the disk
     y: np.ndarray  # (n,) int64
     ids: np.ndarray  # (n,) of str
+    rows: np.ndarray  # (n,) of the part
+    digests: np.ndarray  # (n, 16) uint8: of the bytes of each image
     unreadable: int = 0
     batch_size: int = 0
-    digests: np.ndarray | None = None  # (n, 16) uint8: of the bytes of each image
 
     def __len__(self) -> int:
         return len(self.y)
@@ -100,19 +101,22 @@ def extract(
     """Run a timm model over the images of a part, in memory; raises UnreadableImages."""
     unreadable = Unreadable(part.images, skip_unreadable)
     x = np.empty((0, 0), dtype=np.float32)
+    digests = np.zeros((len(part), 16), dtype=np.uint8)
     batch_size = machine.batch_size
-    for outputs in forward_all(backbone, transform, unreadable, machine, (layer,)):
+    for outputs in forward_all(backbone, transform, unreadable, machine, (layer,), digests=True):
         if len(outputs.rows):
             values = outputs.values[layer]
             if not x.size:
                 x = np.empty((len(part), values.shape[1]), dtype=np.float32)
-            x[outputs.rows] = values
+            x[outputs.rows], digests[outputs.rows] = values, outputs.digests
         batch_size = outputs.batch_size
         advance(len(outputs.rows) + len(outputs.failures))
     unreadable.check()
     kept = np.setdiff1d(np.arange(len(part)), list(unreadable.found))
     x = x[kept] if x.size else x
-    return Features(x, part.labels[kept], part.ids[kept], len(unreadable.found), batch_size)
+    return Features(
+        x, part.labels[kept], part.ids[kept], kept, digests[kept], len(unreadable.found), batch_size
+    )
 
 
 def extract_to_store(
@@ -155,7 +159,8 @@ def features_of(entry: Entry, part: Part, batch_size: int = 0) -> Features:
         stored.x,
         part.labels[stored.rows],
         part.ids[stored.rows],
+        stored.rows,
+        stored.digests,
         len(part) - len(stored.rows),
         batch_size,
-        stored.digests,
     )

@@ -104,7 +104,7 @@ class Finetune:
 
         network, notes = self._network(bench)
         objective = Classifying(bench.num_classes, self.mixup, self.cutmix, self.smoothing)
-        losses, unreadable = training.train(
+        trained = training.train(
             network,
             join([train.part, val.part]),
             self._transform(bench),
@@ -113,8 +113,11 @@ class Finetune:
             bench,
             "fine-tuning",
         )
-        of_train = sum(row < len(train.part) for row in unreadable)
-        bench.skipped.update(train=of_train, val=len(unreadable) - of_train)
+        of_train = sum(row < len(train.part) for row in trained.unreadable)
+        bench.skipped.update(train=of_train, val=len(trained.unreadable) - of_train)
+        n = len(train.part)
+        for split, digests in ((train, trained.digests[:n]), (val, trained.digests[n:])):
+            bench.note_digests(split, np.arange(len(digests)), digests)
         accuracy, more = _check_learning(network, train, bench)
 
         def predict(split: "Split") -> "ClassScores":
@@ -123,7 +126,7 @@ class Finetune:
         head = training.classifier(network)
         params = sum(parameter.numel() for parameter in head.parameters())
         macs = sum(parameter.numel() for parameter in head.parameters() if parameter.ndim > 1)
-        arrays = {"train_loss": np.array(losses), "train_top1": np.array(accuracy)}
+        arrays = {"train_loss": np.array(trained.losses), "train_top1": np.array(accuracy)}
         return Fitted(predict, arrays=arrays, notes=(*notes, *more), head_params=params, head_macs=macs)
 
     def _network(self, bench: "Workbench") -> "tuple[nn.Module, tuple[str, ...]]":
@@ -188,6 +191,7 @@ def score(network: "nn.Module", split: "Split", bench: "Workbench") -> "ClassSco
 
     logits = _logits(network, split.part, bench, f"scoring {split.role}")
     bench.skipped[split.role] = logits.unreadable
+    bench.note_digests(split, logits.rows, logits.digests)
     return ClassScores(logits.ids, logits.y, logits.x)
 
 

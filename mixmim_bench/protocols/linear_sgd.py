@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mixmim_bench.bench import Split, Workbench
     from mixmim_bench.data.images import Part
     from mixmim_bench.probes.heads import FrozenProbe
+    from mixmim_bench.training import Trained
 
 OPTIMIZERS = ("lars", "sgd")
 NORMS = ("batch", "none")
@@ -114,7 +115,10 @@ class LinearSGD:
             heads = [heads[int(np.argmax(scores))]]
         layer, base_lr = heads[0]
         both = join([train.part, val.part])
-        probe, losses = self._train(bench, both, heads, "training the head")
+        probe, trained = self._train(bench, both, heads, "training the head")
+        n = len(train.part)
+        for split, digests in ((train, trained.digests[:n]), (val, trained.digests[n:])):
+            bench.note_digests(split, np.arange(len(digests)), digests)
 
         def predict(split: "Split") -> ClassScores:
             features = bench.features(split, layer)
@@ -125,14 +129,14 @@ class LinearSGD:
         return Fitted(
             predict,
             chosen=chosen,
-            arrays={**arrays, "train_loss": np.array(losses)},
+            arrays={**arrays, "train_loss": np.array(trained.losses)},
             head_params=weight.numel() + bench.num_classes,
             head_macs=weight.numel(),
         )
 
     def _train(
         self, bench: "Workbench", part: "Part", heads: list[tuple[str, float]], name: str
-    ) -> "tuple[FrozenProbe, list[float]]":
+    ) -> "tuple[FrozenProbe, Trained]":
         from mixmim_bench import training
         from mixmim_bench.data.transforms import train_transform
         from mixmim_bench.objectives import ClassifyingByHeads
@@ -155,7 +159,7 @@ class LinearSGD:
             del network, schedule  # each head has a rate of its own
             return probe.optimizer(self.optimizer, rates, self.momentum)
 
-        losses, unreadable = training.train(
+        trained = training.train(
             probe,
             part,
             train_transform(
@@ -175,8 +179,8 @@ class LinearSGD:
             optimizer,
             work=1.0,
         )
-        bench.skipped["train"] = len(unreadable)
-        return probe, losses
+        bench.skipped["train"] = len(trained.unreadable)
+        return probe, trained
 
 
 PROTOCOL = LinearSGD
