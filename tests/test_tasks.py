@@ -2,7 +2,9 @@
 
 import csv
 import os
+import pickle
 import shutil
+import subprocess
 import sys
 import tempfile
 from contextlib import suppress
@@ -15,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmim_bench.data.dataset import open_task
+from mixmim_bench.data.files import listed_files
 from mixmim_bench.data.images import UnreadableImage
 from mixmim_bench.data.index import stamp
 from mixmim_bench.data.layout import LayoutError, find_layout
-from mixmim_bench.data.selection import load_tasks, select_tasks
+from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.data.selection import load_tasks, select_tasks, task_folder
 from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, UnknownName
 
@@ -225,23 +229,106 @@ def test_a_link_to_nowhere_is_an_image_that_cannot_be_read(my_task, tmp_path):
         part.images.load(row)
 
 
-def test_two_layout_files_of_one_name_are_not_taken_for_each_other(tmp_path):
+# -- code beside task files --------------------------------------------------------------------------
+
+MARKING_LAYOUT = """\
+from pathlib import Path
+
+Path({mark!r}).touch()
+
+from mixmim_bench.data.folder import ImageFolder
+
+
+class Own(ImageFolder):
+    pass
+"""
+
+
+@pytest.fixture
+def strange(my_task, tmp_path):
+    """A stranger's task, with code beside it that leaves a mark when it runs."""
+    (tmp_path / "evil.py").write_text(MARKING_LAYOUT.format(mark=str(tmp_path / "it ran")))
+    my_task.write_text(my_task.read_text().replace("folder:ImageFolder", "evil:Own"))
+    return my_task
+
+
+COMMANDS = [
+    ("run", "-m", "test_vit", "-p", "knn", "--dry-run", "--weights", "random"),
+    ("run", "-m", "test_vit", "-p", "knn", "--weights", "random"),
+    ("doctor", "--full"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_code_beside_a_task_file_runs_only_if_it_is_trusted(strange, run, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # python -m has this folder on its path
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path, results = list(sys.path), () if command[0] == "doctor" else ("--results", tmp_path / "r")
+    refused = run(*command, "-t", strange, *results, code=1 if command[0] == "doctor" else 2)
+    said = " ".join(refused.output.split())
+    assert "'evil:Own' is code beside the task file" in said and "--trust-task-code" in said
+    assert not (tmp_path / "it ran").exists()
+    run(*command, "-t", strange, *results, "--trust-task-code")
+    assert (tmp_path / "it ran").exists()
+    assert sys.path == path
+
+
+def test_a_folder_of_task_files_can_be_trusted_for_good(strange, run, tmp_path):
+    config = Path(os.environ["MIXMIM_BENCH_CONFIG"])
+    config.write_text(f'trusted_tasks = ["{tmp_path}"]\n')
+    run("run", "-m", "test_vit", "-p", "knn", "--weights", "random", "--dry-run", "-t", strange)
+    config.write_text(f'trusted_tasks = ["{tmp_path / "other"}"]\n')
+    run("run", "-m", "test_vit", "-p", "knn", "--weights", "random", "--dry-run", "-t", strange, code=2)
+    config.write_text("trusted_tasks = ['relative']\n")
+    said = run("doctor", code=2).output
+    assert "trusted_tasks[0]: must be an absolute path, not 'relative'" in said
+
+
+def test_processes_that_decode_find_the_code_of_a_trusted_task(strange):
+    """Also where they are started afresh, as on macOS and Windows."""
+    layout = find_layout("evil:Own", strange.parent, trusted=True)
+    child = f"import pickle; print(pickle.loads({pickle.dumps(layout)!r}).__name__)"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Own"
+
+
+def test_two_layout_files_of_one_name_are_two_modules(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "twins.py").write_text(f"class Own:\n    name = {folder!r}\n")
-    assert find_layout("twins:Own", tmp_path / "a").name == "a"
-    with pytest.raises(
-        LayoutError, match=r"a module 'twins' is in use already, .*a/twins\.py: rename .*b/twins\.py"
-    ):
-        find_layout("twins:Own", tmp_path / "b")
+    for folder in ("a", "b", "a"):
+        assert find_layout("twins:Own", tmp_path / folder, trusted=True).name == folder
 
 
 def test_a_layout_file_may_be_called_as_a_module_of_the_package(tmp_path):
-    (tmp_path / "layout.py").write_text("class Own:\n    pass\n")
-    assert find_layout("layout:Own", tmp_path).__module__ == "layout"
+    (tmp_path / "folder.py").write_text("class ImageFolder:\n    mine = True\n")
+    assert find_layout("folder:ImageFolder", tmp_path, trusted=True).mine
     (tmp_path / "broken_layout.py").write_text("class Own\n")
     with pytest.raises(LayoutError, match="no layout 'broken_layout:Own'"):
-        find_layout("broken_layout:Own", tmp_path)
+        find_layout("broken_layout:Own", tmp_path, trusted=True)
+
+
+def test_a_package_beside_a_task_file_is_code_too(tmp_path, monkeypatch):
+    (tmp_path / "layouts").mkdir()
+    (tmp_path / "layouts" / "__init__.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(LayoutError, match="is code beside the task file"):
+        find_layout("layouts.mine:Own", tmp_path)
+
+
+@pytest.mark.parametrize("keyword", ["download", "transform", "loader", "root"])
+def test_keywords_of_torchvision_only_choose_images(run, tmp_path, keyword):
+    task = tmp_path / "strange.toml"
+    text = (task_folder() / "cifar10.toml").read_text()
+    task.write_text(text.replace("train = { train = true }", f"train = {{ train = true, {keyword} = true }}"))
+    for command in (("run", "--dry-run", "-m", "test_vit", "--weights", "random"), ("doctor",)):
+        said = run(*command, "-t", task, "--data-root", tmp_path, code=1 if command[0] == "doctor" else 2)
+        assert f"the keyword '{keyword}' is none that chooses images" in " ".join(said.output.split())
+
+
+def test_a_pattern_of_endless_numbers_is_refused(tmp_path):
+    with pytest.raises(LayoutError, match=r"\{0\.\.99999999999\} names more than 1,000,000 files"):
+        listed_files(tmp_path, "{0..99999999999}.tar")
 
 
 def test_an_empty_class_folder_is_named(my_task, tmp_path):
@@ -339,7 +426,7 @@ class Stripes:
 def test_an_own_layout_stands_beside_the_task_file(my_task, tmp_path):
     (tmp_path / "stripes_layout.py").write_text(OWN_LAYOUT)
     edited(my_task, "folder:ImageFolder", "stripes_layout:Stripes")
-    data = open_task(read_task(my_task))
+    data = open_task(read_task(my_task), DataRoots(trusted=(tmp_path,)))
     assert data.classes == ("down", "across", "both")
     assert len(data.parts["train"]) == 24
 

@@ -7,13 +7,26 @@ from typing import Any
 import click
 
 
-def _find_roots(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> Any:
+def _find_roots(context: click.Context, _: click.Parameter, texts: tuple[str, ...]) -> Any:
     from mixmim_bench.data.roots import find_roots
 
-    return find_roots(texts)
+    return find_roots(texts, context.meta.get(_TRUST, False))
 
 
-DATA_ROOT = click.option(
+def _remember_trust(context: click.Context, _: click.Parameter, given: bool) -> None:
+    context.meta[_TRUST] = given
+
+
+_TRUST = f"{__name__}.trust_task_code"
+_TRUST_TASK_CODE = click.option(
+    "--trust-task-code",
+    is_flag=True,
+    is_eager=True,  # before the data roots, which it goes into
+    expose_value=False,
+    callback=_remember_trust,
+    help="Run Python code beside the task files that are named. Read it first.",
+)
+_DATA_ROOT = click.option(
     "--data-root",
     "roots",
     multiple=True,
@@ -22,6 +35,13 @@ DATA_ROOT = click.option(
     help="Folder with one folder a task, or TASK=FOLDER. Repeatable. Else $MIXMIM_BENCH_DATA, else the "
     "config file.",
 )
+
+
+def DATA_ROOT(command: Any) -> Any:
+    """Add the options that say where images are and whose code may run."""
+    return _DATA_ROOT(_TRUST_TASK_CODE(command))
+
+
 RESULTS = click.option(
     "--results",
     type=click.Path(path_type=Path, file_okay=False),

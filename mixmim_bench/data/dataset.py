@@ -66,7 +66,8 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
     looked_for = []
     for spec in task.layouts:
         with naming_the_file(task, spec.key):
-            layout = build_layout(spec.name, Path(task.path).parent.resolve(), root, parts, spec.options)
+            beside = Path(task.path).parent.resolve()
+            layout = build_layout(spec.name, beside, roots.trusts(beside), root, parts, spec.options)
             missing = layout.missing()
         if not missing:
             return Found(spec.name, layout, root, spec.key)
@@ -89,7 +90,7 @@ def open_task(task: TaskSpec, roots: DataRoots | None = None) -> TaskData:
 
     Raises MissingData, and TaskFileError, which names file and key, for data that is not as the task says.
     """
-    found = find_data(task, roots or DataRoots())
+    found = find_data(task, DataRoots() if roots is None else roots)
     listed, classes, index = list_task(task, found)
     with naming_the_file(task):
         for problem in index.problems:

@@ -13,6 +13,7 @@ from mixmim_bench.data.images import EXTENSIONS, decoding, hashed, to_rgb
 from mixmim_bench.data.layout import LayoutError
 
 ABSENT = -1  # size of a file that is not there
+MOST_NUMBERED = 1_000_000  # files that {0..N} may stand for
 
 
 class Names:
@@ -148,5 +149,7 @@ def _numbered(pattern: str) -> Iterator[str]:
     if match is None:
         yield pattern
         return
+    if int(match[2]) - int(match[1]) >= MOST_NUMBERED:
+        raise LayoutError(f"{match[0]} names more than {MOST_NUMBERED:,} files", "data.options")
     for number in range(int(match[1]), int(match[2]) + 1):
         yield from _numbered(f"{pattern[: match.start()]}{number:0{len(match[1])}d}{pattern[match.end() :]}")

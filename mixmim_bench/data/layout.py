@@ -1,17 +1,18 @@
 """What a layout is: one way in which a dataset lies on a disk.
 
 A task file names its layouts as `module:Class`. The module is one of this package, or a Python file beside
-the task file, or, with dots, any module that can be imported. Several layouts may be listed, and the first
-one that is there is used. A layout only lists images, it decodes none.
+the task file, or, with dots, any module that can be imported. Code beside a task file runs only where the
+user trusts it. Several layouts may be listed, and the first one that is there is used. A layout only lists
+images, it decodes none.
 """
 
 import importlib.util
 import pkgutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mixmim_bench.data.beside import load_file
 from mixmim_bench.data.images import Part
 from mixmim_bench.errors import BenchError
 
@@ -40,23 +41,27 @@ class Layout(Protocol):
         """List a part; raises LayoutError."""
 
 
-def find_layout(name: str, beside: Path) -> type[Layout]:
+def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
     """Import a layout class by its `module:Class` name; `beside` is the folder of the task file.
 
-    Raises LayoutError.
+    trusted: whether code in that folder may run. Raises LayoutError.
     """
-    module = name.partition(":")[0]
-    full, own = name, beside / f"{module}.py"
-    if "." not in module and own.is_file():
-        if str(beside) not in sys.path:
-            sys.path.insert(0, str(beside))  # for good: processes that decode images import it too
-    elif "." not in module and importlib.util.find_spec(f"mixmim_bench.data.{module}"):
-        full, own = f"mixmim_bench.data.{name}", Path()
+    module, _, attribute = name.partition(":")
+    first = module.partition(".")[0]
+    own = next((path for path in (beside / f"{first}.py", beside / first) if path.exists()), None)
+    if own is not None and not trusted:
+        raise LayoutError(
+            f"{name!r} is code beside the task file, {own}. It runs only if you trust it: read it, then add "
+            "--trust-task-code, or its folder to `trusted_tasks` in the config file",
+            "data.layouts",
+        )
     try:
-        found = pkgutil.resolve_name(full)
-        taken = getattr(sys.modules.get(module), "__file__", None)
-        if own.is_file() and taken is not None and not own.samefile(taken):
-            raise ImportError(f"a module {module!r} is in use already, {taken}: rename {own}")
+        if own is not None and own.is_file():
+            found = getattr(load_file(own), attribute)
+        elif "." not in module and importlib.util.find_spec(f"mixmim_bench.data.{module}"):
+            found = pkgutil.resolve_name(f"mixmim_bench.data.{name}")
+        else:
+            found = pkgutil.resolve_name(name)
         if not isinstance(found, type):
             raise AttributeError("it names no class")
     except Exception as error:  # a module may fail in any way
@@ -69,10 +74,10 @@ def find_layout(name: str, beside: Path) -> type[Layout]:
 
 
 def build_layout(
-    name: str, beside: Path, root: Path, parts: Sequence[str], options: Mapping[str, Any]
+    name: str, beside: Path, trusted: bool, root: Path, parts: Sequence[str], options: Mapping[str, Any]
 ) -> Layout:
     """Make a layout; options it does not know are a LayoutError."""
-    cls = find_layout(name, beside)
+    cls = find_layout(name, beside, trusted)
     try:
         return cls(root, parts, **options)
     except TypeError as error:

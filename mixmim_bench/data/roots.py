@@ -1,10 +1,11 @@
-"""Where datasets are looked for: options first, then the environment, then a config file.
+"""Where datasets are looked for, and whose code may run: options, then the environment, then a config file.
 
 The config file is $MIXMIM_BENCH_CONFIG, else `config.toml` in the platform's config folder:
 
     data_root = "/data"                 # holds a folder NAME for each task
     [roots]
     imagenet1k = "/data/ILSVRC2012"     # or one that a task has elsewhere
+    trusted_tasks = ["/home/me/tasks"]  # (above [roots]) folders of task files whose own code may run
 """
 
 import os
@@ -22,10 +23,11 @@ CONFIG_VARIABLE = "MIXMIM_BENCH_CONFIG"
 
 @dataclass(frozen=True)
 class DataRoots:
-    """A folder with one folder a task, and folders of single tasks."""
+    """A folder with one folder per task, folders of single tasks, and trusted folders of task files."""
 
     base: Path | None = None
     of_task: Mapping[str, Path] = field(default_factory=dict)
+    trusted: tuple[Path, ...] = ()
 
     def __bool__(self) -> bool:
         return self.base is not None or bool(self.of_task)
@@ -42,9 +44,14 @@ class DataRoots:
         """Whether somebody has said where the images of a task are."""
         return self.base is not None or task.dataset in self.of_task or bool(task.root)
 
+    def trusts(self, folder: Path) -> bool:
+        """Whether code beside the task files of a folder may run."""
+        return any(folder.is_relative_to(each) for each in self.trusted)
+
     def over(self, other: "DataRoots") -> "DataRoots":
         """Complete these with others, which come second."""
-        return DataRoots(self.base or other.base, {**other.of_task, **self.of_task})
+        of_task = {**other.of_task, **self.of_task}
+        return DataRoots(self.base or other.base, of_task, (*self.trusted, *other.trusted))
 
 
 def parse_roots(texts: Sequence[str]) -> DataRoots:
@@ -64,10 +71,14 @@ def parse_roots(texts: Sequence[str]) -> DataRoots:
     return DataRoots(base, of_task)
 
 
-def find_roots(options: Sequence[str] = ()) -> DataRoots:
-    """Put together what options, environment and config file say; raises BenchError."""
+def find_roots(options: Sequence[str] = (), trust_task_code: bool = False) -> DataRoots:
+    """Put together what options, environment and config file say; raises BenchError.
+
+    trust_task_code: run the code beside any task file.
+    """
+    everywhere = DataRoots(trusted=(Path(Path.cwd().anchor),) if trust_task_code else ())
     of_environment = [text for text in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if text]
-    return parse_roots(options).over(parse_roots(of_environment)).over(_of_config())
+    return parse_roots(options).over(parse_roots(of_environment)).over(_of_config()).over(everywhere)
 
 
 def config_file() -> Path:
@@ -86,13 +97,22 @@ def _of_config() -> DataRoots:
         return DataRoots()
     top = read_toml(path)
     base = top.take("data_root", str, "")
+    trusted = top.take("trusted_tasks", list, [])
     folders = top.table("roots", {})
     of_task = {name: folders.take(name, str) for name in list(folders.values)}
     top.finish()
-    for key, folder in {"data_root": base, **{f"roots.{name}": f for name, f in of_task.items()}}.items():
+    folders_by_key = {
+        "data_root": base,
+        **{f"roots.{name}": folder for name, folder in of_task.items()},
+        **{f"trusted_tasks[{i}]": folder for i, folder in enumerate(trusted)},
+    }
+    for key, folder in folders_by_key.items():
+        if not isinstance(folder, str):
+            raise TaskFileError(path, key, f"must be a path, not {folder!r}")
         if folder and not Path(folder).expanduser().is_absolute():
             raise TaskFileError(path, key, f"must be an absolute path, not {folder!r}")
     return DataRoots(
         Path(base).expanduser() if base else None,
         {name: Path(folder).expanduser() for name, folder in of_task.items()},
+        tuple(Path(folder).expanduser().resolve() for folder in trusted),
     )

@@ -16,6 +16,9 @@ from mixmim_bench.data.images import Arrays, Images, Part
 from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.errors import nearest
 
+# of torchvision's classes, that say which images are meant; others fetch, decode or run something
+KEYWORDS = ("split", "train", "annotation_level", "partition", "fold", "classes", "year", "version")
+
 
 class Torchvision:
     """A class of torchvision.datasets, made with the keyword arguments that `keywords` names for each part.
@@ -40,6 +43,12 @@ class Torchvision:
         for part in self.parts:
             if part not in self.keywords:
                 raise LayoutError(f"no keywords are named for the part {part!r}", "data.options.keywords")
+            for keyword in self.keywords[part]:
+                if keyword not in KEYWORDS:
+                    raise LayoutError(
+                        f"the keyword {keyword!r} is none that chooses images: {', '.join(KEYWORDS)}",
+                        f"data.options.keywords.{part}",
+                    )
         self.needs, self._wanted, self.roots = tuple(needs), classes, (root, root.parent)
 
     def missing(self) -> str:

@@ -61,22 +61,22 @@ def _state(entry: Entry, whole: bool) -> str:
     return "whole" if entry.made_by.get("extractor") == EXTRACTOR_VERSION else "of another version"
 
 
-def verify(store: FeatureStore, tell: Callable[[Finding], None]) -> bool:
+def verify(store: FeatureStore, tell: Callable[[Finding], None], trusted: tuple[Path, ...] = ()) -> bool:
     """Check every whole entry: its own bytes, and the bytes of the images it was made from.
 
-    The images are found by the task file and the data root that the entry was made with. Returns whether
-    nothing is wrong.
+    The images are found by the task file and the data root that the entry was made with; code beside a task
+    file runs in `trusted` folders only. Returns whether nothing is wrong.
     """
     opened: dict[tuple[str, str], TaskData] = {}
     good = True
     for entry in store.entries():
-        finding = _check(entry, opened)
+        finding = _check(entry, opened, trusted)
         good &= not finding.wrong
         tell(finding)
     return good
 
 
-def _check(entry: Entry, opened: dict[tuple[str, str], TaskData]) -> Finding:
+def _check(entry: Entry, opened: dict[tuple[str, str], TaskData], trusted: tuple[Path, ...]) -> Finding:
     state = _state(entry, entry.manifest() is not None)
     if state != "whole":
         return Finding(entry, f"{state}; no run reads it", wrong=state == "damaged")
@@ -87,7 +87,8 @@ def _check(entry: Entry, opened: dict[tuple[str, str], TaskData]) -> Finding:
         name, root = entry.about["task"], entry.about["root"]
         if (name, root) not in opened:
             task = in_variant(read_task(Path(entry.about["task_file"])), name.partition("@")[2])
-            opened[name, root] = open_task(task, DataRoots(of_task={task.dataset: Path(root)}))
+            roots = DataRoots(of_task={task.dataset: Path(root)}, trusted=trusted)
+            opened[name, root] = open_task(task, roots)
         part = opened[name, root].parts[entry.about["role"]]
     except KeyError as error:
         return Finding(entry, f"whole; it does not say what its images are: {error} is missing")
