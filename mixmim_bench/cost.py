@@ -7,9 +7,11 @@ multiplies in convolutions, linear layers and attention, plus 5 operations an el
 import json
 import logging
 import math
+import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -170,12 +172,7 @@ def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> 
         "precision": machine.precision,
         "threads": torch.get_num_threads(),
     }
-    command = [sys.executable, "-m", "mixmim_bench.cost", json.dumps(request)]
-    child = subprocess.run(command, capture_output=True, text=True)
-    if child.returncode != 0:
-        last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        raise BenchError(f"the cost of {model.name} could not be measured: {last[0]}")
-    values = json.loads(child.stdout.strip().splitlines()[-1])
+    values = _in_a_child(model, request)
     return Cost(
         model=model.name,
         arch=model.arch,
@@ -183,6 +180,33 @@ def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> 
         precision=machine.precision,
         **{**machine.describe(), **values, "uncounted": tuple(values["uncounted"])},
     )
+
+
+def _in_a_child(model: ModelSpec, request: dict[str, Any]) -> dict[str, Any]:
+    """Run this module on a request; the child ends when this process does, however that ends."""
+    command = [sys.executable, "-m", "mixmim_bench.cost", json.dumps(request)]
+    watched, held = os.pipe()  # the child reads the one end, which ends when nobody holds the other
+    try:
+        child = subprocess.Popen(
+            command, stdin=watched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            said, errors = child.communicate()
+        finally:
+            child.kill()
+    finally:
+        os.close(watched)
+        os.close(held)
+    if child.returncode != 0:
+        last = errors.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        raise BenchError(f"the cost of {model.name} could not be measured: {last[0]}")
+    return json.loads(said.strip().splitlines()[-1])
+
+
+def _end_with_parent() -> None:
+    """Exit as soon as standard input ends, which the parent holds open while it lives."""
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.0) -> dict[str, Any]:
@@ -240,4 +264,5 @@ def _peak_memory_mb() -> float:
 
 
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     print(json.dumps(_measure_here(json.loads(sys.argv[1]))))

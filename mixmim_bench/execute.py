@@ -128,5 +128,5 @@ def blank_record(run: Run) -> RunRecord:
 
 def failed_record(run: Run, error: BaseException) -> RunRecord:
     """Put a failure on record; it is not a finished run, and the next start tries again."""
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
     return dataclasses.replace(blank_record(run), error=text[:1000], provenance=provenance())

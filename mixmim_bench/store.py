@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError
@@ -86,6 +87,28 @@ class RunStore:
     def _read(self, run_id: str) -> RunRecord | None:
         path = self._path(run_id)
         return _read_record(path) if path.exists() else None
+
+    @contextmanager
+    def claim(self, run_id: str, wait: bool = False) -> Iterator[bool]:
+        """Hold a run while it is being done; False if another process holds it (unless told to `wait`).
+
+        A process that dies lets go. Where the file system knows no locks everybody may hold everything.
+        """
+        locks = self.runs / ".locks"
+        lock = FileLock(locks / f"{run_id}.lock", poll_interval=0.5)
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        except (OSError, NotImplementedError):
+            yield True
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def result(self, run_id: str) -> RunRecord | None:
         """Read the result of a run, None if it has none; a failure is none."""

@@ -33,6 +33,7 @@ class Outcome:
     """What came of a suite."""
 
     failed: list[RunRecord] = field(default_factory=list)
+    lost: list[Run] = field(default_factory=list)  # finished, but the records are gone
     interrupted: bool = False
 
 
@@ -172,6 +173,12 @@ class Suite:
             except KeyboardInterrupt:
                 outcome.interrupted = True
                 view.say("Interrupted; what is finished is kept, and the same command goes on.")
+            else:
+                failed = {record.run_id for record in outcome.failed}
+                done = [estimate.planned.run for estimate in estimates]
+                outcome.lost = [
+                    run for run in done if run.run_id not in failed and self.store.result(run.run_id) is None
+                ]
         return outcome
 
     def _measure_costs(self, runs: Sequence[Run], view: View) -> None:
@@ -193,18 +200,28 @@ class Suite:
                 self.store.save_cost(key, cost)
 
     def _do(self, pending: Sequence[Estimate], view: View, outcome: Outcome) -> None:
+        """Do the runs in order; one that another process is doing comes last, in case that process dies."""
         shelf = Shelf()
         work = 0.0
-        for i, estimate in enumerate(pending, 1):
+        left = [(place, estimate, False) for place, estimate in enumerate(pending, 1)]
+        while left:
+            place, estimate, wait = left.pop(0)
             run = estimate.planned.run
             random_init = " (random init)" if run.weights["kind"] == "random" else ""
-            view.say(f"[{i}/{len(pending)}] {run.label}{random_init}")
-            if self._finished_meanwhile(run):
-                view.say("  finished meanwhile by another process")
-            else:
-                record = self._do_one(estimate, view, shelf)
-                if record.error:
-                    outcome.failed.append(record)
+            view.say(f"[{place}/{len(pending)}] {run.label}{random_init}")
+            if wait:
+                view.say("  waiting for the other process")
+            with self.store.claim(run.run_id, wait) as claimed:
+                if not claimed:
+                    view.say("  another process is doing it")
+                    left.append((place, estimate, True))
+                    continue
+                if self._finished_meanwhile(run):
+                    view.say("  finished meanwhile by another process")
+                else:
+                    record = self._do_one(estimate, view, shelf)
+                    if record.error:
+                        outcome.failed.append(record)
             work += estimate.work
             view.finish_run(work)
 

@@ -1,6 +1,10 @@
 """The command line: commands parse, call one function and print. Heavy imports stand inside them."""
 
+import signal
+import sys
+import threading
 import warnings
+from functools import partial
 from typing import Any
 
 import click
@@ -28,10 +32,24 @@ class _Group(click.Group):
             ctx.exit(130)
 
 
+def _interrupt_once(signum: int, frame: Any) -> None:
+    """Interrupt in order on the first Ctrl-C; a second one ends the process at once."""
+    del signum, frame
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Judge vision backbones by linear probes, kNN and fine-tuning, with what they cost."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
+    if threading.current_thread() is threading.main_thread():
+        context.call_on_close(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+        signal.signal(signal.SIGINT, _interrupt_once)
     warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # timm's import
 
 

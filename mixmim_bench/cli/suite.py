@@ -115,6 +115,14 @@ def run(
     _write_report(store)
     if outcome.interrupted:
         sys.exit(130)
+    if outcome.lost:
+        names = ", ".join(run.label for run in outcome.lost[:3])
+        click.echo(
+            f"{len(outcome.lost)} results are gone from {results}, although their runs finished: {names}. "
+            "Something deletes them; the same command does these runs again.",
+            err=True,
+        )
+        sys.exit(1)
     if outcome.failed:
         click.echo(f"{len(outcome.failed)} runs failed; the same command tries them again.", err=True)
         sys.exit(1)

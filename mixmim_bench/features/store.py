@@ -216,13 +216,28 @@ class Entry:
         with self._chunk(start).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return file[name]
 
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Turn what a disk refuses into a BenchError that names the folder and the variable."""
+        try:
+            yield
+        except OSError as error:
+            raise BenchError(
+                f"features cannot be kept in {self.folder.parent}: {error.strerror}; free some space, or set "
+                f"${VARIABLE} to a folder with more"
+            ) from error
+
     def write_chunk(self, start: int, stop: int, chunk: Mapping[str, np.ndarray]) -> None:
-        """Write a chunk, whole or not at all."""
-        with writing_whole(self._chunk(start)) as file:
+        """Write a chunk, whole or not at all; raises BenchError."""
+        with self._keeping(), writing_whole(self._chunk(start)) as file:
             np.savez(file, allow_pickle=False, bounds=np.array([start, stop]), **chunk)
 
     def finish(self, starts: Sequence[int], images: int) -> None:
-        """Join the chunks, one in memory at a time, and say last that the entry is whole."""
+        """Join the chunks, one in memory at a time, and say last that it is whole; raises BenchError."""
+        with self._keeping():
+            self._join(starts, images)
+
+    def _join(self, starts: Sequence[int], images: int) -> None:
         rows = np.concatenate([self._read(start, "rows") for start in starts])
         with writing_whole(self._file("rows.npz")) as file:
             digests = np.concatenate([self._read(start, "digests") for start in starts])
