@@ -58,6 +58,7 @@ class Shelf:
 
     key: str = ""
     backbone: nn.Module | None = None
+    notes: tuple[str, ...] = ()  # on its weights
 
 
 @dataclass
@@ -141,7 +142,10 @@ class Workbench:
         """Return the backbone that features are taken from; it is built once for all runs on it."""
         key = digest(self._made_by())
         if self.shelf.key != key:
-            self.shelf.key, self.shelf.backbone = key, self.backbone()
+            notes: list[str] = []
+            self.shelf.key, self.shelf.backbone = key, self.backbone(notes=notes)
+            self.shelf.notes = tuple(notes)
+        self.notes += [note for note in self.shelf.notes if note not in self.notes]
         assert self.shelf.backbone is not None
         return self.shelf.backbone
 

@@ -1,13 +1,13 @@
 """Choosing one of several classifiers on val, such as one for each value of C.
 
-The best by the task's metric is not always a good one. Where val is small many values tie, and among small C
-the classifier may be hardly more than the frequencies of the classes: fitted again on train and val, whose
-frequencies are others, it answers one class only. So what is within one standard error of the best, image by
-image, counts as tied, and the lowest log-loss on val decides. Over small, mostly imbalanced simulated
-settings that choice loses least against the best C on test (benchmarks/README.md).
+The best by the task's metric is not always a good one. Where val is small many values tie, and at a small C
+the classifier may be little more than the class frequencies: refitted on train and val, where frequencies
+differ, it predicts one class only. So values of C are considered from the first one on that gains half as
+much in log-loss over the class frequencies as the best. Of these, values within one standard error of the
+best by the metric, image by image, count as tied, and the lowest log-loss on val decides. Metrics that rank,
+which frequencies do not change, tie only where they are equal. In simulations of small, mostly imbalanced
+settings this rule loses little against the best C on test (benchmarks/README.md).
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import log_expit, log_softmax
@@ -15,6 +15,9 @@ from scipy.special import log_expit, log_softmax
 from mixmim_bench.metrics import METRICS, value
 
 IMPROVEMENT = 1e-3  # of the log-loss, relatively; less is not worth another value
+INFORMATIVE = (
+    0.5  # of the best gain in log-loss over the class frequencies, that any classifier taken must have
+)
 
 
 def log_loss(y: np.ndarray, scores: np.ndarray) -> float:
@@ -34,18 +37,20 @@ def log_loss(y: np.ndarray, scores: np.ndarray) -> float:
 class Sweep:
     """What val says of each of several classifiers, the smallest C first.
 
+    `loss_of_frequencies`: the log-loss on val of the class frequencies of train.
     `patience`: the sweep may end when that many were better neither by the metric nor by the log-loss, once
     the metric has left the value it started with (0: never).
     """
 
-    def __init__(self, metric: str, y: np.ndarray, patience: int) -> None:
+    def __init__(self, metric: str, y: np.ndarray, loss_of_frequencies: float, patience: int) -> None:
         self.metric = metric
         self.y = y
+        self.loss_of_frequencies = loss_of_frequencies
         self.patience = patience
         self.values: list[float] = []
         self.losses: list[float] = []
         self._hits: list[np.ndarray] = []
-        self._shares: np.ndarray | None = None
+        self._shares: np.ndarray | None = None  # stays None for metrics that are no means of hits
         self._last = 0  # the last one that was better than those before it
 
     def add(self, scores: np.ndarray) -> None:
@@ -69,15 +74,32 @@ class Sweep:
 
     def best(self) -> int:
         """Return the place of the classifier to take."""
-        values = np.array(self.values)
-        place = _lowest(self.losses, np.flatnonzero(values == values.max()))
+        values, losses = np.array(self.values), np.array(self.losses)
+        gains = self.loss_of_frequencies - losses
+        informative = np.arange(len(values)) >= np.argmax(gains >= INFORMATIVE * gains.max())
+        values = np.where(informative, values, -np.inf)
+        place = _lowest(losses, values == values.max())
         if self._shares is None:  # no standard error image by image: only equal values tie
             return place
-        hits = np.array(self._hits)
-        differs = hits != hits[place]
-        error = np.sqrt(differs @ self._shares**2)
-        return _lowest(self.losses, np.flatnonzero(values[place] - values <= error + 1e-12))
+        errors = np.array([self._error(place, hits) for hits in self._hits])
+        return _lowest(losses, values[place] - values <= errors + 1e-12)
+
+    def _error(self, place: int, hits: np.ndarray) -> float:
+        """Return the standard error of the difference between hits (n,) and those of one classifier."""
+        assert self._shares is not None
+        return float(np.sqrt(((hits != self._hits[place]) * self._shares**2).sum()))
 
 
-def _lowest(losses: Sequence[float], places: np.ndarray) -> int:
-    return int(places[np.argmin(np.array(losses)[places])])
+def _lowest(losses: np.ndarray, among: np.ndarray) -> int:
+    return int(np.argmin(np.where(among, losses, np.inf)))
+
+
+def loss_of_frequencies(y: np.ndarray, learnt_from: np.ndarray, num_classes: int) -> float:
+    """Return the log-loss on labels y of the class frequencies in other labels, (m,) or (m, K)."""
+    with np.errstate(divide="ignore"):
+        if learnt_from.ndim == 1:
+            scores = np.log(np.bincount(learnt_from, minlength=num_classes) / len(learnt_from))
+        else:
+            positive, negative = (learnt_from == 1).sum(0), (learnt_from == 0).sum(0)
+            scores = np.log(positive) - np.log(negative)
+    return log_loss(y, np.broadcast_to(scores, (len(y), num_classes)))

@@ -11,7 +11,6 @@ from mixmim_bench.intervals import Z95, resample
 from mixmim_bench.report.leaderboard import Cell, Row, leaderboard
 from mixmim_bench.stats import (
     Z80,
-    crossed_variance,
     detectable_difference,
     holm,
     mcnemar_mid_p,
@@ -126,20 +125,31 @@ class _Pair:
         self.metric = a.record.metric
         self.drawn = a.record.identity["seed"] is not None or b.record.identity["seed"] is not None
         ours, theirs = _units(store, a), _units(store, b)
+        if a.record.identity["seed"] is None:
+            ours = dict.fromkeys(theirs, ours[0, 0])  # what is not drawn is the same for every seed
+        if b.record.identity["seed"] is None:
+            theirs = dict.fromkeys(ours, theirs[0, 0])
         # the same seed draws the same images for few-shot probes; where no seed is shared any pairs will do
         keys = sorted(set(ours) & set(theirs))
         sides = [ours[key] for key in keys or sorted(ours)], [theirs[key] for key in keys or sorted(theirs)]
         self.seeds = min(map(len, sides))
+        # several draws of one random network say nothing of other networks
+        self.one_seed = self.drawn and (
+            self.seeds == 1 or any(each.record.random_init and each.seeds == 1 for each in (a, b))
+        )
         x, y = (side[: self.seeds] for side in sides)
         ids = sorted(set.intersection(*(set(unit.ids.tolist()) for unit in [*x, *y])))
         if not ids:
             raise BenchError(f"{a.record.task} {a.record.protocol}: the two have no test image in common")
         self.n = len(ids)
         x, y = ([unit.ordered(ids) for unit in side] for side in (x, y))
-        if metrics.is_mean(self.metric):
-            self._compare_means(*(np.array([_mean_hits(unit) for unit in side]) for side in (x, y)))
-        else:
-            self._compare_reduced(x, y)
+        try:
+            if metrics.is_mean(self.metric):
+                self._compare_means(*(np.array([_mean_hits(unit) for unit in side]) for side in (x, y)))
+            else:
+                self._compare_reduced(x, y)
+        except ValueError as error:  # such as no class with both positives and negatives
+            raise BenchError(f"{a.record.task} {a.record.protocol}: {error}") from error
 
     def _compare_means(self, x: np.ndarray, y: np.ndarray) -> None:
         """Compare how often each image was right, (S, n)."""
@@ -186,8 +196,7 @@ class _Pair:
         self.test = "paired t over seeds and images"
         self.p, half = seeds_t(values, of_mean, of_each, self.n)
         self.low, self.high = float(values.mean()) - half, float(values.mean()) + half
-        deviation = crossed_variance(values, of_mean, of_each)[0] ** 0.5
-        self.detectable = (Z95 + Z80) * max(deviation, 1 / self.n)
+        self.detectable = max(half * (1 + Z80 / Z95), 1 / self.n)
 
 
 def _units(store: RunStore, cell: Cell) -> dict[tuple[int, int], _Unit]:
@@ -214,7 +223,7 @@ def _mean_hits(unit: _Unit) -> np.ndarray:
 
 def _verdict(first: str, second: str, pair: _Pair, p: float) -> str:
     found = _finding(first, second, pair, p)
-    if pair.drawn and pair.seeds == 1:
+    if pair.one_seed:
         return f"{found} (one seed: the spread of other seeds is not covered)"
     return found
 
@@ -224,4 +233,5 @@ def _finding(first: str, second: str, pair: _Pair, p: float) -> str:
         return f"{first if pair.first > pair.second else second} is better"
     if 0.5**pair.differing >= LEVEL:
         return "too few images differ to tell anything"
-    return f"no difference shown; {pair.n} images tell {100 * pair.detectable:.1f} points or more"
+    such = f"{pair.n} images" + (f" and {pair.seeds} seeds" if pair.seeds > 1 else "")
+    return f"no difference shown; {such} tell {100 * pair.detectable:.1f} points or more"

@@ -13,6 +13,7 @@ from mixmim_bench.data.dataset import TaskData
 from mixmim_bench.data.seen import WIDTH, digest_of_bytes
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import memory_errors, provenance
+from mixmim_bench.metrics import is_a_guess
 from mixmim_bench.protocols import build_protocol, find_protocol
 from mixmim_bench.specs import ROLES, Run, RunRecord
 
@@ -91,7 +92,7 @@ def _guessing(run: Run, scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Note a score that is not shown to be better than that of knowing the frequencies of the classes."""
     metric = run.task.metrics[0]
     score = scores[metric]
-    if score["low"] > score["guess"]:
+    if not is_a_guess(score):
         return []
     return [
         f"{metric} {100 * score['value']:.1f} % is not shown to be better than always answering the most "

@@ -73,14 +73,14 @@ def spread_of_mean(hits: np.ndarray) -> Spread:
     n = hits.shape[1]
     of_items = hits.mean(0)
     centre = (of_items.sum() + 1) / (n + 2)
-    variance = centre * (1 - centre) / n * _agreement(of_items)
+    variance = centre * (1 - centre) / n * _agreement(of_items, len(hits))
     return Spread(float(variance), math.inf if len(hits) == 1 else max(n - 1, 1), float(centre))
 
 
-def _agreement(of_items: np.ndarray) -> float:
+def _agreement(of_items: np.ndarray, draws: int) -> float:
     """Compare the variance of hits averaged over draws (n,) with that of plain ones: 1 without draws."""
     p = float(of_items.mean())
-    return float(of_items.var()) / (p * (1 - p)) if 0.0 < p < 1.0 else 1.0
+    return max(float(of_items.var()) / (p * (1 - p)), 1 / draws) if 0.0 < p < 1.0 else 1.0
 
 
 def spread_of_class_means(hits: np.ndarray, y: np.ndarray) -> tuple[Spread, int]:
@@ -95,7 +95,9 @@ def spread_of_class_means(hits: np.ndarray, y: np.ndarray) -> tuple[Spread, int]
     K = len(counts)
     mean = (0.5 + ((right + 1) / (counts + 2)).sum()) / (1 + K)
     rates = (right + PRIOR_ITEMS * mean) / (counts + PRIOR_ITEMS)
-    agreement = np.array([_agreement(of_items[codes == k]) for k in range(K)]) if len(hits) > 1 else 1.0
+    agreement = (
+        np.array([_agreement(of_items[codes == k], len(hits)) for k in range(K)]) if len(hits) > 1 else 1.0
+    )
     variances = rates * (1 - rates) / counts * agreement
     df = variances.sum() ** 2 / (variances**2 / (counts + PRIOR_ITEMS - 1)).sum()
     spread = Spread(float(variances.sum()) / K**2, float(df), float(rates.mean()))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mixmim_bench.errors import BenchError
 from mixmim_bench.intervals import (
     RESAMPLES,
     Spread,
@@ -84,12 +85,20 @@ def interval_method(name: str, draws: int = 1) -> str:
 
 
 def guess(name: str, y: np.ndarray, learnt_from: np.ndarray, num_classes: int) -> float:
-    """Score what knows only how frequent the classes are in labels that were learnt from (m,) or (m, K)."""
+    """Score the prediction of the class frequencies in labels (m,) or (m, K) for every item.
+
+    That is the majority class, for metrics of the best class.
+    """
     if learnt_from.ndim == 1:
         frequencies = np.bincount(learnt_from, minlength=num_classes).astype(np.float64)
     else:
         frequencies = (learnt_from == 1).sum(0) / np.maximum((learnt_from >= 0).sum(0), 1)
     return value(name, y, np.broadcast_to(frequencies, (len(y), num_classes)))
+
+
+def is_a_guess(score: Mapping[str, Any]) -> bool:
+    """Whether a score is not shown to be better than the class frequencies."""
+    return "guess" in score and score["low"] <= score["guess"]
 
 
 def is_mean(name: str) -> bool:
@@ -112,8 +121,10 @@ def kept(names: Sequence[str], y: np.ndarray, scores: np.ndarray) -> dict[str, n
 
 
 def kept_draws(name: str, arrays: Mapping[str, np.ndarray]) -> list[Items]:
-    """Make the statistics of each item again from what was kept, of each draw or of one."""
+    """Make the statistics of each item from what was kept, of each draw or of one; raises BenchError."""
     key = "best" if "best" in arrays else "scores"
+    if key not in arrays or "y" not in arrays:
+        raise BenchError(f"the predictions hold no {key if 'y' in arrays else 'y'}, only {', '.join(arrays)}")
     every = arrays[key] if arrays[key].ndim == 3 else arrays[key][None]
     return [kept_items(name, {"y": arrays["y"], key: each}) for each in every]
 
@@ -287,8 +298,8 @@ def _average_precision_11(positive: np.ndarray, everything: np.ndarray) -> np.nd
     found = np.zeros(len(precision))
     for level in np.linspace(0, 1, 11):
         first = (recall < level - 1e-12).sum(1)[:, None]  # the last recall is 1
-        found += np.take_along_axis(best, np.minimum(first, best.shape[1] - 1), 1)[:, 0] / 11
-    return np.where(np.isnan(recall[:, -1]), np.nan, found)
+        found += np.take_along_axis(best, np.minimum(first, best.shape[1] - 1), 1)[:, 0]
+    return np.where(np.isnan(recall[:, -1]), np.nan, found / 11)
 
 
 def _roc_auc(positive: np.ndarray, everything: np.ndarray) -> np.ndarray:

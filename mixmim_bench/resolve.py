@@ -15,7 +15,7 @@ from mixmim_bench.data.selection import select_tasks
 from mixmim_bench.errors import MissingData, MissingWeights
 from mixmim_bench.features import OWN
 from mixmim_bench.features.check import check_layers
-from mixmim_bench.models.build import check_weights, preprocessing
+from mixmim_bench.models.build import check_weights, own_size, preprocessing
 from mixmim_bench.models.download import Bar
 from mixmim_bench.models.registry import find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights
@@ -97,9 +97,21 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         selection.precision,
         selection.layers,
     )
+    _check_weights(planned)
     _check_layers(planned)
     _say_preprocessing(planned, say)
     return Resolved(planned, data)
+
+
+def _check_weights(planned: Sequence[Planned]) -> None:
+    """See that weights fit at the sizes of the runs too: MixMIM's windows depend on them."""
+    sizes = {}
+    for each in planned:
+        run = each.run
+        if run.model.arch.startswith("mixmim") and run.size != own_size(run.model):
+            sizes[run.model.name, run.size] = run
+    for run in sizes.values():
+        check_weights(run.model, run.weights, run.size)
 
 
 def _say_preprocessing(planned: Sequence[Planned], say: Say) -> None:

@@ -268,9 +268,12 @@ class RunRecord:
     @property
     def versions(self) -> tuple[int, int, int]:
         """The versions of task, ranked metric and protocol."""
-        task = self.identity["task"]
-        metric = task.get("metric_versions", {}).get(self.metric, 1)
-        return task["version"], metric, self.identity["protocol"]["version"]
+        task, protocol = self.identity["task"], self.identity["protocol"]
+        return task["version"], self.metric_version(self.metric), protocol["version"]
+
+    def metric_version(self, metric: str) -> int:
+        """Return the version of a metric by which the result was scored."""
+        return self.identity["task"].get("metric_versions", {}).get(metric, 1)
 
     @property
     def arch_version(self) -> int:

@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,8 +135,9 @@ class RunStore:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise BenchError(f"the predictions {path} cannot be read: {error}") from error
+        except Exception as error:  # a damaged file fails in many ways
+            reason = str(error) or type(error).__name__
+            raise BenchError(f"the predictions {path} cannot be read: {reason}") from error
 
     def save_cost(self, key: str, cost: Cost) -> None:
         """Write a measurement; raises BenchError."""

@@ -165,8 +165,8 @@ def test_224_pixel_weights_compute_at_384_what_the_release_computes(tmp_path):
     }
     torch.save({"model": state}, tmp_path / "b224.pth")
     network = timm.create_model("mixmim_base_384").eval()
-    with pytest.warns(UserWarning, match="a start for fine-tuning"):
-        load_weights(network, tmp_path / "b224.pth", "mixmim_base_384")
+    (note,) = load_weights(network, tmp_path / "b224.pth", "mixmim_base_384")
+    assert "a start for fine-tuning" in note
     with torch.no_grad():
         pooled = network.forward_head(
             network.forward_features(torch.from_numpy(seeded.images(1, 384, 0))), pre_logits=True
@@ -259,12 +259,30 @@ def test_the_384_networks_start_from_224_pixel_weights(tmp_path):
     """As the release's fine-tuning at 384 pixels does; at 224 they are another network."""
     torch.save(timm.create_model("mixmim_base", **SMALL).state_dict(), tmp_path / "b.pth")
     network = timm.create_model("mixmim_base_384", **SMALL)
-    with pytest.warns(UserWarning, match="interpolated to 16, 16, 24, 12: a start for fine-tuning"):
-        load_weights(network, tmp_path / "b.pth", "mixmim_base_384")
+    (note,) = load_weights(network, tmp_path / "b.pth", "mixmim_base_384")
+    assert "interpolated to 16, 16, 24, 12: a start for fine-tuning" in note
     with pytest.raises(BenchError, match="another network"):
         load_weights(
             timm.create_model("mixmim_base_384", img_size=224, **SMALL), tmp_path / "b.pth", "mixmim_base_384"
         )
+
+
+@pytest.mark.parametrize("size", [224, (224, 384), 128])
+def test_only_the_384_networks_have_such_a_start(tmp_path, size):
+    """Smaller weights of other windows are another network, also for a network larger on one side only."""
+    arch = "mixmim_base" if size == 224 else "mixmim_base_384"
+    windows = {"window_size": (16, 16, 8, 4), "img_size": 128} if size == 224 else {}
+    torch.save(timm.create_model("mixmim_base", **windows, **SMALL).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(BenchError, match="another network"):
+        load_weights(timm.create_model(arch, img_size=size, **SMALL), tmp_path / "other.pth", arch)
+
+
+def test_weights_that_are_only_a_start_say_so_in_the_notes(tmp_path):
+    small = ModelSpec(name="mixmim-b-384", arch="mixmim_base_384", kwargs=SMALL)
+    torch.save(timm.create_model("mixmim_base", **SMALL).state_dict(), tmp_path / "b.pth")
+    notes = []
+    build(small, {"kind": "file", "path": str(tmp_path / "b.pth")}, (384, 384), 0, notes=notes)
+    assert "a start for fine-tuning" in notes[0]
 
 
 def test_the_network_that_weights_were_made_for_is_named(tmp_path):

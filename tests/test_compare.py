@@ -1,5 +1,6 @@
 """Paired comparison: the statistics against SciPy, the literature and simulation; the command."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from mixmim_bench.compare import compare
 from mixmim_bench.errors import BenchError
 from mixmim_bench.intervals import resample
 from mixmim_bench.predictions import ClassScores, DrawScores
+from mixmim_bench.report.write import write_report
 from mixmim_bench.stats import (
     detectable_difference,
     holm,
@@ -344,3 +346,79 @@ def test_a_task_that_cannot_be_compared_does_not_stop_the_others(store, run):
     assert found.task == "other" and len(said) == 1 and "digits linear is left out" in said[0]
     shown = run("compare", "a", "b", "--results", store.folder)
     assert "other" in shown.stdout and "digits linear is left out" in shown.stderr
+
+
+DAMAGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "no archive": lambda path: path.write_bytes(b"PK not whole"),
+    "flipped": lambda path: path.write_bytes(bytes(b ^ 0x55 for b in path.read_bytes())),
+    "flipped inside": lambda path: path.write_bytes(
+        path.read_bytes()[:200] + b"\x00" * 50 + path.read_bytes()[250:]
+    ),
+    "another array": lambda path: path.write_bytes(np.lib.format.magic(1, 0) + b"\x00" * 100),
+    "other names": lambda path: np.savez(path, ids=np.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_predictions_end_neither_comparison_nor_report(store, damage):
+    for task in ("digits", "other"):
+        kept(store, np.ones(50), model="a", task=task)
+        kept(store, np.zeros(50), model="b", task=task)
+    broken = next(r for r in store.records() if r.task == "digits" and r.model == "a")
+    DAMAGE[damage](store.runs / f"{broken.run_id}.npz")
+    said = []
+    assert [found.task for found in compare(store, "a", "b", said.append)] == ["other"]
+    assert "digits linear is left out" in said[0]
+    record = dataclasses.replace(broken, scores={"top1": {**broken.scores["top1"], "interval": "older"}})
+    store.rewrite(record)
+    assert "digits linear" in write_report(store).markdown
+
+
+def test_a_ranking_of_common_images_of_one_class_is_left_out(store):
+    for model, rows in (("a", slice(0, 60)), ("b", slice(50, 150))):
+        y = np.repeat([0, 1], [100, 50])[rows]
+        scores = np.stack([np.zeros(len(y)), y + np.random.default_rng(0).normal(size=len(y))], 1)
+        ids = np.arange(150).astype(str)[rows]
+        for task in ("one", "two"):
+            shown = ids if task == "one" else np.arange(len(y)).astype(str)
+            predicted = ClassScores(shown, y if task == "one" else np.arange(len(y)) % 2, scores)
+            record = made(value=0.5, model=model, metric="roc_auc", task=task)
+            store.save(record, predicted.kept(["roc_auc"]))
+    said = []
+    assert [found.task for found in compare(store, "a", "b", said.append)] == ["two"]
+    assert "one linear is left out" in said[0] and "no class has both" in said[0]
+
+
+def test_what_is_not_drawn_is_compared_with_every_seed(store):
+    rng = np.random.default_rng(0)
+    kept(store, rng.random(300) < 0.9, model="a")
+    for seed, rate in enumerate((0.5, 0.6, 0.7)):
+        kept(store, rng.random(300) < rate, model="b", seed=seed)
+    (found,) = compare(store, "a", "b")
+    assert found.seeds == 3 and found.second == pytest.approx(0.6, abs=0.05)
+    (turned,) = compare(store, "b", "a")
+    assert turned.difference == pytest.approx(-found.difference) and turned.seeds == 3
+
+
+def test_what_seeds_can_tell_is_no_less_than_their_interval(store):
+    rng = np.random.default_rng(0)
+    for seed, (a, b) in enumerate(((0.9, 0.5), (0.5, 0.8))):
+        kept(store, rng.random(500) < a, model="a", seed=seed)
+        kept(store, rng.random(500) < b, model="b", seed=seed)
+    (found,) = compare(store, "a", "b")
+    assert found.detectable > (found.high - found.low) / 2
+    assert "500 images and 2 seeds tell" in found.verdict
+
+
+def test_draws_of_one_random_network_are_one_seed(store):
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 10
+    for model, rate in (("a", 0.9), ("b", 0.5)):
+        right = [np.where(rng.random(200) < rate, y, (y + 1) % 10) for _ in range(3)]
+        predicted = DrawScores(np.arange(200).astype(str), y, [np.eye(10)[best] for best in right])
+        record = made(value=rate, model=model, seed=0, weights="random init", random_init=True)
+        store.save(record, predicted.kept(["top1"]))
+    assert compare(store, "a", "b")[0].verdict.endswith(
+        "(one seed: the spread of other seeds is not covered)"
+    )

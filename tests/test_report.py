@@ -210,6 +210,40 @@ def test_older_versions_of_metrics_and_architectures_are_left_out():
     assert len(board.rows) == 2 and board.left_out == 0  # each architecture has versions of its own
 
 
+def of_versions(record, arch=1, metrics=None):
+    """Make a record of other versions of its architecture and metrics."""
+    identity = json.loads(json.dumps(record.identity))
+    if arch > 1:
+        identity["arch_version"] = arch
+    if metrics:
+        identity["task"]["metric_versions"] = metrics
+    return dataclasses.replace(record, identity=identity, run_id=digest(identity))
+
+
+def test_a_result_that_is_left_out_decides_nothing_of_its_column():
+    """An old architecture's result of a newer protocol must not empty the column of the others."""
+    stale = dataclasses.replace(made("a", 0.1, "two"))
+    identity = {**stale.identity, "protocol": {"name": "linear", "version": 2}}
+    stale = dataclasses.replace(stale, identity=identity, run_id=digest(identity))
+    board = leaderboard([of_versions(made("a", 0.9, "one"), arch=2), stale, made("b", 0.8, "two")])
+    assert board.columns == [("one", "linear"), ("two", "linear")]
+    assert {row.model: dict(row.cells.items()).keys() for row in board.rows} == {
+        "a": {("one", "linear")},
+        "b": {("two", "linear")},
+    }
+
+
+def test_an_older_version_of_a_further_metric_is_blank_and_its_row_stays():
+    scores = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "n": 500} for name in ("top1", "roc_auc")}
+    old = made("a", more=("roc_auc",), scores=scores)
+    new = of_versions(made("b", more=("roc_auc",), scores=scores, **LATER), metrics={"roc_auc": 2})
+    board = leaderboard([old, new])
+    assert [row.settings for row in board.rows] == ["", ""]
+    frame = to_frame(board, {}).set_index("model")
+    assert frame["digits linear"].tolist() == [0.8, 0.8]
+    assert pd.isna(frame["digits linear roc_auc"]["a"]) and frame["digits linear roc_auc"]["b"] == 0.8
+
+
 # -- means and further metrics -----------------------------------------------------------------------
 
 
@@ -267,6 +301,14 @@ def test_a_mean_is_over_the_tasks_that_all_rows_have_and_says_which():
     assert found["a"] == 0.6 and pd.isna(found["b"]) and pd.isna(found["d"])
 
 
+def test_records_from_before_suites_were_kept_join_those_after():
+    found = means_of(
+        *(in_suite("a", task, value, ()) for task, value in (("one", 0.9), ("two", 0.7))),
+        *(in_suite("b", task, 0.5, **LATER) for task in ("one", "two")),
+    )
+    assert found == {"mean paper linear top1": {"a": 0.8, "b": 0.5}}
+
+
 def test_every_metric_of_a_task_is_in_both_tables():
     record = made(
         metric="top1",
@@ -286,6 +328,9 @@ def test_a_score_that_is_a_guess_is_marked():
     guess = {"value": 0.3, "low": 0.28, "high": 0.32, "n": 500, "guess": 0.29}
     markdown = to_markdown(leaderboard([made(scores={"top1": guess})]), {})
     assert "30.0 (28.0 to 32.0) §" in markdown and "§ not shown to be better than" in markdown
+    both = {"top1": {**guess, "guess": 0.2}, "top5": guess}
+    markdown = to_markdown(leaderboard([made(more=("top5",), scores=both)]), {})
+    assert markdown.count("32.0) §") == 1 and "§ not shown to be better than" in markdown
     better = made(scores={"top1": {**guess, "guess": 0.2}})
     assert "§" not in to_markdown(leaderboard([better]), {})
 

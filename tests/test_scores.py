@@ -296,3 +296,20 @@ def test_the_interval_holds_the_value_also_at_the_ends():
         for hits in {0, 1, n // 3, n - 1, n}:
             low, high = wilson(hits, n)
             assert 0.0 <= low <= hits / n <= high <= 1.0
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("classes", [2, 7])
+def test_the_interval_holds_the_value_of_perfect_and_useless_scores(name, classes):
+    y = np.arange(3 * classes) % classes
+    for scores in (np.eye(classes)[y], -np.eye(classes)[y], np.zeros((len(y), classes))):
+        for found in (score(name, y, scores), metrics.score_draws(name, y, [scores, scores])):
+            assert 0.0 <= found["low"] <= found["value"] <= found["high"] <= 1.0
+
+
+@pytest.mark.parametrize("name", ["top1", "mean_per_class"])
+def test_draws_that_are_each_right_on_another_image(name):
+    """All images are right equally often, and that is not certain."""
+    y = np.array([0, 1])
+    found = metrics.score_draws(name, y, [np.eye(2)[[0, 0]], np.eye(2)[[1, 1]]])
+    assert found["value"] == 0.5 and found["low"] < 0.3 and found["high"] > 0.7

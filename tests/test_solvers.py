@@ -143,6 +143,26 @@ def test_the_gap_is_a_bound_at_every_point():
         assert loss.bound(settled) == pytest.approx(0.5 * float(weights.square().sum()), rel=1e-6)
 
 
+def test_settling_that_does_not_help_does_not_end_the_search():
+    """At a large C rounding is in the way of the intercepts, and conjugate gradients still get there."""
+    r = np.random.default_rng(974186)
+    x = r.standard_normal((12, 3))
+    y = np.r_[0, 1, 2, r.integers(0, 3, 9)]
+    x[6:] = x[:6]
+    path = LogisticPath(np.logspace(-6, 5, 12)).fit(x, y)
+    assert path.unsolved_ == []
+
+
+def test_a_constant_column_of_huge_values_is_a_constant_column():
+    x, y = digits(100)
+    wide = np.hstack([x.astype(np.float64), np.full((100, 1), 1e19)])
+    np.testing.assert_allclose(
+        LogisticPath([1.0]).fit(wide, y).objective_path_,
+        LogisticPath([1.0]).fit(x, y).objective_path_,
+        rtol=1e-4,
+    )
+
+
 def test_values_too_large_to_compute_with_are_named():
     x, y = digits(100)
     for huge in (1e300, 1e200):

@@ -12,7 +12,7 @@ from mixmim_bench.data.classes import Classes
 from mixmim_bench.data.files import scan, scanned
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
-from mixmim_bench.errors import a_few
+from mixmim_bench.errors import a_few, nearest
 
 IDS = {"path": 0, "name": 1, "class/name": 2}  # how many last elements of a path make an id; 0: all
 
@@ -42,6 +42,9 @@ class ImageFolder:
             if (own := self.ids.get(part)) not in IDS:
                 known = ", ".join(map(repr, IDS))
                 raise LayoutError(f"ids is {own!r}, not one of {known} ({part})", "data.options")
+        for part in self.ids:
+            if part not in self.parts:
+                raise LayoutError(f"ids names a part {part!r}; {nearest(part, self.parts)}", "data.options")
         self._wanted = classes
 
     def missing(self) -> str:

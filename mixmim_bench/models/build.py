@@ -1,5 +1,6 @@
 """Backbones as runs describe them: preprocessing, and networks with their weights."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,12 +93,19 @@ def classes_of(model: ModelSpec, weights: Mapping[str, Any]) -> int:
     return classes_in(network, weights["path"], model.arch)
 
 
-def check_weights(model: ModelSpec, weights: Mapping[str, Any]) -> None:
-    """See that a checkpoint fits a model, without building the model; raises BenchError."""
+def check_weights(
+    model: ModelSpec, weights: Mapping[str, Any], image_size: tuple[int, int] | None = None
+) -> None:
+    """See that a checkpoint fits a model, by default at its own size, without building it.
+
+    Raises BenchError.
+    """
     if weights["kind"] == "file":
         with torch.device("meta"):
-            network = create(model, own_size(model))
-        checked_state(network, weights["path"], model.arch)
+            network = create(model, image_size or own_size(model))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # they are notes of what uses the weights
+            checked_state(network, weights["path"], model.arch)
 
 
 def build(

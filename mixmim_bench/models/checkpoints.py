@@ -1,5 +1,6 @@
 """Checkpoints: reading them without running code, and loading them with a check of every key."""
 
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,13 +53,19 @@ def _is_web_page(path: Path) -> bool:
 def load_weights(network: nn.Module, path: str | Path, arch: str) -> list[str]:
     """Load a checkpoint into a network; only the classifier may be absent or of another size.
 
-    Returns notes: what of the network the checkpoint did not fill. Raises BenchError that lists what is
+    Returns notes: what of the network the checkpoint did not fill, and what was interpolated that the weights
+    were not trained for. Raises BenchError that lists what is
     missing, left over or of another shape.
     """
-    state = checked_state(network, path, arch)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        state = checked_state(network, path, arch)
     network.load_state_dict(state, strict=False)
+    notes = [str(warning.message) for warning in warned if warning.category is UserWarning]
     fresh = sorted(_classifier_keys(network) & set(network.state_dict()) - set(state))
-    return [f"{Path(path).name} has no classifier for this network; new: {', '.join(fresh)}"] if fresh else []
+    if fresh:
+        notes.append(f"{Path(path).name} has no classifier for this network; new: {', '.join(fresh)}")
+    return notes
 
 
 def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, torch.Tensor]:

@@ -90,9 +90,8 @@ def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
     Computed indices are left out, and the decoder of a pretraining checkpoint where the model has none.
     Bias tables and position embeddings are interpolated to the model's windows and grid, bicubic. Raises
     BenchError for weights of another network: one whose windows at the weights' image size are not this
-    model's. Two cases are meant and accepted: a model whose windows the caller stated, and a model for
-    larger images that starts from weights for smaller ones, as the release's 384-pixel fine-tuning does
-    (with a warning).
+    model's. There are two exceptions: windows that the caller stated, and, with a warning, 224-pixel weights
+    in the 384-pixel networks, whose fine-tuning starts from them in the release.
     """
     state = in_our_names(read_state_dict(checkpoint))
     state = {k: v for k, v in state.items() if not _COMPUTED.search(k)}
@@ -146,7 +145,7 @@ def _check_windows(state: Mapping[str, Tensor], model: Any, grid: tuple[int, int
         str(side * patch) for side, patch in zip(grid, model.patch_embed.patch_size, strict=True)
     )
     about = f"the weights were trained on {pixels} pixels with windows of {_sides(theirs.values())} tokens"
-    if model.made_for_larger_than(grid):
+    if len(theirs) == len(wanted) and model.starts_from([theirs[stage] for stage in sorted(theirs)], grid):
         own = _sides(stage.window_size for stage in model.layers)
         warnings.warn(f"{about} and are interpolated to {own}: a start for fine-tuning", stacklevel=2)
         return

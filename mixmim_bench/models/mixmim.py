@@ -39,6 +39,8 @@ from torch import Tensor, nn
 from mixmim_bench.models.attention import Block
 from mixmim_bench.models.positions import Size, resize_positions, sincos_positions
 
+REF_WINDOWS = (14, 14, 14, 7)  # of MixMIM-B, L and H, on the patch grid of 224 pixels:
+REF_GRID = (56, 56)
 PADDING = -1  # the source of tokens that only fill a window up
 
 
@@ -192,7 +194,7 @@ class MixMIM(nn.Module):
         depths: Sequence[int] = (2, 2, 18, 2),
         num_heads: Sequence[int] = (4, 8, 16, 32),
         window_size: int | Sequence[Any] | None = None,
-        ref_window_size: Sequence[int] = (14, 14, 14, 7),
+        ref_window_size: Sequence[int] = REF_WINDOWS,
         ref_img_size: int = 224,
         always_partition: bool = False,
         strict_img_size: bool = True,
@@ -303,14 +305,20 @@ class MixMIM(nn.Module):
     def windows_at(self, grid: Size) -> tuple[Size, ...]:
         """Give the windows of this network's stages at another patch grid (h, w)."""
         windows = calc_stage_window_sizes(grid, self._ref_window_sizes, self._ref_grid_size)
+        return self._cut_windows(windows, grid)
+
+    def _cut_windows(self, windows: Sequence[Size], grid: Size) -> tuple[Size, ...]:
         return tuple(
             stage.fit_window(window, _stage_grid(grid, i))
             for i, (stage, window) in enumerate(zip(self._stages, windows, strict=True))
         )
 
-    def made_for_larger_than(self, grid: Size) -> bool:
-        """Whether the network and its windows are for a larger patch grid, as the 384-pixel release's are."""
-        return min(self._ref_grid_size, self.patch_embed.grid_size) > grid
+    def starts_from(self, windows: Sequence[Size], grid: Size) -> bool:
+        """Whether weights with other windows are a start: those of B and L for the 384-pixel networks."""
+        reference = resolve_stage_window_sizes(REF_WINDOWS, len(self.layers))
+        released = self._cut_windows(calc_stage_window_sizes(grid, reference, REF_GRID), grid)
+        larger = all(mine > theirs for mine, theirs in zip(self.patch_embed.grid_size, grid, strict=True))
+        return larger and tuple(windows) == released
 
     def set_input_size(
         self,

@@ -6,6 +6,7 @@ models that OpenMMLab trained itself have it the other way round. Interpolation 
 
 import torch.nn.functional as F
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models import register_notrace_function
 from torch import Tensor
 
 Size = tuple[int, int]
@@ -18,6 +19,7 @@ def sincos_positions(grid: Size, dim: int) -> Tensor:
     return table.view(grid[1], grid[0], dim).transpose(0, 1).reshape(1, -1, dim)
 
 
+@register_notrace_function  # reason: whether there is anything to do is decided at run time
 def resize_positions(table: Tensor, old: Size, new: Size) -> Tensor:
     """Interpolate a position embedding (1, H * W, dim) from one grid to another, bicubic in float32.
 

@@ -245,20 +245,19 @@ def _solve_together(
 def _newton(loss: SoftmaxLoss, unknowns: Tensor, tol: float, max_iter: int) -> Solving:
     """Minimise by Newton's method with a truncated conjugate gradient and steps that are cut back."""
     point: Point = yield unknowns
-    left = max_iter
+    left, can_settle = max_iter, True
     while True:
         gap, estimate = loss.bound(point), loss.estimate(point)
         if gap <= tol * point.objective:
             return Solution(point, gap, solved=True)
         if left <= 0:
             return Solution(point, gap, solved=False)
-        if estimate <= tol * point.objective and (settled := loss.settle(point)) is not None:
-            before = point
-            point = yield settled  # only the intercepts were in the way
-            if loss.bound(point) < 0.5 * gap:
-                continue
-            point, gap = min(((point, loss.bound(point)), (before, gap)), key=lambda each: each[1])
-            return Solution(point, gap, solved=gap <= tol * point.objective)
+        if can_settle and estimate <= tol * point.objective and (settled := loss.settle(point)) is not None:
+            before, point = point, (yield settled)  # only the intercepts were in the way
+            can_settle = loss.bound(point) < 0.5 * gap  # else rounding is, of what is kept
+            if loss.bound(point) >= gap:
+                point = before
+            continue
         # a residual whose square is a small part of what the gap may be is as good as none
         enough = max(0.02 * estimate, 0.3 * tol * point.objective)
         if estimate <= tol * point.objective:

@@ -64,7 +64,7 @@ class Standardiser:
 
     def __init__(self, rows: Stacked, scale: bool = True) -> None:
         scaler = StandardScaler()
-        largest = np.zeros(rows.shape[1])
+        lowest, highest = np.full(rows.shape[1], np.inf), np.full(rows.shape[1], -np.inf)
         for start, block in rows.blocks():
             if not np.isfinite(block).all():
                 row, column = np.argwhere(~np.isfinite(block))[0]
@@ -72,16 +72,18 @@ class Standardiser:
                     f"Input X contains {block[row, column]} (row {start + row}, column {column}); features "
                     "must be finite, without NaN and infinity"
                 )
-            largest = np.maximum(largest, np.abs(block).max(0))
+            lowest, highest = np.minimum(lowest, block.min(0)), np.maximum(highest, block.max(0))
             with np.errstate(over="ignore", invalid="ignore"):  # checked below
                 scaler.partial_fit(block)
         self.mean: np.ndarray = np.asarray(scaler.mean_)
         self.scale: np.ndarray = np.asarray(scaler.scale_) if scale else np.ones_like(self.mean)
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = np.maximum(highest - self.mean, self.mean - lowest)
         usable = np.isfinite(self.mean) & np.isfinite(self.scale) & (largest / self.scale < LARGEST_SQUARE)
         if not usable.all():
             column = int(np.argmin(usable))
             raise ValueError(
-                f"Input X has values up to {largest[column]:.3g} in column {column}, too large to compute "
+                f"Input X has values up to {highest[column]:.3g} in column {column}, too large to compute "
                 "with; rescale the column or leave it out"
             )
 

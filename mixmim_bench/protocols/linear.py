@@ -24,9 +24,9 @@ class Linear:
     minimum, relatively, from the smallest on, until the `patience` last ones were better on val neither by
     the metric nor by the log-loss (0: all are solved): those that are far too large take by far the longest.
     How C is chosen: `mixmim_bench.choosing`. It is not rescaled for the refit on more images, as the prior on
-    the coefficients that it means is the same; in simulation neither way is better (benchmarks/README.md).
-    `layers`: a layer of `mixmim_bench.features.layers`, or 'auto' to choose among them on val by closed-form
-    ridge regression before the sweep.
+    the coefficients is the same; in simulation neither way is better (benchmarks/README.md). `layers`: a
+    layer of `mixmim_bench.features.layers`, or 'auto' to choose among them on val by closed-form ridge
+    regression before the sweep.
     """
 
     name: ClassVar[str] = "linear"
@@ -57,7 +57,7 @@ class Linear:
         """Choose the layer and C on val; refit on train and val."""
         import numpy as np
 
-        from mixmim_bench.choosing import Sweep
+        from mixmim_bench.choosing import Sweep, loss_of_frequencies
         from mixmim_bench.predictions import ClassScores, of_all_classes
         from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
@@ -65,7 +65,8 @@ class Linear:
         layer, fit_on, choose_on, tried = self._choose_layer(bench, train, val)
         Cs = np.logspace(self.low, self.high, self.steps)
         classes = np.unique(fit_on.y)
-        on_val = Sweep(bench.metric, choose_on.y, self.patience)
+        guess = loss_of_frequencies(choose_on.y, fit_on.y, bench.num_classes)
+        on_val = Sweep(bench.metric, choose_on.y, guess, self.patience)
 
         def enough(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
             for decided in decide_each(choose_on.x, coefs, intercepts):
@@ -76,16 +77,10 @@ class Linear:
         with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
             sweep, notes = self._solve(bench, Cs, fit_on.x, fit_on.y, enough=enough)
         best = on_val.best()
-        y = np.concatenate([fit_on.y, choose_on.y])
-        start = (sweep.coef_path_[best], sweep.intercept_path_[best])
+        both, y = Stacked([fit_on.x, choose_on.x]), np.concatenate([fit_on.y, choose_on.y])
         same_classes = len(np.unique(y)) == len(sweep.classes_)
-        final, more = self._solve(
-            bench,
-            Cs[best : best + 1],
-            Stacked([fit_on.x, choose_on.x]),
-            y,
-            coef_init=start if same_classes else None,
-        )
+        start = (sweep.coef_path_[best], sweep.intercept_path_[best]) if same_classes else None
+        final, more = self._solve(bench, Cs[best : best + 1], both, y, coef_init=start)
 
         def predict(split: "Split") -> ClassScores:
             features = bench.features(split, layer)

@@ -19,7 +19,7 @@ class LinearMultilabel(Linear):
     """
 
     kind: ClassVar[str] = "multilabel"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 2  # 2: among equal values of the metric C by log-loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,7 +32,7 @@ class LinearMultilabel(Linear):
         import numpy as np
         from sklearn.exceptions import ConvergenceWarning
 
-        from mixmim_bench.choosing import Sweep
+        from mixmim_bench.choosing import Sweep, loss_of_frequencies
         from mixmim_bench.predictions import ClassScores
         from mixmim_bench.probes.onevsrest import OneVsRestPath
         from mixmim_bench.probes.path import decide_each
@@ -41,7 +41,8 @@ class LinearMultilabel(Linear):
         (layer,) = bench.layers(self.layers)
         fit_on, choose_on = bench.features(train, layer), bench.features(val, layer)
         Cs = np.logspace(self.low, self.high, self.steps)
-        on_val = Sweep(bench.metric, choose_on.y, self.patience)
+        guess = loss_of_frequencies(choose_on.y, fit_on.y, bench.num_classes)
+        on_val = Sweep(bench.metric, choose_on.y, guess, self.patience)
 
         def enough(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
             for decided in decide_each(choose_on.x, coefs, intercepts):

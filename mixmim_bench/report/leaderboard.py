@@ -91,10 +91,11 @@ class Leaderboard:
         fewer than two it is over all tasks, and blank for rows that miss one.
         """
         plain = [row for row in self.rows if not row.settings]
+        suites = self._suites()
         groups: dict[tuple[str, str, str], dict[str, set[int]]] = {}  # to the rows that have each task
         for place, row in enumerate(plain):
             for (task, protocol), cell in row.cells.items():
-                for suite in cell.record.suites or ("",) if "@" not in task else ():
+                for suite in suites.get(task, ("",)) if "@" not in task else ():
                     group = groups.setdefault((suite, protocol, cell.record.metric), {})
                     group.setdefault(task, set()).add(place)
         found = []
@@ -105,6 +106,18 @@ class Leaderboard:
             if len(over) > 1:
                 found.append(Mean(*key, tasks=over, left_out=sorted(set(tasks) - set(over))))
         return found
+
+    def _suites(self) -> dict[str, tuple[str, ...]]:
+        """Say which suites each task is in, by any record that knows: older ones do not."""
+        cells = [(task, cell) for row in self.rows for (task, _), cell in row.cells.items()]
+        known = [(task, record) for task, cell in cells for record in cell.records if record.suites]
+        known.sort(key=lambda each: each[1].provenance.get("started", ""))
+        return {task: record.suites for task, record in known}
+
+    def metric_version(self, column: Column, metric: str) -> int:
+        """Return the newest version of a metric that a column has."""
+        records = [r for row in self.rows if column in row.cells for r in row.cells[column].records]
+        return max(record.metric_version(metric) for record in records)
 
     def other_metrics(self) -> list[tuple[Column, str]]:
         """List the metrics that tasks declare besides the one that is ranked, by column."""
@@ -127,18 +140,15 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
     differs. Runs that differ in nothing but the seed share a cell.
     """
     finished = [record for record in records if not record.error]
-    newest: dict[Column, tuple[int, int, int]] = {}
     newest_arch: dict[str, int] = {}
     for record in finished:
         arch = record.identity["arch"]
-        newest[column_of(record)] = max(record.versions, newest.get(column_of(record), (0, 0, 0)))
         newest_arch[arch] = max(record.arch_version, newest_arch.get(arch, 0))
-    kept = [
-        record
-        for record in finished
-        if record.versions == newest[column_of(record)]
-        and record.arch_version == newest_arch[record.identity["arch"]]
-    ]
+    kept = [record for record in finished if record.arch_version == newest_arch[record.identity["arch"]]]
+    newest: dict[Column, tuple[int, int, int]] = {}
+    for record in kept:
+        newest[column_of(record)] = max(record.versions, newest.get(column_of(record), (0, 0, 0)))
+    kept = [record for record in kept if record.versions == newest[column_of(record)]]
     kept.sort(key=lambda record: record.provenance.get("started", ""), reverse=True)
 
     usual: dict[tuple[Any, ...], dict[str, str]] = {}
@@ -169,8 +179,10 @@ def _settings(record: RunRecord) -> dict[tuple[Any, ...], dict[str, str]]:
     """Return the settings of a result as texts, each part under what it should be common to."""
     identity, column = record.identity, column_of(record)
     model = {name: identity[name] for name in identity if name not in _COMMON}
+    # versions decide what is left out, and are no settings
+    task = {name: value for name, value in identity["task"].items() if name != "metric_versions"}
     return {
-        (column, "task"): _flat({"data": identity["data"], **identity["task"]}),
+        (column, "task"): _flat({"data": identity["data"], **task}),
         (column, record.random_init, "protocol"): _flat(identity["protocol"]),
         (column, record.model, record.weights, identity["precision"]): _flat(model),
     }

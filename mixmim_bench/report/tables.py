@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mixmim_bench.metrics import is_a_guess
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, cell_of, column_of
 from mixmim_bench.specs import Cost
 
@@ -42,7 +43,7 @@ def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
             values[f"{name} high"] = cell.high if cell else None
             values[f"{name} seeds"] = cell.seeds if cell else None
         for column, metric in board.other_metrics():
-            other = _other(row, column, metric)
+            other = _other(board, row, column, metric)
             name = " ".join((*column, metric))
             values[name] = other.value if other else None
             values[f"{name} low"] = other.low if other else None
@@ -52,10 +53,13 @@ def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _other(row: Row, column: Column, metric: str) -> Cell | None:
-    """Make the cell of another metric than the one that is ranked."""
+def _other(board: Leaderboard, row: Row, column: Column, metric: str) -> Cell | None:
+    """Make the cell of another metric than the one that is ranked; none where its version is an older one."""
     cell = row.cells.get(column)
     if cell is None or any(metric not in record.scores for record in cell.records):
+        return None
+    newest = board.metric_version(column, metric)
+    if any(record.metric_version(metric) < newest for record in cell.records):
         return None
     return cell_of(cell.records, metric)
 
@@ -77,14 +81,14 @@ def to_markdown(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
             value = row.mean(mean.tasks, mean.protocol)
             shown[mean.name] = "" if value is None else f"{100 * value:.1f}"
         rows.append(shown)
-        cells = {(*column, name): _other(row, column, name) for column, name in board.other_metrics()}
+        cells = {(*column, name): _other(board, row, column, name) for column, name in board.other_metrics()}
         if any(cells.values()):
             others.append(
                 {**_named(row), **{" ".join(key): _show(cell, key[2]) for key, cell in cells.items()}}
             )
     table = _markdown(rows)
     more = f"\n\nFurther metrics of the same runs:\n\n{_markdown(others)}" if others else ""
-    return f"{table}\n\n{_notes(board, costs, table)}{more}"
+    return f"{table}\n\n{_notes(board, costs, table + more)}{more}"
 
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
@@ -123,7 +127,7 @@ def _skipped(cell: Cell) -> int:
 def _guessing(cell: Cell, metric: str) -> bool:
     """Whether a score is not shown to be better than knowing how frequent the classes are."""
     scores = [record.scores[metric] for record in cell.records]
-    return all("guess" in score and score["low"] <= score["guess"] for score in scores)
+    return all(is_a_guess(score) for score in scores)
 
 
 def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
