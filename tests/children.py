@@ -89,6 +89,14 @@ class Forked:
         self._process = _SERVED.Process(target=_work, args=told, daemon=True)
         self._process.start()
 
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """Send SIGKILL, and wait for its end."""
+        self._process.kill()
+        self.wait()
+
     def wait(self, timeout: float = PATIENCE_S) -> int:
         """Wait for its end; return the exit code, negative after a signal."""
         self._process.join(timeout)
