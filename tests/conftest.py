@@ -16,12 +16,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import mixmim_bench.models  # noqa: F401 (registers the models)
-from mixmim_bench import cost
 from mixmim_bench.cli import main
+from mixmim_bench.cost import Count, count_on_meta, measure
 from mixmim_bench.data import embedded
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.registry import find_model
-from mixmim_bench.specs import Cost
+from mixmim_bench.specs import Cost, ModelSpec
 from mixmim_bench.store import RunStore
 
 TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num_classes": 7}
@@ -54,18 +54,26 @@ def _embedded_images_once() -> Iterator[None]:
 
 
 class Costs:
-    """What models cost, really measured, but once a session and not in each of its results folders."""
+    """What models cost, really counted and measured, but once a session and not for each results folder."""
 
     def __init__(self, folder: Path) -> None:
         self.store = RunStore(folder)
         self.store.prepare()
+        self.counts: dict[tuple[str, str, tuple[int, int]], Count] = {}
 
-    def measure(self, model: object, image_size: tuple[int, int], machine: Machine) -> Cost:
-        """Measure as `cost.measure` does, or give what was measured."""
+    def count_on_meta(self, model: ModelSpec, image_size: tuple[int, int]) -> Count:
+        """Count, or give what was counted."""
+        key = (model.arch, str(model.kwargs), image_size)
+        if key not in self.counts:
+            self.counts[key] = count_on_meta(model, image_size)
+        return self.counts[key]
+
+    def measure(self, model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> Cost:
+        """Measure, or give what was measured."""
         key = Cost.key(model.arch, model.kwargs, image_size, machine.precision, machine.describe())
         known = self.store.read_costs()
         if key not in known:
-            known[key] = cost.measure(model, image_size, machine)
+            known[key] = measure(model, image_size, machine)
             self.store.save_cost(key, known[key])
         return dataclasses.replace(known[key], model=model.name)
 
@@ -90,8 +98,10 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Costs:
 
 @pytest.fixture(autouse=True)
 def _costs_once(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs in this process measure each cost once a session."""
+    """Let commands in this process count and measure a model at a size once a session."""
     monkeypatch.setattr("mixmim_bench.suite.measure", costs.measure)
+    for module in ("cost", "suite"):
+        monkeypatch.setattr(f"mixmim_bench.{module}.count_on_meta", costs.count_on_meta)
 
 
 def make_tiny(seed: int = 0, **kwargs: object) -> torch.nn.Module:
