@@ -1,6 +1,10 @@
 """What the tests share: small networks, small real images, and the suite run as a user would."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +17,20 @@ from sklearn.datasets import load_digits
 
 import mixmim_bench.models  # noqa: F401 (registers the models)
 from mixmim_bench.cli import main
+from mixmim_bench.cost import Count, count_on_meta, measure
+from mixmim_bench.data import embedded
+from mixmim_bench.machine import Machine
+from mixmim_bench.models.registry import find_model
+from mixmim_bench.specs import Cost, ModelSpec
+from mixmim_bench.store import RunStore
 
 TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num_classes": 7}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the workers of pytest-xdist, and what they start, one thread each: they share the cores."""
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +42,66 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     config = tmp_path_factory.mktemp("config") / "config.toml"
     config.write_text("")
     monkeypatch.setenv("MIXMIM_BENCH_CONFIG", str(config))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _embedded_images_once() -> Iterator[None]:
+    """Parse the images that travel in packages once a session: those of MNIST are text, and take a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, load in embedded.LOADERS.items():
+            patch.setitem(embedded.LOADERS, name, functools.cache(load))
+        yield
+
+
+class Costs:
+    """What models cost, really counted and measured, but once a session and not for each results folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = RunStore(folder)
+        self.store.prepare()
+        self.counts: dict[tuple[str, str, tuple[int, int]], Count] = {}
+
+    def count_on_meta(self, model: ModelSpec, image_size: tuple[int, int]) -> Count:
+        """Count, or give what was counted."""
+        key = (model.arch, str(model.kwargs), image_size)
+        if key not in self.counts:
+            self.counts[key] = count_on_meta(model, image_size)
+        return self.counts[key]
+
+    def measure(self, model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> Cost:
+        """Measure, or give what was measured."""
+        key = Cost.key(model.arch, model.kwargs, image_size, machine.precision, machine.describe())
+        known = self.store.read_costs()
+        if key not in known:
+            known[key] = measure(model, image_size, machine)
+            self.store.save_cost(key, known[key])
+        return dataclasses.replace(known[key], model=model.name)
+
+    def lend(self, results: Path) -> None:
+        """Put the costs into a results folder, for runs in processes of their own."""
+        for size in ((160, 160), (32, 32)):
+            self.measure(find_model("test_vit"), size, Machine(device="cpu"))
+        shutil.copytree(self.store.costs, results / "costs", dirs_exist_ok=True)
+
+    def take(self, results: Path) -> None:
+        """Keep what a run in a process of its own has measured."""
+        for key, measured in RunStore(results).read_costs().items():
+            self.store.save_cost(key, measured)
+
+
+@pytest.fixture(scope="session")
+def costs(tmp_path_factory: pytest.TempPathFactory) -> Costs:
+    """Costs of this session, shared by the workers of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    return Costs((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "measured")
+
+
+@pytest.fixture(autouse=True)
+def _costs_once(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands in this process count and measure a model at a size once a session."""
+    monkeypatch.setattr("mixmim_bench.suite.measure", costs.measure)
+    for module in ("cost", "suite"):
+        monkeypatch.setattr(f"mixmim_bench.{module}.count_on_meta", costs.count_on_meta)
 
 
 def make_tiny(seed: int = 0, **kwargs: object) -> torch.nn.Module:
@@ -57,9 +133,12 @@ def run() -> Callable[..., Result]:
     return invoke
 
 
+scanned_digits = functools.cache(load_digits)
+
+
 def write_digits(folder: Path, per_class: int, classes: int = 3, start: int = 0) -> None:
     """Write real digits as PNG files into class folders."""
-    data = load_digits()
+    data = scanned_digits()
     for label in range(classes):
         target = folder / f"digit {label}"
         target.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,10 @@
 import contextlib
 import hashlib
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
+from children import Forked
 from server import Behaviour, serving
 
 from mixmim_bench.errors import BenchError
@@ -148,24 +147,17 @@ def test_nothing_is_fetched_where_the_user_says_so(tmp_path, monkeypatch):
     assert behaviour.requests == []
 
 
-FETCH = """
-import contextlib, sys
-from pathlib import Path
-from mixmim_bench.models.download import fetch
-@contextlib.contextmanager
-def bar(name, total):
-    yield lambda n: None
-fetch(sys.argv[1], Path(sys.argv[2]), sys.argv[3], bar)
-"""
+def fetch_alone(url, path, digest):
+    fetch(url, path, digest, Seen())
 
 
 def test_two_processes_that_ask_at_once_fetch_once(tmp_path):
     behaviour = Behaviour(CONTENT * 20)
     digest = hashlib.sha256(behaviour.content).hexdigest()
     with serving(behaviour) as url:
-        command = [sys.executable, "-c", FETCH, url, tmp_path / "file.pth", digest]
-        children = [subprocess.Popen(command) for _ in range(2)]
-        assert [child.wait() for child in children] == [0, 0]
+        file, log = tmp_path / "file.pth", tmp_path / "log"
+        children = [Forked(fetch_alone, url, file, digest, log=log) for _ in range(2)]
+        assert [child.wait() for child in children] == [0, 0], log.read_text()
     assert (tmp_path / "file.pth").read_bytes() == behaviour.content
     assert behaviour.requests == [""]
 
@@ -173,14 +165,12 @@ def test_two_processes_that_ask_at_once_fetch_once(tmp_path):
 def test_a_killed_download_is_gone_on_with(tmp_path):
     behaviour = Behaviour(CONTENT, "stall", "serve")
     with serving(behaviour) as url:
-        command = [sys.executable, "-c", FETCH, url, tmp_path / "file.pth", DIGEST]
-        child = subprocess.Popen(command)
+        child = Forked(fetch_alone, url, tmp_path / "file.pth", DIGEST, log=tmp_path / "log")
         part = tmp_path / "file.pth.part"
         while not (part.exists() and part.stat().st_size):
             time.sleep(0.02)
-            assert child.poll() is None
+            assert child.is_running()
         child.kill()
-        child.wait()
         assert not (tmp_path / "file.pth").exists()
         fetch(url, tmp_path / "file.pth", DIGEST, Seen())
     assert (tmp_path / "file.pth").read_bytes() == CONTENT

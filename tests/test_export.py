@@ -46,7 +46,7 @@ def test_torch_export_takes_any_batch(small, tmp_path):
         torch.testing.assert_close(program(images), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("features", [False, True])
+@pytest.mark.parametrize("features", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_onnx_takes_any_batch(small, tmp_path, features):
     assert export_model(small, "onnx", tmp_path / "m.onnx", features) < 1e-3
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
@@ -58,6 +58,7 @@ def test_onnx_takes_any_batch(small, tmp_path, features):
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
+@pytest.mark.slow
 def test_larger_onnx_weights_stand_beside_the_file(small, tmp_path, monkeypatch):
     monkeypatch.setattr("mixmim_bench.export.IN_ONE_FILE", 1000)
     export_model(small, "onnx", tmp_path / "m.onnx")

@@ -73,14 +73,22 @@ def plain_attention(attn: nn.Module, window: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_counts_are_the_published_ones_by_two_counters(name):
+def test_counts_are_the_published_ones(name):
     spec = find_model(name)
     side = timm.get_pretrained_cfg(spec.arch).input_size[-1]
     params, flops = PUBLISHED[name]
     assert count_parameters(spec) == params
-    on_meta = count_on_meta(spec, (side, side))
-    assert on_meta.total == flops
-    assert count_by_fvcore(timm.create_model(spec.arch), (side, side)) == on_meta
+    assert count_on_meta(spec, (side, side)).total == flops
+
+
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED if name != "mixmim-b"]
+
+
+@pytest.mark.parametrize("name", ["mixmim-b", *LARGE])
+def test_fvcore_counts_the_same(name):
+    spec = find_model(name)
+    side = timm.get_pretrained_cfg(spec.arch).input_size[-1]
+    assert count_by_fvcore(timm.create_model(spec.arch), (side, side)) == count_on_meta(spec, (side, side))
 
 
 def test_every_registered_mixmim_has_published_counts():
@@ -447,11 +455,14 @@ def test_bfloat16_autocast(tiny):
     assert F.cosine_similarity(rounded.float(), exact).min() > 0.99
 
 
-def test_compiled_model_agrees(tiny):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_model_agrees(tiny, backend):
+    """With 'eager' the graph is captured only."""
     model = tiny().eval()
     images = torch.randn(2, 3, 64, 64)
+    compiled = torch.compile(model, backend=backend)
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model)(images), model(images), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(compiled(images), model(images), atol=1e-4, rtol=1e-4)
 
 
 def test_state_dict_round_trip(tiny):

@@ -4,15 +4,15 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from children import PATIENCE_S, Event, Stop, commanded, forked, meet
 from conftest import write_digits
 from filelock import FileLock
 from hypothesis import given, settings
@@ -171,7 +171,7 @@ CHANGES = [value for name, value in dict(globals()).items() if name.startswith("
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_any_change_misses(my_task, change):
+def test_any_change_misses(my_task, monkeypatch, change):
     folder = my_task.parent
     arguments = {"weights": weights_file(folder, 0)}
     bench, splits = bench_of(read_task(my_task), **arguments)
@@ -181,8 +181,7 @@ def test_any_change_misses(my_task, change):
     features = again.features(others["train"])
     assert extracted(again) == (0 if change is change_nothing else len(others["train"].part))
     fresh, others = bench_of(read_task(my_task), **arguments)
-    fresh_store = my_task.parent / "elsewhere"
-    os.environ["MIXMIM_BENCH_CACHE"] = str(fresh_store)
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(my_task.parent / "elsewhere"))
     assert np.array_equal(fresh.features(others["train"]).x, features.x)
 
 
@@ -358,32 +357,37 @@ def test_a_cache_that_cannot_be_written_is_told(my_task, monkeypatch, tmp_path):
 # -- killed, and two at once --------------------------------------------------------------------------
 
 
-def command(folder):
-    return [
-        *(sys.executable, "-m", "mixmim_bench.cli", "run", "-m", "test_vit", "-p", "knn"),
-        *("--task", str(folder / "many.toml"), "--weights", "random", "--batch-size", "16"),
-        *("--results", "results", "--threads", "1"),
-    ]
+def write_many(folder, per_class, image):
+    """Write a task of several chunks of images."""
+    write_digits(folder / "images" / "train", per_class, classes=10)
+    write_digits(folder / "images" / "val", per_class=4, classes=10, start=170)
+    (folder / "many.toml").write_text(
+        'schema = 1\nversion = 1\nkind = "classification"\ntitle = "Many"\nnum_classes = 10\n'
+        f'metrics = ["top1"]\n[data]\nlayouts = ["folder:ImageFolder"]\nroot = "images"\n{image}'
+        '[split]\ntrain = "train[:95%]"\nval = "train[95%:]"\ntest = "val"\n'
+    )
 
 
 @pytest.fixture
 def many(tmp_path, monkeypatch):
-    """A task with enough images to be killed in the middle of."""
-    write_digits(tmp_path / "images" / "train", per_class=170, classes=10)
-    write_digits(tmp_path / "images" / "val", per_class=4, classes=10, start=170)
-    (tmp_path / "many.toml").write_text(
-        'schema = 1\nversion = 1\nkind = "classification"\ntitle = "Many"\nnum_classes = 10\n'
-        'metrics = ["top1"]\n[data]\nlayouts = ["folder:ImageFolder"]\nroot = "images"\n'
-        '[split]\ntrain = "train[:95%]"\nval = "train[95%:]"\ntest = "val"\n'
-    )
+    """A folder with a task of two chunks."""
+    write_many(tmp_path, per_class=65, image="[image]\nsize = 32\n")
     monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
-def started(folder, results="results"):
-    arguments = [results if a == "results" else a for a in command(folder)]
-    with (folder / f"{results}.log").open("w") as log:
-        return subprocess.Popen(arguments, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+@pytest.fixture
+def slow_many(tmp_path, monkeypatch):
+    """A folder with a task that takes long enough to be killed in the middle of."""
+    write_many(tmp_path, per_class=170, image="")
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def started(start, folder, results="results", **how):
+    args = ("run", "-m", "test_vit", "-p", "knn", "--task", folder / "many.toml", "--weights", "random")
+    args = (*args, "--batch-size", 16, "--results", folder / results)
+    return start(*args, log=folder / f"{results}.log", **how)
 
 
 def kept_features(folder):
@@ -392,8 +396,45 @@ def kept_features(folder):
     return {entry.about["role"]: np.array(entry.open().x) for entry in entries}
 
 
-def test_killed_while_extracting_it_goes_on_at_the_chunk(many):
-    child = started(many)
+def check_features(folder, monkeypatch, start):
+    """See that the features are whole, and those of a start without interruption."""
+    features = folder / "cache" / "features"
+    assert not list(features.rglob("chunks")) and not list(features.rglob("*.tmp"))
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(folder / "other" / "cache"))
+    assert started(start, folder, "straight").wait() == 0
+    interrupted = kept_features(folder)
+    for role, straight in kept_features(folder / "other").items():
+        np.testing.assert_allclose(interrupted[role], straight, atol=1e-5)
+
+
+def scores_in(results):
+    (path,) = (results / "runs").glob("*.json")
+    return json.loads(path.read_text())["scores"]
+
+
+def test_killed_between_chunks_it_goes_on_at_the_chunk(many, costs, monkeypatch):
+    costs.lend(many / "results")
+    costs.lend(many / "straight")
+    killed = started(forked, many, stop=Stop("after", "*/chunks/000000000.npz"))
+    assert killed.wait() == -signal.SIGKILL
+    (entry,) = FeatureStore(many / "cache" / "features").entries()
+    first, second = (entry.folder / "chunks" / name for name in ("000000000.npz", "000000512.npz"))
+    assert entry.about["role"] == "train" and entry.manifest() is None
+    assert first.exists() and not second.exists()
+    before = first.stat().st_mtime_ns
+    killed = started(forked, many, stop=Stop("after", "*/rows.npz"))
+    assert killed.wait() == -signal.SIGKILL
+    assert first.stat().st_mtime_ns == before and second.exists()  # the first was not written again
+    assert entry.manifest() is None
+    assert started(forked, many).wait() == 0, (many / "results.log").read_text()
+    check_features(many, monkeypatch, forked)
+
+
+@pytest.mark.slow
+def test_killed_while_extracting_it_goes_on_at_the_chunk(slow_many, monkeypatch):
+    """SIGKILL at the moment when the second chunk is seen."""
+    many = slow_many
+    child = started(commanded, many)
     deadline = time.monotonic() + 120
     chunks = many / "cache" / "features"
     while not list(chunks.rglob("chunks/000000512.npz")) and time.monotonic() < deadline:
@@ -403,7 +444,7 @@ def test_killed_while_extracting_it_goes_on_at_the_chunk(many):
     entry = next(e for e in FeatureStore(chunks).entries() if e.about["role"] == "train")
     assert entry.manifest() is None and (entry.folder / "chunks" / "000000000.npz").exists()
     before = (entry.folder / "chunks" / "000000000.npz").stat().st_mtime_ns
-    again = started(many)
+    again = started(commanded, many)
     while entry.manifest() is None and again.poll() is None:
         chunk = entry.folder / "chunks" / "000000000.npz"
         try:
@@ -412,25 +453,35 @@ def test_killed_while_extracting_it_goes_on_at_the_chunk(many):
             break
         time.sleep(0.01)
     assert again.wait(timeout=120) == 0, (many / "results.log").read_text()
-    interrupted = kept_features(many)
-    assert not list(chunks.rglob("chunks")) and not list(chunks.rglob("*.tmp"))
-    os.environ["MIXMIM_BENCH_CACHE"] = str(many / "other" / "cache")
-    straight = started(many, "straight")
-    assert straight.wait(timeout=120) == 0
-    for role, features in kept_features(many / "other").items():
-        np.testing.assert_allclose(interrupted[role], features, atol=1e-5)
+    check_features(many, monkeypatch, commanded)
 
 
-def test_two_processes_on_one_store_do_the_work_once(many):
-    children = [started(many, results) for results in ("one", "two")]
-    said = [(many / f"{results}.log") for results in ("one", "two")]
-    assert [child.wait(timeout=180) for child in children] == [0, 0], [log.read_text() for log in said]
-    kept_features(many)
-    scores = []
+def test_a_second_process_waits_for_the_work_of_the_first(many, costs):
+    working, waiting = Event(), Event()
     for results in ("one", "two"):
-        (path,) = (many / results / "runs").glob("*.json")
-        scores.append(json.loads(path.read_text())["scores"])
-    assert scores[0] == scores[1]
+        costs.lend(many / results)
+    half_done = Stop("after", "*/x.npy", do=partial(meet, working, waiting))
+    first = started(forked, many, "one", stop=half_done)
+    assert working.wait(PATIENCE_S)
+    (entry,) = FeatureStore(many / "cache" / "features").entries()
+    made = (entry.folder / "x.npy").stat()
+    second = started(
+        forked, many, "two", stop=Stop("before", function="filelock:BaseFileLock.acquire", do=waiting.set)
+    )
+    assert [first.wait(), second.wait()] == [0, 0], (many / "two.log").read_text()
+    kept_features(many)
+    found = (entry.folder / "x.npy").stat()
+    assert (found.st_ino, found.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)  # not made again
+    assert scores_in(many / "one") == scores_in(many / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_store_do_the_work_once(slow_many):
+    children = [started(commanded, slow_many, results) for results in ("one", "two")]
+    said = [(slow_many / f"{results}.log") for results in ("one", "two")]
+    assert [child.wait(timeout=180) for child in children] == [0, 0], [log.read_text() for log in said]
+    kept_features(slow_many)
+    assert scores_in(slow_many / "one") == scores_in(slow_many / "two")
 
 
 def test_what_another_process_fills_is_not_pruned(tmp_path, run, monkeypatch):

@@ -1,5 +1,6 @@
 """The suite as its users run it: records, resume, failures, tables."""
 
+import itertools
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from children import Stop, commanded, forked, interrupt
 from PIL import Image
 
 from mixmim_bench.specs import digest
@@ -35,14 +37,23 @@ def records(results):
     }
 
 
+def planned(said):
+    """The rows of the table that a dry run shows, in words."""
+    lines = said.splitlines()
+    top = next(i for i, line in enumerate(lines) if line.startswith("-----"))
+    return [line.split() for line in itertools.takewhile(str.strip, lines[top + 1 :])]
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, costs):
     """One whole run of the suite, made by the command a user types."""
     folder = tmp_path_factory.mktemp("finished")
     command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "-p", "linear", "--results", "results"]
     env = {**os.environ, "MIXMIM_BENCH_OFFLINE": "1", "MIXMIM_BENCH_CACHE": str(folder / "cache")}
     child = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
     assert child.returncode == 0, child.stderr
+    assert child.stdout.count("measuring what test_vit costs at") == 2
+    costs.take(folder / "results")
     return folder / "results", child.stdout
 
 
@@ -130,7 +141,7 @@ def test_two_runs_give_the_same_scores(finished, run, tmp_path):
 
 def test_a_dry_run_shows_the_plan_and_does_nothing(run, tmp_path):
     said = run(*QUICK, "-p", "linear", "--dry-run", "--results", tmp_path / "none").output
-    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit ")]
+    rows = planned(said)
     assert [row[4] for row in rows] == ["knn", "finetune", "linear"]
     assert rows[0][6:8] == ["1797", "0"] and rows[1][6:9] == ["700", "0", "2594"]
     assert rows[2][6:8] == ["1797", "1797"]  # knn will have made the features
@@ -143,18 +154,52 @@ def test_a_dry_run_knows_what_is_at_hand_and_what_is_missing(run, tmp_path):
     args = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn", "--results", tmp_path / "results")
     run(*args, "-t", "digits")
     said = run(*args, "-t", "digits", "-t", "cifar10", "-p", "linear", "--dry-run").output
-    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit ")]
+    rows = planned(said)
     assert [row[4] for row in rows] == ["knn", "linear"] and "finished" in rows[0]
     assert rows[1][6:8] == ["1797", "1797"] and "Features: 0.00 GB" in said
     assert "Missing: cifar10: not found: cifar10/cifar-10-batches-py" in said
     run(*args, "-t", "cifar10", code=2)
 
 
+WHOLE = (*QUICK, "-p", "linear")
+# where the process is killed, one start after the other, and how many runs are finished then
+KILLS = [
+    (Stop("before", "*/chunks/000000000.npz"), 0),
+    (Stop("after", "*/chunks/000000000.npz"), 0),
+    (Stop("after", "*/x.npy"), 0),
+    (Stop("after", "*/whole.json"), 0),
+    (Stop("before", "*/runs/*.npz"), 0),
+    (Stop("before", "*/runs/*.json"), 0),
+    (Stop("after", "*/runs/*.json"), 1),
+    (Stop("before", function="mixmim_bench.training:Trainer._step", count=20), 1),
+    (Stop("after", "*/runs/*.json", count=2), 3),
+    (Stop("before", "*/leaderboard.md"), 3),
+]
+
+
+def test_killed_at_every_step_it_goes_on_and_ends_the_same(finished, costs, tmp_path):
+    results, log = tmp_path / "results", tmp_path / "log"
+    costs.lend(results)
+    for stop, expected in KILLS:
+        assert forked(*WHOLE, "--results", results, log=log, stop=stop).wait() == -signal.SIGKILL, stop
+        assert len(all_records(results)) == expected, stop
+    assert forked(*WHOLE, "--results", results, log=log).wait() == 0
+    assert "3 of 3 runs are finished already" in log.read_text()
+    ends_the_same(results, finished[0])
+
+
+def ends_the_same(results, expected):
+    ours, theirs = (pd.read_csv(folder / "leaderboard.csv") for folder in (results, expected))
+    pd.testing.assert_frame_equal(ours.drop(columns=MEASURED), theirs.drop(columns=MEASURED))
+    ours, theirs = ({key: r["scores"] for key, r in records(f).items()} for f in (results, expected))
+    assert ours == theirs
+
+
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_ends_the_same(finished, tmp_path):
     """SIGKILL a few times, each a random moment after the start; the tables must end the same."""
-    expected = pd.read_csv(finished[0] / "leaderboard.csv").drop(columns=MEASURED)
     results = tmp_path / "results"
-    command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "-p", "linear", "--results", results]
+    command = [sys.executable, "-m", "mixmim_bench.cli", *WHOLE, "--results", results]
     env = {**os.environ, "MIXMIM_BENCH_OFFLINE": "1", "MIXMIM_BENCH_CACHE": str(tmp_path / "cache")}
     seed = time.time_ns()
     print(f"moments of SIGKILL drawn from seed {seed}")  # shown if the test fails
@@ -170,24 +215,20 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(finished, tmp_path):
             assert child.returncode == 0, child.stderr
             break
     assert kills > 0
-    pd.testing.assert_frame_equal(pd.read_csv(results / "leaderboard.csv").drop(columns=MEASURED), expected)
-    ours = {key: r["scores"] for key, r in records(results).items()}
-    assert ours == {key: r["scores"] for key, r in records(finished[0]).items()}
+    ends_the_same(results, finished[0])
 
 
-def test_ctrl_c_keeps_what_is_finished(tmp_path):
-    command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "-p", "linear", "--results", tmp_path]
-    env = {**os.environ, "MIXMIM_BENCH_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, env=env, text=True, **pipes) as child:
-        said = ""
-        for line in child.stdout:
-            said += line
-            if line.startswith("[2/3]") and said.count("[2/3]") == 1:
-                child.send_signal(signal.SIGINT)
-    assert child.returncode == 130, said
+def test_ctrl_c_keeps_what_is_finished(costs, tmp_path):
+    """SIGINT in the middle of the second run."""
+    costs.lend(tmp_path)
+    stop = Stop("before", function="mixmim_bench.training:Trainer._step", count=20, do=interrupt)
+    log = tmp_path / "log"
+    code = forked(*WHOLE, "--results", tmp_path, log=log, stop=stop).wait()
+    said = log.read_text()
+    assert code == 130, said
+    assert "[2/3]" in said and "[3/3]" not in said
     assert "Interrupted" in said and "Traceback" not in said
-    assert ("digits", "knn") in records(tmp_path)
+    assert list(records(tmp_path)) == [("digits", "knn")]
     assert (tmp_path / "leaderboard.md").read_text().count("digits knn") == 1
 
 
@@ -322,14 +363,14 @@ def test_a_model_that_cannot_take_the_size_fails_its_own_runs_only(run, tmp_path
 def test_one_model_under_two_names_is_one(run, tmp_path):
     args = ("run", "-m", "mixmim-b", "-m", "mixmim_base", "-t", "digits", "--weights", "random", "--dry-run")
     said = run(*args, "--results", tmp_path).output
-    assert sum(line.startswith("mixmim-b ") for line in said.splitlines()) == 2  # linear and finetune
+    assert [(row[0], row[4]) for row in planned(said)] == [("mixmim-b", "linear"), ("mixmim-b", "finetune")]
 
 
 def test_seeds_of_what_is_not_random_are_one_run(run, my_task, tmp_path):
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "trained.pth")
     args = (*MINE, "-p", "finetune", "-t", my_task, "--weights", tmp_path / "trained.pth", "--seed", 0)
     said = run(*args, "--seed", 1, "--dry-run", "--results", tmp_path / "r").output
-    rows = [line.split() for line in said.splitlines() if line.startswith("test_vit ")]
+    rows = planned(said)
     assert [row[4] for row in rows] == ["knn", "finetune", "finetune"]
 
 
@@ -345,13 +386,15 @@ def test_two_files_of_one_name_are_two_models(run, my_task, tmp_path):
     assert len(values[1]) == 2 and all(re.fullmatch(r"best\.pth \([0-9a-f]{8}\)", name) for name in values[1])
 
 
-def test_two_processes_share_one_results_folder(finished, tmp_path):
-    command = [sys.executable, "-m", "mixmim_bench.cli", *QUICK, "--results", tmp_path / "results"]
-    env = {**os.environ, "MIXMIM_BENCH_OFFLINE": "1", "MIXMIM_BENCH_CACHE": str(tmp_path / "cache")}
-    children = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [child.communicate()[0] for child in children]
-    assert [child.returncode for child in children] == [0, 0], said
-    ours = {key: record["scores"] for key, record in records(tmp_path / "results").items()}
+@pytest.mark.parametrize("start", [forked, pytest.param(commanded, marks=pytest.mark.slow)])
+def test_two_processes_share_one_results_folder(finished, costs, tmp_path, start):
+    results = tmp_path / "results"
+    if start is forked:
+        costs.lend(results)
+    logs = [tmp_path / "first", tmp_path / "second"]
+    children = [start(*QUICK, "--results", results, log=log) for log in logs]
+    assert [child.wait() for child in children] == [0, 0], [log.read_text() for log in logs]
+    ours = {key: record["scores"] for key, record in records(results).items()}
     theirs = {key: record["scores"] for key, record in records(finished[0]).items()}
     assert ours == {key: theirs[key] for key in ours} and len(ours) == 2
 

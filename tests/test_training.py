@@ -1,7 +1,6 @@
 """Fine-tuning: it learns, repeats itself, follows its recipe, and survives the end of memory."""
 
 import dataclasses
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import Forked
 from sklearn.datasets import load_digits
 
 from mixmim_bench import training
@@ -18,7 +18,7 @@ from mixmim_bench.data.images import join
 from mixmim_bench.data.selection import load_tasks
 from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.execute import execute
-from mixmim_bench.machine import Machine
+from mixmim_bench.machine import Machine, is_out_of_memory, memory_errors
 from mixmim_bench.models.weights import RANDOM
 from mixmim_bench.objectives import Classifying
 from mixmim_bench.plan import ModelChoice, TaskChoice, plan
@@ -76,14 +76,15 @@ def digits(**recipe):
     return dataclasses.replace(task, recipe={"finetune": {**task.recipe["finetune"], **recipe}})
 
 
-def splits_of(data):
-    return {role: Split(role, part) for role, part in data.parts.items()}
+def splits_of(data, n=None):
+    """The splits, or the first n images of each."""
+    return {role: Split(role, part.take(np.arange(len(part))[:n])) for role, part in data.parts.items()}
 
 
-def trained(seed=0, machine=None, **recipe):
+def trained(seed=0, machine=None, n=None, **recipe):
     bench, data = bench_for(digits(**recipe), seed, **(machine or {}))
     protocol = build_protocol(bench.run.protocol, "classification")
-    splits = splits_of(data)
+    splits = splits_of(data, n)
     done = protocol.fit(bench, splits["train"], splits["val"])
     return done, done.predict(splits["test"]), bench
 
@@ -97,14 +98,19 @@ def trainer_for(bench, part, at_once=32):
     return network, training.Trainer(network, part, transform, objective, schedule, bench, at_once)
 
 
-def test_it_learns_and_repeats_itself():
-    done, predicted, bench = trained(epochs=6, base_lr=1e-2)
+FEW_AND_ALL = pytest.mark.parametrize("n", [100, pytest.param(None, marks=pytest.mark.slow)])
+
+
+@FEW_AND_ALL
+def test_it_learns_and_repeats_itself(n):
+    recipe = {"n": n, "epochs": 6, "base_lr": 1e-2}
+    done, predicted, bench = trained(**recipe)
     assert (predicted.scores.argmax(1) == predicted.y).mean() > 0.8
     assert done.arrays["train_loss"][-1] < 0.5 * done.arrays["train_loss"][0]
     assert all(count == total for count, total in bench.stages.counted.values())
-    again = trained(epochs=6, base_lr=1e-2)[1]
+    again = trained(**recipe)[1]
     assert np.array_equal(predicted.scores, again.scores)
-    other = trained(seed=2**31 - 1, epochs=6, base_lr=1e-2)[1]
+    other = trained(seed=2**31 - 1, **recipe)[1]
     assert not np.array_equal(predicted.scores, other.scores)
 
 
@@ -125,8 +131,9 @@ def test_a_training_that_learns_nothing_says_so():
     assert arrays["fit_train_top1"] > 0.5
 
 
-def test_workers_change_nothing():
-    recipe = {"epochs": 1, "auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0}
+@FEW_AND_ALL
+def test_workers_change_nothing(n):
+    recipe = {"n": n, "epochs": 1, "auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8, "cutmix": 1.0}
     one = trained(**recipe)[1]
     two = trained(machine={"workers": 2}, **recipe)[1]
     assert np.array_equal(one.scores, two.scores)
@@ -145,9 +152,10 @@ def test_accumulated_halves_are_the_whole_batch(recipe):
     torch.testing.assert_close(*weights, atol=2e-4, rtol=1e-3)
 
 
-def test_memory_that_ends_in_the_backward_pass_leaves_nothing_behind(monkeypatch):
+@FEW_AND_ALL
+def test_memory_that_ends_in_the_backward_pass_leaves_nothing_behind(monkeypatch, n):
     """The second attempt must be the run that would have been started with the smaller number."""
-    expected = trained(epochs=1)[1].scores
+    expected = trained(n=n, epochs=1)[1].scores
     real, calls = training.Trainer._loss, []
 
     def failing_once(trainer, images, target):
@@ -159,7 +167,7 @@ def test_memory_that_ends_in_the_backward_pass_leaves_nothing_behind(monkeypatch
         return loss
 
     monkeypatch.setattr(training.Trainer, "_loss", failing_once)
-    _, predicted, bench = trained(epochs=1)
+    _, predicted, bench = trained(n=n, epochs=1)
     assert calls[:4] == [32, 32, 32, 16]
     assert bench.notes == ["fine-tuning: memory ran out at batch 32, done with 16"]
     np.testing.assert_allclose(predicted.scores, expected, atol=0.02)
@@ -223,33 +231,52 @@ def test_skipped_training_images_are_counted(my_task, tmp_path):
     assert bench.skipped == expected
 
 
-OUT_OF_MEMORY = """
-import resource, sys
-from pathlib import Path
-import numpy as np
-sys.path.insert(0, {tests!r})
-import test_training as t
-from mixmim_bench.machine import memory_errors
-held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-task = t.dataclasses.replace(t.digits(batch_size=256, epochs=1), image_size=160)
-bench, data = t.bench_for(task, batch_size=256)
-protocol = t.build_protocol(bench.run.protocol, "classification")
-splits = {{role: t.Split(role, part.take(np.arange(256))) for role, part in data.parts.items()}}
-resource.setrlimit(resource.RLIMIT_DATA, (held + 1_500_000_000, resource.RLIM_INFINITY))
-with memory_errors(bench.machine):
-    done = protocol.fit(bench, splits["train"], splits["val"])
-    done.predict(splits["test"])
-print("NOTES", bench.notes)
-"""
+def limit_memory(left_bytes):
+    """Let this process take no more than some bytes."""
+    import resource
+
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (held + left_bytes, resource.RLIM_INFINITY))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the limit on data is Linux's")
-def test_the_batch_is_halved_when_memory_runs_out():
+def allocate_too_much():
+    limit_memory(300_000_000)
+    with memory_errors(Machine(device="cpu")):
+        try:
+            torch.zeros(100_000_000)
+        except Exception as error:
+            print("RAN OUT", is_out_of_memory(error))
+
+
+def train_with_little_memory():
+    task = dataclasses.replace(digits(batch_size=256, epochs=1), image_size=160)
+    bench, data = bench_for(task, batch_size=256)
+    protocol = build_protocol(bench.run.protocol, "classification")
+    splits = splits_of(data, 256)
+    limit_memory(1_500_000_000)
+    with memory_errors(bench.machine):
+        done = protocol.fit(bench, splits["train"], splits["val"])
+        done.predict(splits["test"])
+    print("NOTES", bench.notes)
+
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the limit on data is Linux's")
+
+
+@ON_LINUX
+def test_the_end_of_memory_is_an_error_that_is_known(tmp_path):
+    log = tmp_path / "log"
+    assert Forked(allocate_too_much, log=log).wait() == 0, log.read_text()
+    assert "RAN OUT True" in log.read_text()
+
+
+@pytest.mark.slow
+@ON_LINUX
+def test_the_batch_is_halved_when_memory_runs_out(tmp_path):
     """A real limit on the memory of a child process; the record says what was done."""
-    code = OUT_OF_MEMORY.format(tests=str(Path(__file__).parent))
-    child = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr[-2000:]
-    assert "fine-tuning: memory ran out at batch 256, done with" in child.stdout
+    log = tmp_path / "log"
+    assert Forked(train_with_little_memory, log=log).wait() == 0, log.read_text()
+    assert "fine-tuning: memory ran out at batch 256, done with" in log.read_text()
 
 
 def test_pixels_of_digits_are_what_the_network_sees():

@@ -1,0 +1,134 @@
+"""Commands of mixmim-bench in processes of their own, two at once or stopped at points that have names.
+
+`forked` starts at once, from a server that has imported torch and computed nothing; `commanded` imports all
+again, as what a user types does.
+"""
+
+import fnmatch
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SERVED = multiprocessing.get_context("forkserver")
+_SERVED.set_forkserver_preload(
+    [
+        *("mixmim_bench.suite", "mixmim_bench.training", "mixmim_bench.report.write", "sklearn.datasets"),
+        *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    ]
+)
+Event = _SERVED.Event
+
+PATIENCE_S = 300
+
+
+def kill() -> None:
+    """Die at once, as by the kernel's hand."""
+    signal.raise_signal(signal.SIGKILL)
+
+
+def interrupt() -> None:
+    """Be told what Ctrl-C tells."""
+    signal.raise_signal(signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A point in a process: `before` or `after` the call of a function whose last argument matches a glob.
+
+    By default: where a file that is written whole takes its name, and the process is killed there.
+    """
+
+    when: str
+    matches: str = "*"
+    function: str = "pathlib:Path.replace"
+    count: int = 1  # of matching calls
+    do: Callable[[], object] = kill
+
+    def arm(self) -> None:
+        """Let the function stop this process."""
+        module, _, path = self.function.partition(":")
+        *parents, name = path.split(".")
+        owner: Any = importlib.import_module(module)
+        for parent in parents:
+            owner = getattr(owner, parent)
+        real, calls = getattr(owner, name), 0
+
+        def stopping(*args, **kwargs):
+            nonlocal calls
+            matching = fnmatch.fnmatch(str(args[-1]), self.matches)
+            calls += matching
+            here = matching and calls == self.count
+            if here and self.when == "before":
+                self.do()
+            result = real(*args, **kwargs)
+            if here and self.when == "after":
+                self.do()
+            return result
+
+        setattr(owner, name, stopping)
+
+
+def meet(arrived: Any, go_on: Any) -> None:
+    """Say that a process has come here, and wait until it may go on."""
+    arrived.set()
+    assert go_on.wait(PATIENCE_S)
+
+
+class Forked:
+    """A function in a forked process, with the environment of this one; what it prints goes to a file."""
+
+    def __init__(self, function: Callable[..., object], *args: object, log: Path, stop: Stop | None = None):
+        told = (function, args, dict(os.environ), log, stop)
+        self._process = _SERVED.Process(target=_work, args=told, daemon=True)
+        self._process.start()
+
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> None:
+        """Send SIGKILL, and wait for its end."""
+        self._process.kill()
+        self.wait()
+
+    def wait(self, timeout: float = PATIENCE_S) -> int:
+        """Wait for its end; return the exit code, negative after a signal."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, "it does not end"
+        return self._process.exitcode
+
+
+def _work(function, args, environment, log, stop):
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest runs in the background
+    if stop is not None:
+        stop.arm()
+    function(*args)
+
+
+def forked(*args: object, log: Path, stop: Stop | None = None) -> Forked:
+    """Run a command in a forked process."""
+    return Forked(_command, *args, log=log, stop=stop)
+
+
+def _command(*args):
+    from mixmim_bench.cli import main
+
+    main([str(arg) for arg in args])
+
+
+def commanded(*args: object, log: Path) -> subprocess.Popen:
+    """Run a command as a user does."""
+    with log.open("ab") as file:
+        command = [sys.executable, "-m", "mixmim_bench.cli", *map(str, args)]
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
