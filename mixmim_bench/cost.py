@@ -205,7 +205,8 @@ def _in_a_child(model: ModelSpec, request: dict[str, Any]) -> dict[str, Any]:
 
 def _end_with_parent() -> None:
     """Exit as soon as standard input ends, which the parent holds open while it lives."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not sys.stdin: its lock, held at the end of this process, would be an error
+        pass
     os._exit(1)
 
 

@@ -61,7 +61,11 @@ def bench_for(task, seed=0, model=TINY, **machine):
     counts = {role: len(part) for role, part in data.parts.items()}
     run = plan(
         [ModelChoice(spec=model, weights=RANDOM, preprocessing=PREPROCESSING)],
-        [TaskChoice(spec=task, data={"fingerprint": data.fingerprint}, counts=counts)],
+        [
+            TaskChoice(
+                spec=task, data={"fingerprint": data.fingerprint, "layout": "", "root": ""}, counts=counts
+            )
+        ],
         ["finetune"],
         [seed],
         "auto",

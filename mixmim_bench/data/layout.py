@@ -8,7 +8,7 @@ images, it decodes none.
 
 import importlib.util
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,7 +48,7 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
     """
     module, _, attribute = name.partition(":")
     first = module.partition(".")[0]
-    own = next((path for path in (beside / f"{first}.py", beside / first) if path.exists()), None)
+    own = next((path for path in _code(beside, first, "." in module) if path.is_file()), None)
     if own is not None and not trusted:
         raise LayoutError(
             f"{name!r} is code beside the task file, {own}. It runs only if you trust it: read it, then add "
@@ -56,7 +56,7 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
             "data.layouts",
         )
     try:
-        if own is not None and own.is_file():
+        if own is not None and own == beside / f"{module}.py":
             found = getattr(load_file(own), attribute)
         elif "." not in module and importlib.util.find_spec(f"mixmim_bench.data.{module}"):
             found = pkgutil.resolve_name(f"mixmim_bench.data.{name}")
@@ -71,6 +71,13 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
             "data.layouts",
         ) from error
     return found
+
+
+def _code(beside: Path, name: str, dotted: bool) -> Iterator[Path]:
+    """Give the files in a folder that would be run for a module, or for a package where it is dotted."""
+    yield beside / f"{name}.py"
+    if dotted and (beside / name).is_dir():
+        yield from sorted((beside / name).rglob("*.py"))
 
 
 def build_layout(
