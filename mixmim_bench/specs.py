@@ -27,7 +27,7 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def describe_preprocessing(values: Mapping[str, Any]) -> str:
-    """Describe preprocessing in one line: what a checkpoint cannot say, and a user has to check."""
+    """Describe preprocessing in one line; no checkpoint holds it, so users have to check it."""
     height, width = values["size"]
     resized = math.floor(min(height, width) / values["crop_pct"])
     fused = ", fused" if values.get("resize") else ""

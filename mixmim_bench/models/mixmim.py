@@ -331,7 +331,8 @@ class MixMIM(nn.Module):
         """Change the image size, with the arguments and the rule of timm's Swin.
 
         Windows scale with the grid unless `window_size` (or `window_ratio`, a divisor of the grid)
-        states them. Bias tables and the position embedding are interpolated, bicubic.
+        states them. Bias tables and the position embedding are interpolated, bicubic; so going to another
+        size and back does not restore them exactly.
         """
         new_patch = self.patch_embed.patch_size if patch_size is None else to_2tuple(patch_size)
         new_size = self.patch_embed.img_size if img_size is None else to_2tuple(img_size)

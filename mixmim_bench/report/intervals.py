@@ -1,4 +1,4 @@
-"""Intervals of records that an older method made, made again from the predictions that are kept."""
+"""Intervals that an older method made, recomputed from the predictions that are kept."""
 
 import dataclasses
 
@@ -11,7 +11,8 @@ from mixmim_bench.store import RunStore
 def with_current_intervals(store: RunStore, record: RunRecord) -> RunRecord:
     """Give a record the intervals of today's methods, and write it if that changed it.
 
-    Values stay what they are. Where a metric has changed since, or the predictions are gone, so do intervals.
+    Values stay as they are. Intervals stay too where the metric has a newer version, since its value may be
+    another, and where the predictions are gone.
     """
     versions = record.identity["task"].get("metric_versions", {})
     scores = dict(record.scores)
