@@ -93,6 +93,9 @@ class Doctor:
         }
         problems = [f"{problem.key}: {problem}" for problem in index.problems]
         read = self._read(task, parts)
+        empty = [name for part in listed.values() for name in _empty(part)]
+        if empty:
+            problems.append(f"{len(empty)} files are empty, or links to none: {a_few(empty)}")
         if read.unreadable:
             problems.append(f"{len(read.unreadable)} images cannot be read: {a_few(read.unreadable)}")
         balance, lacking = _balance(parts.get("train"), classes)
@@ -107,7 +110,7 @@ class Doctor:
             train_images_a_class=balance,
             decoded=read.decoded,
             unreadable=read.unreadable,
-            empty_files=sum(_empty(part) for part in listed.values()),
+            empty_files=len(empty),
             duplicates=read.duplicates,
             data_gb=_gigabytes(listed.values()),
             features_gb=sum(map(len, parts.values())) * width * 4 / 1e9,
@@ -223,9 +226,10 @@ def _shared(digests: Mapping[str, np.ndarray]) -> dict[str, int]:
     }
 
 
-def _empty(part: Part) -> int:
+def _empty(part: Part) -> list[str]:
+    """Name the files that are empty, and the links to none, by their listed sizes."""
     sizes = getattr(part.images, "sizes", None)
-    return 0 if sizes is None else int((sizes == 0).sum())
+    return [] if sizes is None else [part.images.name(row) for row in np.flatnonzero(sizes <= 0).tolist()]
 
 
 def _gigabytes(parts: Any) -> float | None:

@@ -6,6 +6,7 @@ import socket
 import copies
 import numpy as np
 import pytest
+from conftest import TASK
 from PIL import Image
 
 from mixmim_bench.data.dataset import open_task
@@ -154,6 +155,25 @@ def test_doctor_names_what_is_wrong(run, my_task, tmp_path):
     assert found["train_images_a_class"] == {"min": 16, "median": 16.0, "max": 16}
     table = run("doctor", "-m", "test_vit", "-t", my_task, code=1).output
     assert "2 of 91" in table and "61" in table
+
+
+def test_doctor_names_empty_files_that_no_sample_holds(run, tmp_path):
+    """Among more images than are sampled; their sizes are in the listing."""
+    folder = tmp_path / "many" / "images"
+    for part, count in (("train", 300), ("val", 10)):
+        for label in ("a", "b"):
+            (folder / part / label).mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (4, 4), i % 256).save(folder / part / label / f"{i:04d}.png")
+    (folder / "train" / "a" / "0123.png").write_bytes(b"")
+    (folder / "train" / "b" / "0211.png").unlink()
+    (folder / "train" / "b" / "0211.png").symlink_to(tmp_path / "nowhere.png")
+    task = tmp_path / "many" / "many.toml"
+    task.write_text(TASK.replace("num_classes = 3", "num_classes = 2"))
+    (found,) = diagnosed(run, "-t", task, code=1)["tasks"]
+    (problem,) = [text for text in found["problems"] if "files are empty" in text]
+    assert "2 files are empty, or links to none" in problem
+    assert "0123.png" in problem and "0211.png" in problem and found["empty_files"] == 2
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -251,6 +251,14 @@ def test_an_image_that_is_named_twice_has_two_entries(run):
     assert [[p["rank"] for p in entry["predictions"]] for entry in found] == [[1, 2], [1, 2]]
 
 
+def test_a_path_of_a_list_that_does_not_exist_stops_no_other(run, pictures):
+    paths = f"{pictures / 'a b.JPEG'}\n{pictures / 'nope.jpg'}\n{pictures / 'a b.JPEG'}\n".encode()
+    found = run("predict", "-", *RANDOM, "--json", input=paths, code=1)
+    entries = json.loads(found.stdout)
+    assert [("error" in entry) for entry in entries] == [False, False, True]
+    assert "nope.jpg" in found.stderr and "FileNotFoundError" in found.stderr
+
+
 def test_predict_takes_standard_input(run, pictures):
     for given in (demo_image().read_bytes(), f"{demo_image()}\n\n{pictures / 'grey.png'}\n".encode()):
         found = json.loads(run("predict", "-", *RANDOM, "--json", input=given).stdout)

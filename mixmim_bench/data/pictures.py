@@ -48,7 +48,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def read_input(content: bytes) -> list[Path] | list[bytes]:
-    """Take standard input: one encoded image, or a list of paths, one a line. Raises BenchError."""
+    """Take standard input: one encoded image, or a list of paths, one a line. Raises BenchError.
+
+    A path of the list that does not exist is an image that cannot be read, and stops no other.
+    """
     try:
         with Image.open(io.BytesIO(content)):
             return [content]
@@ -60,10 +63,10 @@ def read_input(content: bytes) -> list[Path] | list[bytes]:
         raise BenchError("standard input is neither an image nor a list of paths") from None
     if not lines:
         raise BenchError("standard input is empty; it should be an image or a list of paths")
-    return find_pictures([Path(line) for line in lines])
+    return find_pictures([Path(line) for line in lines], must_exist=False)
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
+def find_pictures(paths: Sequence[Path], must_exist: bool = True) -> list[Path]:
     """List files as they are given, and the images below folders, sorted. Raises BenchError."""
     found: list[Path] = []
     for path in paths:
@@ -72,7 +75,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
             if not below:
                 raise BenchError(f"no image below {path} (looked for {', '.join(sorted(EXTENSIONS))})")
             found += below
-        elif path.exists():
+        elif path.exists() or not must_exist:
             found.append(path)
         else:
             raise BenchError(f"there is no file {path}")
