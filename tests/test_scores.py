@@ -180,7 +180,7 @@ TEN_UNEQUAL = np.geomspace(400, 8, 10).astype(int)
     [
         ([160, 120, 40, 40, 40], [0.95, 0.9, 0.8, 0.7, 0.6]),
         ([50] * 10, [0.97] * 10),
-        ([2000, 10], [0.99, 0.95]),  # 31 % of intervals covered when only the resamples' spread counted
+        ([2000, 10], [0.99, 0.95]),  # 37 % of intervals covered when only the resamples' spread counted
         (TEN_UNEQUAL, np.linspace(0.98, 0.8, 10)),
         (TEN_UNEQUAL, [0.9] * 10),
         ([909, 91], [0.99, 0.99]),
