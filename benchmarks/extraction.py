@@ -48,7 +48,7 @@ def main(images: int, size: int, model: str, rounds: int) -> None:
     from mixmim_bench.features.store import FeatureStore
     from mixmim_bench.machine import open_machine
     from mixmim_bench.models.build import create, preprocessing
-    from mixmim_bench.models.registry import find_model
+    from mixmim_bench.registry import find_model
 
     machine = open_machine("cpu", batch_size=16)
     print(machine.describe())

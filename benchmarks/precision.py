@@ -23,8 +23,8 @@ from mixmim_bench.data.transforms import eval_transform
 from mixmim_bench.features.extract import extract
 from mixmim_bench.machine import open_machine
 from mixmim_bench.models.build import build, preprocessing
-from mixmim_bench.models.registry import find_model
 from mixmim_bench.models.weights import resolve_weights
+from mixmim_bench.registry import find_model
 from mixmim_bench.stats import mcnemar_mid_p
 
 

@@ -10,7 +10,7 @@ from mixmim_bench.specs import ModelSpec
 
 def list_models() -> list[dict[str, Any]]:
     """Describe the registered models; parameters and GMACs are counted here and now."""
-    from mixmim_bench.models.registry import MODELS
+    from mixmim_bench.registry import MODELS
 
     return [_model_row(model) for model in MODELS]
 

@@ -40,6 +40,7 @@ MULTIPLYING = (
     "aten::einsum",
     "aten::conv_transpose2d",
 )
+STALLED_S = 3600  # without a measurement
 _MAC_OPERATORS = (
     "conv",
     "linear",
@@ -191,7 +192,11 @@ def _in_a_child(model: ModelSpec, request: dict[str, Any]) -> dict[str, Any]:
             command, stdin=watched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            said, errors = child.communicate()
+            said, errors = child.communicate(timeout=STALLED_S)
+        except subprocess.TimeoutExpired:
+            raise BenchError(
+                f"the cost of {model.name} could not be measured: nothing came of it in {STALLED_S} s"
+            ) from None
         finally:
             child.kill()
     finally:

@@ -28,9 +28,9 @@ from mixmim_bench.features import LOGITS, OWN
 from mixmim_bench.features.extract import forward_all
 from mixmim_bench.machine import Machine, open_machine
 from mixmim_bench.models.build import build, classes_of, preprocessing
-from mixmim_bench.models.registry import MODELS, find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights
 from mixmim_bench.progress import download_bar
+from mixmim_bench.registry import MODELS, find_model
 from mixmim_bench.specs import ModelSpec
 
 

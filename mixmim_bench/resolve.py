@@ -17,10 +17,10 @@ from mixmim_bench.features import OWN
 from mixmim_bench.features.check import check_layers
 from mixmim_bench.models.build import check_weights, own_size, preprocessing
 from mixmim_bench.models.download import Bar
-from mixmim_bench.models.registry import find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights
 from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, effective_recipe, plan
 from mixmim_bench.protocols import AUTO, judging, resolve_protocol
+from mixmim_bench.registry import find_model
 from mixmim_bench.specs import ModelSpec, TaskSpec, describe_preprocessing
 
 EMBEDDED = "embedded"

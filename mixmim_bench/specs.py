@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RECORD_SCHEMA = 1
+RANDOM_INIT = "random init"  # how tables and plots name weights that were never trained
 
 ROLES = ("train", "val", "test")
 

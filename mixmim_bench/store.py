@@ -4,17 +4,21 @@ import dataclasses
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError
-from mixmim_bench.specs import RECORD_SCHEMA, Cost, RunRecord, digest
+from mixmim_bench.schema import NotARecord, read_cost, read_record
+from mixmim_bench.specs import Cost, RunRecord
+
+T = TypeVar("T")
 
 
 class RunStore:
@@ -52,13 +56,13 @@ class RunStore:
         """
         before = self._read(record.run_id)
         if record.error and before is not None and not before.error:
-            return
+            return  # also where its predictions are gone
         with self.writing():
             self._set_aside(record, before)
             if arrays:
                 buffer = io.BytesIO()
                 np.savez_compressed(buffer, allow_pickle=False, **arrays)
-                write_whole(self.runs / f"{record.run_id}.npz", buffer.getvalue())
+                write_whole(self._predictions(record.run_id), buffer.getvalue())
             write_whole(self._path(record.run_id), record.to_json().encode())
             if not record.error:
                 for other in self.records():
@@ -71,10 +75,15 @@ class RunStore:
             write_whole(self._path(record.run_id), record.to_json().encode())
 
     def _set_aside(self, record: RunRecord, before: RunRecord | None) -> None:
-        """Rename what a record is not to overwrite: what is no record, and a result of other images."""
+        """Rename what a record is not to overwrite.
+
+        That is what is no record, a result without its predictions, and a result of other images.
+        """
         path = self._path(record.run_id)
         if before is None and path.exists():
             path.replace(path.with_name(f"{path.name}.unread"))
+        elif before is not None and not before.error and not self._is_result(before):
+            path.replace(path.with_name(f"{path.name}.without-predictions"))
         elif before is not None and not before.error and before.data_bytes != record.data_bytes:
             for each in (path, path.with_suffix(".npz")):
                 if each.exists():
@@ -85,7 +94,10 @@ class RunStore:
 
     def _read(self, run_id: str) -> RunRecord | None:
         path = self._path(run_id)
-        return _read_record(path) if path.exists() else None
+        try:
+            return read_record(path) if path.exists() else None
+        except NotARecord:
+            return None
 
     @contextmanager
     def claim(self, run_id: str, wait: bool = False) -> Iterator[bool]:
@@ -110,28 +122,27 @@ class RunStore:
             lock.release()
 
     def result(self, run_id: str) -> RunRecord | None:
-        """Read the result of a run, None if it has none; a failure is none."""
+        """Read the result of a run; None for a failure, and where the predictions are gone."""
         record = self._read(run_id)
-        return None if record is None or record.error else record
+        return record if record is not None and self._is_result(record) else None
 
     def records(self, broken: list[str] | None = None) -> list[RunRecord]:
-        """Read every record; the names of files that are none go to `broken`."""
-        found = []
-        for path in sorted(self.runs.glob("*.json")):
-            record = _read_record(path)
-            if record is not None:
-                found.append(record)
-            elif broken is not None:
-                broken.append(str(path))
-        return found
+        """Read every record; the files that are none go to `broken`, with the reason."""
+        return [record for _, record in _read_all(self.runs, read_record, broken)]
 
     def finished(self) -> dict[str, RunRecord]:
-        """Return the results by their run ids; failed runs are not among them."""
-        return {record.run_id: record for record in self.records() if not record.error}
+        """Return the results by their run ids: no failed runs, and none whose predictions are gone."""
+        return {record.run_id: record for record in self.records() if self._is_result(record)}
+
+    def _is_result(self, record: RunRecord) -> bool:
+        return not record.error and zipfile.is_zipfile(self._predictions(record.run_id))
+
+    def _predictions(self, run_id: str) -> Path:
+        return self.runs / f"{run_id}.npz"
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """Read what stands beside a record: predictions, and curves of the protocol; raises BenchError."""
-        path = self.runs / f"{run_id}.npz"
+        path = self._predictions(run_id)
         try:
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
@@ -145,40 +156,19 @@ class RunStore:
         with self.writing():
             write_whole(self.costs / f"{key}.json", text.encode())
 
-    def read_costs(self) -> dict[str, Cost]:
+    def read_costs(self, broken: list[str] | None = None) -> dict[str, Cost]:
         """Read every measurement, by its key; one that cannot be read is measured again."""
-        found = {}
-        for path in sorted(self.costs.glob("*.json")):
-            values = _read_json(path)
-            if isinstance(values, dict):
-                try:
-                    lists = {key: tuple(values[key]) for key in ("image_size", "uncounted")}
-                    found[path.stem] = Cost(**{**values, **lists})
-                except (KeyError, TypeError):
-                    continue
-        return found
+        return {path.stem: cost for path, cost in _read_all(self.costs, read_cost, broken)}
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _read_record(path: Path) -> RunRecord | None:
-    """Read a record; None for a file that is not a whole record of this schema under its own name."""
-    values = _read_json(path)
-    if not isinstance(values, dict) or values.get("schema") != RECORD_SCHEMA:
-        return None
-    try:
-        lists = {key: tuple(values.get(key, ())) for key in ("notes", "suites")}
-        record = RunRecord(**{**values, **lists})
-        if record.run_id != path.stem or digest(record.identity) != record.run_id:
-            return None
-    except (KeyError, TypeError, ValueError):
-        return None
-    return record
+def _read_all(folder: Path, read: Callable[[Path], T], broken: list[str] | None) -> Iterator[tuple[Path, T]]:
+    """Read the files of a folder; those that cannot be read go to `broken`, with the reason."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            yield path, read(path)
+        except NotARecord as error:
+            if broken is not None:
+                broken.append(f"{path} ({error})")
 
 
 def _same_name(a: RunRecord, b: RunRecord) -> bool:

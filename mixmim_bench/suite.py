@@ -160,7 +160,11 @@ class Suite:
         """Do every run that is not finished; Ctrl-C keeps what is."""
         self.store.prepare()
         outcome = Outcome()
+        broken: list[str] = []
+        self.store.records(broken)
         with View(self.console, 0) as view:
+            for path in broken:
+                view.say(f"Not a record, so its run counts as not done: {path}")
             estimates = self.estimates(view)
         pending = [estimate for estimate in estimates if not estimate.finished]
         with View(self.console, sum(estimate.work for estimate in pending)) as view:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from mixmim_bench.bench import Advance, Workbench
 from mixmim_bench.data.images import Part
-from mixmim_bench.data.loading import Batch, ImageDataset, Unreadable, batches, in_groups
+from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.seen import WIDTH
 from mixmim_bench.data.transforms import Transform
+from mixmim_bench.data.workers import Batch
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine, is_out_of_memory
 from mixmim_bench.seeding import generator, seed_everything

@@ -20,7 +20,7 @@ from mixmim_bench.cli import main
 from mixmim_bench.cost import Count, count_on_meta, measure
 from mixmim_bench.data import embedded
 from mixmim_bench.machine import Machine
-from mixmim_bench.models.registry import find_model
+from mixmim_bench.registry import find_model
 from mixmim_bench.specs import Cost, ModelSpec
 from mixmim_bench.store import RunStore
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters
 from mixmim_bench.models.mixmim import MixMIM
-from mixmim_bench.models.registry import MODELS, find_model
+from mixmim_bench.registry import MODELS, find_model
 
 # parameters with the 1000-way head and the frozen position embedding; fvcore's count, head included
 PUBLISHED = {

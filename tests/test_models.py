@@ -10,8 +10,8 @@ from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters, 
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build, create, own_classes, own_size, preprocessing, try_out
-from mixmim_bench.models.registry import MODELS, by_name, find_model
 from mixmim_bench.models.weights import RANDOM, resolve_weights, weights_folder
+from mixmim_bench.registry import MODELS, by_name, find_model
 from mixmim_bench.specs import ModelSpec, Run, TaskSpec
 
 TINY = ModelSpec(

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -10,6 +13,7 @@ import pytest
 from mixmim_bench.execute import check_kept
 from mixmim_bench.metrics import METRICS
 from mixmim_bench.predictions import ClassScores
+from mixmim_bench.registry import MODELS, by_name
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
@@ -30,10 +34,12 @@ def made(
     **changes,
 ):
     """A finished record with the fields that a report reads."""
+    known = by_name(MODELS)
+    kind = "random" if changes.get("random_init") else "file"
     identity = {
-        "arch": model,
+        "arch": known[model].arch if model in known else model,
         "kwargs": {},
-        "weights": {"kind": "file", "sha256": changes.pop("sha256", "0")},
+        "weights": {"kind": kind, "sha256": changes.pop("sha256", "0")},
         "preprocessing": {"size": [32, 32]},
         "task": {
             **{"name": task, "kind": "classification", "version": version},
@@ -44,6 +50,7 @@ def made(
         "seed": seed,
         "precision": precision,
     }
+    low, high = max(value - 0.02, 0.0), min(value + 0.02, 1.0)
     record = RunRecord(
         run_id=digest(identity),
         identity=identity,
@@ -53,7 +60,9 @@ def made(
         task_title=task,
         protocol_title=protocol,
         costs={"own": f"{model}-own", "run": f"{model}-run"},
-        scores={metric: {"value": value, "low": value - 0.02, "high": min(value + 0.02, 1.0), "n": 500}},
+        scores={
+            metric: {"value": value, "low": max(value - 0.02, 0.0), "high": min(value + 0.02, 1.0), "n": 500}
+        },
         provenance={"started": "2026-01-01T00:00:00"},
     )
     return dataclasses.replace(record, **changes)
@@ -409,7 +418,8 @@ def test_a_file_that_is_no_record_is_named_and_stops_nothing(tmp_path, text):
     store.save(made("good"), {})
     (store.runs / f"{made().run_id}.json").write_text(text)
     report = write_report(store)
-    assert report.broken == [str(store.runs / f"{made().run_id}.json")]
+    (broken,) = report.broken
+    assert broken.startswith(f"{store.runs / made().run_id}.json (")
     assert pd.read_csv(tmp_path / "leaderboard.csv")["model"].tolist() == ["good"]
 
 
@@ -449,3 +459,114 @@ def test_a_cost_that_cannot_be_read_is_measured_again(tmp_path):
     (store.costs / "bad.json").write_text('{"model": "a"}')
     (store.costs / "half.json").write_text('{"model": "a')
     assert store.read_costs() == {"good": cost()}
+
+
+def stored(folder, record):
+    """Keep a record with predictions, as `run` does."""
+    store = RunStore(folder)
+    store.prepare()
+    store.save(record, {"ids": np.array(["a"])})
+    return store
+
+
+def edited(**changes):
+    """Change fields of the text of a record; dots name fields within."""
+
+    def edit(text):
+        values = json.loads(text)
+        for field, value in changes.items():
+            *above, last = field.split("__")
+            within = values
+            for name in above:
+                within = within[name]
+            within[last] = value
+        return json.dumps(values)
+
+    return edit
+
+
+HAND_EDITED = {
+    "a score of text": (edited(scores__top1__value="0.9"), "scores.top1.value"),
+    "a score above 1": (edited(scores__top1__value=1.5, scores__top1__high=2.0), "scores.top1.value"),
+    "a value outside its interval": (edited(scores__top1__low=0.95), "scores.top1: the value 0.9 is outside"),
+    "a score that is null": (edited(scores__top1__value=None), "scores.top1.value"),
+    "NaN": (edited(scores__top1__value=float("nan")), "scores.top1.value"),
+    "infinity": (edited(timings={"fit_s": float("inf")}), "timings.fit_s"),
+    "no scores": (edited(scores={}), "scores: there is none of top1, and no error"),
+    "scores in a list": (edited(scores=[]), "scores"),
+    "no costs": (edited(costs=None), "costs"),
+    "nested brackets": (lambda _: "[" * 200_000 + "]" * 200_000, "it is no JSON"),
+    "cut short": (lambda text: text[:-20], "it is no JSON"),
+    "another schema": (edited(schema=7), "schema"),
+    "a field of its own": (edited(more=1), "more"),
+    "random that passes as trained": (edited(random_init=True), "random_init is True"),
+    "trained that passes as random": (edited(weights="random init"), "weights is 'random init'"),
+    "another model": (edited(model="mixmim-b"), "model is 'mixmim-b', and the architecture is a"),
+    "another seed": (edited(identity__seed=3), "is not that of the identity"),
+    "another name": (edited(run_id="0" * 16), "is not that of the identity"),
+    "a note of numbers": (edited(notes=[1]), "notes.0"),
+}
+
+
+@pytest.mark.parametrize("edit", HAND_EDITED)
+def test_records_that_were_edited_by_hand_are_named_and_not_counted(tmp_path, edit):
+    store = stored(tmp_path, made())
+    assert store.finished()
+    path = store.runs / f"{made().run_id}.json"
+    change, reason = HAND_EDITED[edit]
+    path.write_text(change(path.read_text()))
+    report = write_report(store)
+    assert len(report.broken) == 1 and report.broken[0].startswith(f"{path} (")
+    assert reason in report.broken[0]
+    assert report.markdown == "No run is finished yet."
+    assert not store.finished() and store.result(made().run_id) is None
+    again = stored(tmp_path, made())  # the run is done again, and the file kept
+    assert again.finished() and path.with_name(f"{path.name}.unread").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"images_per_s": 0.0}, {"images_per_s": "fast"}, {"gmacs": float("nan")}, {"threads": None}]
+)
+def test_costs_that_were_edited_by_hand_are_measured_again(tmp_path, change):
+    store = stored(tmp_path, made())
+    store.save_cost("a-run", cost())
+    assert store.read_costs() == {"a-run": cost()}
+    path = store.costs / "a-run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert store.read_costs() == {}
+    (broken,) = write_report(store).broken
+    assert next(iter(change)) in broken
+
+
+def test_a_result_whose_predictions_are_gone_is_not_finished(tmp_path):
+    store = stored(tmp_path, made())
+    path = store.runs / f"{made().run_id}.npz"
+    path.unlink()
+    assert not store.finished() and store.result(made().run_id) is None
+    assert "90.0" in write_report(store).markdown  # its score is still one
+    stored(tmp_path, made(value=0.8))
+    assert store.finished()
+    kept = list(store.runs.glob("*.without-predictions"))
+    assert len(kept) == 1 and json.loads(kept[0].read_text())["scores"]["top1"]["value"] == 0.9
+
+
+def test_shown_results_are_records():
+    broken = []
+    store = RunStore(Path(__file__).parent.parent / "results" / "shown")
+    assert store.records(broken) and store.read_costs(broken) and not broken
+    assert len(store.finished()) == len(store.records())
+
+
+HOSTILE = "a | b\n<script>alert(1)</script> $\\frac{ *x* `y` [z](http://a) _w_ \x1b[31m"
+
+
+def test_names_cannot_break_tables_and_plots(tmp_path):
+    record = made(task=HOSTILE, weights=HOSTILE, task_title=HOSTILE)
+    board = leaderboard([record])
+    text = to_markdown(board, {"a-own": cost(device=HOSTILE)})
+    head, rule, row, *_ = text.splitlines()
+    unescaped = re.compile(r"(?<!\\)\|")
+    assert len(unescaped.findall(head)) == len(unescaped.findall(rule)) == len(unescaped.findall(row))
+    assert "<script>" not in text and "\x1b" not in text and "\\$" in text
+    svg = flops_vs_accuracy(board, {"a-run": cost()}, tmp_path)[1]
+    ElementTree.fromstring(svg.read_text())

@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,14 @@ def _interrupt_once(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _warn(otherwise: Callable[..., None], message: Any, category: type[Warning], *args: Any) -> None:
+    """Print a warning for users in one line; others as Python does."""
+    if issubclass(category, UserWarning):
+        click.echo(f"Warning: {message}", err=True)
+    else:
+        otherwise(message, category, *args)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.pass_context
@@ -50,7 +59,9 @@ def main(context: click.Context) -> None:
     if threading.current_thread() is threading.main_thread():
         context.call_on_close(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
         signal.signal(signal.SIGINT, _interrupt_once)
+    context.with_resource(warnings.catch_warnings())
     warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # timm's import
+    warnings.showwarning = partial(_warn, warnings.showwarning)
 
 
 for command in (run, report, compare, models, tasks, doctor, cache, predict, embed, export):

@@ -54,8 +54,8 @@ def doctor(
     from mixmim_bench.doctor import MISSING, WRONG, Doctor
     from mixmim_bench.machine import open_machine
     from mixmim_bench.models.build import feature_width
-    from mixmim_bench.models.registry import find_model
     from mixmim_bench.progress import View
+    from mixmim_bench.registry import find_model
 
     specs = [find_model(name) for name in dict.fromkeys(models)]
     named = select_tasks(tasks, suites)

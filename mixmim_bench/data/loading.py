@@ -8,30 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mixmim_bench.data.images import Loadable, UnreadableImage
 from mixmim_bench.data.transforms import Transform
+from mixmim_bench.data.workers import Batch, in_workers
 from mixmim_bench.errors import UnreadableImages
 from mixmim_bench.seeding import seed_everything
 
 AHEAD = 2  # batches that are prepared before they are needed
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Transformed images (b, 3, H, W), the rows (b,) they came from, and those that failed.
-
-    digests: of the images' bytes (b, 16), if they were asked for.
-    """
-
-    rows: Tensor
-    images: Tensor
-    digests: Tensor
-    failures: list[tuple[int, str]]
-
-    def pin_memory(self) -> "Batch":
-        return Batch(self.rows, self.images.pin_memory(), self.digests, self.failures)
 
 
 # row; pixels, or why there are none; digest of the bytes
@@ -92,18 +77,13 @@ def batches(dataset: ImageDataset, groups: Sequence[list[int]], workers: int) ->
     """Load groups of rows in the order given, one batch a group.
 
     Without worker processes a thread prepares the next batch while this one is computed with, unless the
-    transform draws at random: then it would draw from the generators that the training draws from.
+    transform draws at random: then it would draw from the generators that the training draws from. Raises
+    BenchError for a worker process that dies or stalls.
     """
     if workers == 0 and dataset.seed is None:
         yield from _ahead(dataset, groups)
         return
-    yield from DataLoader(
-        dataset,
-        batch_sampler=groups,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+    yield from in_workers(dataset, groups, collate, workers)
 
 
 def _ahead(dataset: ImageDataset, groups: Sequence[list[int]]) -> Iterator[Batch]:

@@ -8,11 +8,10 @@ import timm
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.models.download import Bar, DownloadError, answers, fetch, file_sha256
-from mixmim_bench.specs import ModelSpec, WeightsSpec
+from mixmim_bench.specs import RANDOM_INIT, ModelSpec, WeightsSpec
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-RANDOM_INIT = "random init"  # how tables and plots name weights that were never trained
 RANDOM = {"kind": "random", "name": RANDOM_INIT, "sha256": ""}
 
 

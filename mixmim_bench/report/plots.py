@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
-from mixmim_bench.specs import Cost
+from mixmim_bench.report.text import one_line
+from mixmim_bench.specs import RANDOM_INIT, Cost
 
 MARKERS = "osD^vP*X<>"
 PANELS_IN_A_ROW = 4
@@ -70,7 +71,9 @@ def flops_vs_accuracy(board: Leaderboard, costs: Mapping[str, Cost], folder: Pat
         figure.supxlabel("FLOPs of one image (billion multiply-adds)", fontsize=9)
         figure.supylabel("Score (%)", fontsize=9)
         keys = _legend([point for column in order for point in panels[column]], labels)
-        figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4))
+        legend = figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         for path in paths:
             kind, drawn = path.suffix[1:], io.BytesIO()
             figure.savefig(drawn, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
@@ -94,12 +97,12 @@ def _label(row: Row, rows: Sequence[Row]) -> str:
     others = {other.weights for other in rows if other.model == row.model and not other.random_init}
     about = []
     if row.random_init:
-        about.append("random init")
+        about.append(RANDOM_INIT)
     elif len(others) > 1:
         about.append(row.weights)
     if row.precision != "float32":
         about.append(row.precision)
-    return f"{row.model} ({', '.join(about)})" if about else row.model
+    return one_line(f"{row.model} ({', '.join(about)})" if about else row.model)
 
 
 def _panel(axis: Any, points: Sequence[_Point], labels: Sequence[str]) -> None:
@@ -112,7 +115,7 @@ def _panel(axis: Any, points: Sequence[_Point], labels: Sequence[str]) -> None:
     front = _front(points)
     axis.plot(*front, color="0.6", linewidth=0.8, zorder=1)
     record = points[0].cell.record
-    axis.set_title(f"{record.task_title}: {record.protocol_title}")
+    axis.set_title(one_line(f"{record.task_title}: {record.protocol_title}"), parse_math=False)
     values = [point.gmacs for point in points]
     axis.set_xscale("log")
     axis.set_xlim(min(values) / 2.2, max(values) * 2.2)

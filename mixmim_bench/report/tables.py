@@ -10,6 +10,7 @@ import pandas as pd
 
 from mixmim_bench.metrics import is_a_guess
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, cell_of, column_of
+from mixmim_bench.report.text import markdown, one_line
 from mixmim_bench.specs import Cost
 
 COST = {
@@ -76,15 +77,15 @@ def to_markdown(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
         }
         if cost and cost.uncounted:
             shown[COST["gmacs"]] += " †"
-        shown.update({" ".join(column): _show(row.cells.get(column)) for column in board.columns})
+        shown.update({_title(column): _show(row.cells.get(column)) for column in board.columns})
         for mean in board.means():
             value = row.mean(mean.tasks, mean.protocol)
-            shown[mean.name] = "" if value is None else f"{100 * value:.1f}"
+            shown[markdown(mean.name)] = "" if value is None else f"{100 * value:.1f}"
         rows.append(shown)
         cells = {(*column, name): _other(board, row, column, name) for column, name in board.other_metrics()}
         if any(cells.values()):
             others.append(
-                {**_named(row), **{" ".join(key): _show(cell, key[2]) for key, cell in cells.items()}}
+                {**_named(row), **{_title(key): _show(cell, key[2]) for key, cell in cells.items()}}
             )
     table = _markdown(rows)
     more = f"\n\nFurther metrics of the same runs:\n\n{_markdown(others)}" if others else ""
@@ -96,8 +97,14 @@ def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def _named(row: Row) -> dict[str, str]:
-    weights = f"**{row.weights}**" if row.random_init else row.weights
-    return {"Model": row.model, "Weights": f"{weights} ({row.variant})" if row.variant else weights}
+    weights = markdown(row.weights)
+    weights = f"**{weights}**" if row.random_init else weights
+    about = f" ({markdown(row.variant)})" if row.variant else ""
+    return {"Model": markdown(row.model), "Weights": f"{weights}{about}"}
+
+
+def _title(names: Sequence[str]) -> str:
+    return markdown(" ".join(names))
 
 
 def _number(value: float | None) -> str:
@@ -138,21 +145,23 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
         notes.append("± is one standard deviation over seeds or draws.")
     notes.append(
         "FLOPs are multiply-adds of one image at the model's own size, as in the papers; images/s and memory "
-        f"are those of forward passes at that size ({'; '.join(machines) or 'not measured'})."
+        f"are those of forward passes at that size ({markdown('; '.join(machines)) or 'not measured'})."
     )
     if any(row.random_init for row in board.rows):
         notes.append("**random init**: the weights were never trained; only the head or fine-tuning was.")
-    marked = sorted({f"{cost.model} ({', '.join(cost.uncounted)})" for cost in found if cost.uncounted})
+    marked = sorted(
+        {f"{markdown(cost.model)} ({', '.join(cost.uncounted)})" for cost in found if cost.uncounted}
+    )
     if marked:
         notes.append(f"† not everything that multiplies was counted: {', '.join(marked)}.")
     skipped = [cell for row in board.rows for cell in row.cells.values() if _skipped(cell)]
     if skipped:
-        about = {f"{_skipped(cell)} of {' '.join(column_of(cell.record))}" for cell in skipped}
+        about = {f"{_skipped(cell)} of {_title(column_of(cell.record))}" for cell in skipped}
         notes.append(f"‡ test images that could not be read were left out: {', '.join(sorted(about))}.")
     if " §" in table:
         notes.append("§ not shown to be better than always answering the most frequent classes.")
     notes += [
-        f"{mean.name}: over {', '.join(mean.tasks)}; not all rows have {', '.join(mean.left_out)}."
+        markdown(f"{mean.name}: over {', '.join(mean.tasks)}; not all rows have {', '.join(mean.left_out)}.")
         for mean in board.means()
         if mean.left_out
     ]
@@ -161,4 +170,4 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
             f"{board.left_out} results of older versions of task, metric, protocol or architecture are left "
             "out."
         )
-    return " ".join(notes)
+    return " ".join(map(one_line, notes))

@@ -13,18 +13,18 @@ from mixmim_bench.store import RunStore
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the table, the files, and the files that should be records and are not."""
+    """What was written: the table, the files, and what should be records and is not."""
 
     markdown: str
     paths: list[Path]
-    broken: list[str]
+    broken: list[str]  # files, with the reason
 
 
 def write_report(store: RunStore) -> Report:
     """Write leaderboard.csv, leaderboard.md and the plots; raises BenchError if they cannot be written."""
     broken: list[str] = []
     board = leaderboard([with_current_intervals(store, record) for record in store.records(broken)])
-    costs = store.read_costs()
+    costs = store.read_costs(broken)
     paths = [store.folder / "leaderboard.csv", store.folder / "leaderboard.md"]
     markdown = to_markdown(board, costs) if board.rows else "No run is finished yet."
     with store.writing():

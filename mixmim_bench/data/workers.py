@@ -1,0 +1,130 @@
+"""Batches that worker processes make: how they are handed over, and what happens when a worker fails.
+
+A batch is handed over in shared memory. On Linux that is /dev/shm, which containers often limit to 64 MB; a
+batch that does not fit is sent through a pipe, which is slower but has no limit. A worker that dies, or from
+which nothing comes for `STALLED_S` seconds, is an error.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from mixmim_bench.errors import BenchError
+
+STALLED_S = 600  # without a batch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transformed images (b, 3, H, W), the rows (b,) they came from, and those that failed.
+
+    digests: of the images' bytes (b, 16), if they were asked for.
+    """
+
+    rows: Tensor
+    images: Tensor
+    digests: Tensor
+    failures: list[tuple[int, str]]
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.rows, self.images.pin_memory(), self.digests, self.failures)
+
+
+@dataclass(frozen=True)
+class _Piped:
+    """A batch as arrays, which are pickled and not shared."""
+
+    arrays: tuple[np.ndarray, ...]
+    failures: list[tuple[int, str]]
+
+    def unpack(self) -> Batch:
+        rows, images, digests = map(torch.from_numpy, self.arrays)
+        return Batch(rows, images, digests, self.failures)
+
+
+@dataclass(frozen=True)
+class _HandOver:
+    """Collates items; in a worker the batch is put into shared memory here, where a failure can be met.
+
+    Otherwise torch does it in a thread that prints the error and drops the batch.
+    """
+
+    collate: Callable[[Sequence[Any]], Batch]
+
+    def __call__(self, items: Sequence[Any]) -> Batch | _Piped:
+        batch = self.collate(items)
+        if get_worker_info() is None:
+            return batch
+        tensors = (batch.rows, batch.images, batch.digests)
+        try:
+            for tensor in tensors:
+                tensor.share_memory_()
+        except (RuntimeError, OSError):
+            return _Piped(tuple(tensor.numpy() for tensor in tensors), batch.failures)
+        return batch
+
+
+def in_workers(
+    dataset: Dataset,
+    groups: Sequence[list[int]],
+    collate: Callable[[Sequence[Any]], Batch],
+    workers: int,
+) -> Iterator[Batch]:
+    """Load groups of rows in the order given, one batch a group; without workers in this process.
+
+    Raises BenchError for a worker that dies or stalls.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than there are cores
+        loader = DataLoader(
+            dataset,
+            batch_sampler=groups,
+            collate_fn=_HandOver(collate),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            timeout=STALLED_S if workers else 0,
+        )
+    try:
+        for batch in loader:
+            if isinstance(batch, _Piped):
+                _warn_of_pipes(workers)
+                batch = batch.unpack()
+            yield batch
+    except RuntimeError as error:
+        reason = _reason(f"{error} {error.__cause__}", workers)
+        if not reason:
+            raise
+        raise BenchError(reason) from error
+
+
+def _warn_of_pipes(workers: int) -> None:
+    warnings.warn(
+        f"/dev/shm is too small for the batches of {workers} workers, so they go through pipes, which is "
+        "slower; give it more room (docker run --shm-size=8g) or use fewer --workers",
+        stacklevel=2,
+    )
+
+
+def _reason(text: str, workers: int) -> str:
+    """Explain what torch says of its workers; '' for an error of something else."""
+    if "DataLoader timed out" in text:
+        return (
+            f"nothing came from the {workers} worker processes for {STALLED_S} s: the disk does not answer, "
+            "or they are stopped; the same command goes on, and --workers 0 reads without such processes"
+        )
+    if "DataLoader worker" not in text or not ("killed by signal" in text or "exited unexpectedly" in text):
+        return ""
+    signal = text.partition("killed by signal: ")[2].partition(".")[0]
+    if signal.startswith("Bus error"):
+        cause = "/dev/shm is full: give it more room (docker run --shm-size=8g), or use fewer --workers"
+    elif signal.startswith("Killed"):
+        cause = "probably for want of memory: use fewer --workers, or a smaller --batch-size"
+    else:
+        cause = "the same command goes on; --workers 0 reads without such processes"
+    return f"a worker process that reads images died ({signal or 'it exited'}): {cause}"

@@ -1,0 +1,17 @@
+"""Names of others in Markdown: a title or the name of a checkpoint may hold any character."""
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_SPECIAL = re.compile(r"[\\`*\[\]|$~]|(?<!\w)_|_(?!\w)")
+
+
+def one_line(text: str) -> str:
+    """Replace line ends and control characters by spaces."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+def markdown(text: str) -> str:
+    """Escape a text so that Markdown, in a cell of a table too, shows it as it is."""
+    text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\g<0>", text)

@@ -1,0 +1,187 @@
+"""What the files of a results folder must hold; everything that reads them gets it from here.
+
+A file may have been written by another version, cut short, or edited by hand. What does not fit is named
+with its field and reason, and is never counted.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from mixmim_bench.errors import BenchError
+from mixmim_bench.registry import MODELS, by_name
+from mixmim_bench.specs import RANDOM_INIT, RECORD_SCHEMA, Cost, RunRecord, digest
+
+Text = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Version = Annotated[int, Field(ge=1)]
+ROUNDED = 1e-5  # scores of further settings are kept with five decimals
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+
+
+class _Open(BaseModel):
+    """Fields that are read; there may be more."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+
+class _Score(_Open):
+    value: Share
+    low: Share
+    high: Share
+    n: Annotated[int, Field(ge=1)] | None = None
+    draws: Annotated[int, Field(ge=1)] = 1
+    std: NotNegative = 0.0
+    guess: Share | None = None
+    smallest_class: Annotated[int, Field(ge=0)] | None = None
+    interval: str = ""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "_Score":
+        if not self.low - ROUNDED <= self.value <= self.high + ROUNDED:
+            raise ValueError(f"the value {self.value} is outside its interval, {self.low} to {self.high}")
+        if "std" not in self.model_fields_set and self.draws > 1:
+            raise ValueError(f"of {self.draws} draws the field std is missing")
+        return self
+
+
+class _Weights(_Strict):
+    kind: Text
+    sha256: str
+
+
+class _Task(_Open):
+    name: Text
+    kind: Text
+    version: Version
+    metrics: Annotated[list[Text], Field(min_length=1)]
+    metric_versions: dict[str, Version] = {}
+
+
+class _Protocol(_Open):
+    name: Text
+    version: Version
+
+
+class _Identity(_Open):
+    arch: Text
+    arch_version: Version = 1
+    kwargs: dict[str, JsonValue]
+    weights: _Weights
+    preprocessing: dict[str, JsonValue]
+    task: _Task
+    data: str
+    protocol: _Protocol
+    seed: int | None
+    precision: Text
+
+
+class _Provenance(_Open):
+    started: str = ""
+
+
+class _Record(_Strict):
+    """A record alone; `_check_record` sees that its fields do not contradict each other."""
+
+    schema_: Annotated[Literal[RECORD_SCHEMA], Field(alias="schema")]  # type: ignore[valid-type]
+    run_id: Text
+    identity: _Identity
+    model: Text
+    weights: Text
+    random_init: bool
+    task_title: str
+    protocol_title: str
+    suites: list[str] = []
+    costs: dict[str, str] = {}
+    data_bytes: str = ""
+    scores: dict[str, _Score] = {}
+    chosen: dict[str, JsonValue] = {}
+    counts: dict[str, Annotated[int, Field(ge=0)]] = {}
+    timings: dict[str, NotNegative] = {}
+    notes: list[str] = []
+    provenance: _Provenance = _Provenance()
+    error: str = ""
+
+
+class _Cost(_Strict):
+    model: Text
+    arch: Text
+    image_size: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
+    precision: Text
+    device: str
+    threads: Annotated[int, Field(ge=1)]
+    params_m: NotNegative
+    gmacs: Positive
+    uncounted: list[str]
+    activations_m: NotNegative
+    images_per_s: Positive
+    batch_size: Annotated[int, Field(ge=1)]
+    peak_share: NotNegative
+    peak_memory_mb: float  # the difference of two readings
+
+
+class NotARecord(BenchError):
+    """A file that is not what its place says; the message is the reason alone."""
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read the record of a run; raises NotARecord."""
+    values = _read(path, _Record)
+    record = RunRecord(**{**values, **{key: tuple(values.get(key, ())) for key in ("notes", "suites")}})
+    _check_record(record, path.stem)
+    return record
+
+
+def read_cost(path: Path) -> Cost:
+    """Read a measurement; raises NotARecord."""
+    values = _read(path, _Cost)
+    return Cost(**{**values, **{key: tuple(values[key]) for key in ("image_size", "uncounted")}})
+
+
+def _read(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise NotARecord(f"it is no JSON: {error}") from error
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        raise NotARecord(_first(error)) from error
+    return values
+
+
+def _first(error: ValidationError) -> str:
+    """Say the first thing that is wrong, with its field."""
+    found = error.errors(include_url=False, include_input=False)
+    field = ".".join(str(part) for part in found[0]["loc"])
+    message = found[0]["msg"].removeprefix("Value error, ")
+    more = f"; {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{field}: {message}{more}" if field else f"{message}{more}"
+
+
+def _check_record(record: RunRecord, name: str) -> None:
+    """See that a record is the one of its name, and that what it shows is what its identity says."""
+    kind = record.identity["weights"]["kind"]
+    if digest(record.identity) != record.run_id:
+        raise NotARecord(f"run_id {record.run_id} is not that of the identity, {digest(record.identity)}")
+    if record.run_id != name:
+        raise NotARecord(f"it is the record of {record.run_id}")
+    if record.random_init != (kind == "random"):
+        raise NotARecord(f"random_init is {record.random_init}, and the weights are of the kind {kind!r}")
+    if (record.weights == RANDOM_INIT) != record.random_init:
+        raise NotARecord(f"weights is {record.weights!r}, and random_init {record.random_init}")
+    arch = record.identity["arch"]
+    known = by_name(MODELS).get(record.model)
+    wanted = {known.arch} if known else {record.model} if arch in {model.arch for model in MODELS} else {arch}
+    if arch not in wanted:
+        raise NotARecord(f"model is {record.model!r}, and the architecture is {arch}")
+    lacking = [metric for metric in record.identity["task"]["metrics"] if metric not in record.scores]
+    if lacking and not record.error:
+        raise NotARecord(f"scores: there is none of {lacking[0]}, and no error")

@@ -1,0 +1,117 @@
+"""Worker processes that die or stall, and shared memory that is too small for their batches."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mixmim_bench.data import workers
+from mixmim_bench.data.images import Arrays
+from mixmim_bench.data.loading import ImageDataset, batches, in_groups
+from mixmim_bench.data.transforms import eval_transform
+from mixmim_bench.errors import BenchError
+from mixmim_bench.machine import is_out_of_memory
+
+PREPROCESSING = {
+    "size": [8, 8],
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+    "interpolation": "bilinear",
+    "mean": [0.0] * 3,
+    "std": [1.0] * 3,
+}
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+
+
+class Dying(Arrays):
+    """Images of which one ends the process that reads it."""
+
+    def load(self, row):
+        if row == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(row)
+
+
+class Stalling(Arrays):
+    """Images of which one is on a disk that does not answer."""
+
+    def load(self, row):
+        if row == 5:
+            time.sleep(60)
+        return super().load(row)
+
+
+def loaded(images, processes=2):
+    dataset = ImageDataset(images, eval_transform(PREPROCESSING), digests=True)
+    return list(batches(dataset, in_groups(range(len(images)), 4), processes))
+
+
+def test_a_worker_that_dies_is_an_error():
+    with pytest.raises(BenchError, match=r"a worker process that reads images died \(Killed\)") as caught:
+        loaded(Dying(PIXELS, "pixels"))
+    assert "--workers" in str(caught.value) and not is_out_of_memory(caught.value)
+
+
+def test_a_worker_that_stalls_is_an_error(monkeypatch):
+    monkeypatch.setattr(workers, "STALLED_S", 2)
+    with pytest.raises(BenchError, match="nothing came from the 2 worker processes for 2 s"):
+        loaded(Stalling(PIXELS, "pixels"))
+
+
+def test_an_error_of_a_worker_stays_what_it_is():
+    class Failing(Arrays):
+        def load(self, _row):
+            raise RuntimeError("DataLoader worker is a word that errors may hold")
+
+    with pytest.raises(RuntimeError, match="is a word"):
+        loaded(Failing(PIXELS, "pixels"))
+
+
+def test_batches_that_cannot_be_shared_go_through_pipes(monkeypatch):
+    shared = loaded(Arrays(PIXELS, "pixels"))
+
+    def full(_tensor):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.warns(UserWarning, match="/dev/shm is too small for the batches of 2 workers"):
+        piped = loaded(Arrays(PIXELS, "pixels"))
+    for ours, theirs in zip(piped, shared, strict=True):
+        for name in ("rows", "images", "digests"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+SMALL = """\
+import sys
+sys.path.insert(0, {tests!r})
+import numpy as np
+from mixmim_bench.cli import main
+from mixmim_bench.data.images import Arrays
+from test_workers import PREPROCESSING, ImageDataset, batches, eval_transform, in_groups
+images = Arrays(np.zeros((256, 8, 8, 3), np.uint8), "zeros")
+dataset = ImageDataset(images, eval_transform({{**PREPROCESSING, "size": [224, 224]}}))
+rows = [b.rows.tolist() for b in batches(dataset, in_groups(range(256), 64), 4)]
+assert sum(rows, []) == list(range(256)), rows
+print("done")
+"""
+
+
+def test_with_a_really_small_dev_shm(tmp_path):
+    """In a mount namespace of its own, with 64 MB as in Docker."""
+    mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
+    alone = ["unshare", "--map-root-user", "--mount", "bash", "-c"]
+    if sys.platform != "linux" or subprocess.run([*alone, mount], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a file system of his own")
+    script = tmp_path / "small.py"
+    script.write_text(SMALL.format(tests=str(Path(__file__).parent)))
+    found = subprocess.run(
+        [*alone, f"{mount} && exec {sys.executable} {script}"], capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "done\n" and "/dev/shm is too small" in found.stderr
