@@ -18,7 +18,7 @@ Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
-Version = Annotated[int, Field(ge=1)]
+Version = Annotated[int, Field(ge=0)]
 ROUNDED = 1e-5  # scores of further settings are kept with five decimals
 
 
@@ -179,8 +179,7 @@ def _check_record(record: RunRecord, name: str) -> None:
         raise NotARecord(f"weights is {record.weights!r}, and random_init {record.random_init}")
     arch = record.identity["arch"]
     known = by_name(MODELS).get(record.model)
-    wanted = {known.arch} if known else {record.model} if arch in {model.arch for model in MODELS} else {arch}
-    if arch not in wanted:
+    if known is not None and known.arch != arch:
         raise NotARecord(f"model is {record.model!r}, and the architecture is {arch}")
     lacking = [metric for metric in record.identity["task"]["metrics"] if metric not in record.scores]
     if lacking and not record.error:

@@ -82,8 +82,10 @@ def train(
     make_optimizer: in place of timm's by the schedule's name. work: what an image costs, in forward passes.
 
     When memory runs out training starts again with half as many images at a time, their gradients summed:
-    the batch that the schedule states stays what it is, and so does what is mixed in it.
+    the batch that the schedule states stays what it is, and so does what is mixed in it. Batch norm then has
+    the statistics of fewer images, which is noted, and needs two. Raises BenchError where that is too much.
     """
+    fewest = 2 if has_batch_norm(network) else 1
     fresh = copy.deepcopy(network.state_dict())
     asked = min(schedule.batch_size, len(part))
     at_once = asked
@@ -92,14 +94,24 @@ def train(
             trainer = Trainer(network, part, transform, objective, schedule, bench, at_once, make_optimizer)
             losses = trainer.run(name, work)
         except Exception as error:
-            if not is_out_of_memory(error) or at_once == 1:
+            if not is_out_of_memory(error):
                 raise
-            at_once = math.ceil(at_once / 2)
+            if at_once <= fewest:
+                images = "one image" if at_once == 1 else f"{at_once} images, as few as batch norm takes,"
+                raise BenchError(
+                    f"{name}: memory ran out with {images} at a time; free some, or take a smaller model or "
+                    "image size"
+                ) from error
+            at_once = max(fewest, math.ceil(at_once / 2))
             network.load_state_dict(fresh)
             network.zero_grad(set_to_none=True)
         else:
             if at_once < asked:
                 bench.note_batch(name, asked, at_once)
+                if fewest > 1:
+                    bench.notes.append(
+                        f"{name}: batch norm had the statistics of {at_once} images at a time, not of {asked}"
+                    )
             return Trained(losses, trainer.unreadable.found, trainer.digests)
 
 
@@ -195,9 +207,8 @@ class Trainer:
         device = self.accelerator.device
         images, target = self.objective.prepare(batch.images.to(device), self.labels[batch.rows].to(device))
         total = 0.0
-        for start in range(0, len(images), self.at_once):
-            seed_everything(self.bench.seed, update, start)
-            piece = slice(start, start + self.at_once)
+        for piece in pieces(len(images), self.at_once):
+            seed_everything(self.bench.seed, update, piece.start)
             loss = self._loss(images[piece], target[piece]) * (len(images[piece]) / len(images))
             self.accelerator.backward(loss)
             total += float(loss.detach())
@@ -212,6 +223,23 @@ class Trainer:
     def _loss(self, images: Tensor, target: Tensor) -> Tensor:
         with self.accelerator.autocast():
             return self.objective.loss(self.network, images, target)
+
+
+def pieces(images: int, at_once: int) -> Iterator[slice]:
+    """Cut a batch into pieces; a single image that is left over goes with those before it.
+
+    Batch norm has no statistics of a single one.
+    """
+    starts = list(range(0, images, at_once))
+    if at_once > 1 and len(starts) > 1 and images - starts[-1] == 1:
+        starts.pop()
+    for start, stop in zip(starts, [*starts[1:], images], strict=True):
+        yield slice(start, stop)
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether what a network makes of an image depends on the other images of the batch in training."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def scaled(base_lr: float, batch_size: int) -> float:

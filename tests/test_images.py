@@ -46,6 +46,19 @@ def test_sixteen_bits_keep_the_upper_eight(tmp_path):
     assert np.array_equal(as_rgb(tmp_path / "deep.png")[..., 0], GREY)
 
 
+@pytest.mark.parametrize("scale", [1, 255])
+def test_floating_point_images_are_seen_whatever_their_scale(tmp_path, scale):
+    Image.fromarray((GREY / 255 * scale).astype(np.float32)).save(tmp_path / "float.tif")
+    assert np.array_equal(as_rgb(tmp_path / "float.tif")[..., 0], GREY)
+
+
+@pytest.mark.parametrize("values", [(0.0, 1000.0), (-1.0, 1.0), (0.0, np.nan)])
+def test_floating_point_images_of_unknown_range_cannot_be_read(tmp_path, values):
+    Image.fromarray(np.array([values], dtype=np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UnreadableImage, match="whose range is not known"):
+        as_rgb(tmp_path / "float.tif")
+
+
 def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])

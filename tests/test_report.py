@@ -60,9 +60,7 @@ def made(
         task_title=task,
         protocol_title=protocol,
         costs={"own": f"{model}-own", "run": f"{model}-run"},
-        scores={
-            metric: {"value": value, "low": max(value - 0.02, 0.0), "high": min(value + 0.02, 1.0), "n": 500}
-        },
+        scores={metric: {"value": value, "low": low, "high": high, "n": 500}},
         provenance={"started": "2026-01-01T00:00:00"},
     )
     return dataclasses.replace(record, **changes)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from children import Forked
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from mixmim_bench import training
@@ -17,6 +19,7 @@ from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.images import join
 from mixmim_bench.data.selection import load_tasks
 from mixmim_bench.data.taskfile import read_task
+from mixmim_bench.errors import BenchError
 from mixmim_bench.execute import execute
 from mixmim_bench.machine import Machine, is_out_of_memory, memory_errors
 from mixmim_bench.models.weights import RANDOM
@@ -291,3 +294,46 @@ def test_pixels_of_digits_are_what_the_network_sees():
     small = torch.nn.functional.interpolate(image[None], size=(8, 8), mode="area")[0, 0] * 0.5 + 0.5
     original = torch.from_numpy(load_digits().images[row] / 16).float()
     assert torch.corrcoef(torch.stack([small.flatten(), original.flatten()]))[0, 1] > 0.97
+
+
+@given(st.integers(1, 300), st.integers(1, 64))
+def test_pieces_are_the_whole_batch_and_leave_no_single_image(images, at_once):
+    cut = list(training.pieces(images, at_once))
+    assert [row for piece in cut for row in range(images)[piece]] == list(range(images))
+    sizes = [piece.stop - piece.start for piece in cut]
+    assert max(sizes) <= at_once + 1
+    assert at_once == 1 or images == 1 or min(sizes) > 1
+
+
+@pytest.mark.parametrize(("arch", "fewest"), [("test_resnet", 2), ("test_vit", 1)])
+def test_the_end_of_memory_with_batch_norm_is_named(monkeypatch, arch, fewest):
+    tried = []
+
+    def out_of_memory(_trainer, images, _target):
+        tried.append(len(images))
+        raise MemoryError
+
+    monkeypatch.setattr(training.Trainer, "_loss", out_of_memory)
+    model = ModelSpec(name=arch, arch=arch)
+    bench, data = bench_for(digits(epochs=1, warmup_epochs=0.0, batch_size=8), model=model)
+    recipe = build_protocol(bench.run.protocol, "classification")
+    with pytest.raises(BenchError, match=r"memory ran out with (one image|2 images, as few as batch norm)"):
+        recipe.fit(bench, Split("train", data.parts["train"]), Split("val", data.parts["val"]))
+    assert tried == [8, 4, 2, 1][: 4 - (fewest == 2)]
+
+
+def test_batch_norm_in_pieces_is_on_record(monkeypatch):
+    real, calls = training.Trainer._loss, []
+
+    def failing_once(trainer, images, target):
+        calls.append(len(images))
+        if len(calls) == 1:
+            raise MemoryError
+        return real(trainer, images, target)
+
+    monkeypatch.setattr(training.Trainer, "_loss", failing_once)
+    model = ModelSpec(name="test_resnet", arch="test_resnet")
+    bench, data = bench_for(digits(epochs=1, warmup_epochs=0.0, batch_size=32), model=model)
+    recipe = build_protocol(bench.run.protocol, "classification")
+    recipe.fit(bench, Split("train", data.parts["train"]), Split("val", data.parts["val"]))
+    assert "fine-tuning: batch norm had the statistics of 16 images at a time, not of 32" in bench.notes

@@ -178,7 +178,13 @@ def decode(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert as torchvision's and timm's loaders do, but keep the upper bits of 16-bit images."""
+    """Convert as torchvision's and timm's loaders do, but keep the upper bits of 16-bit images.
+
+    Floating-point images have no range of their own: one of 0 to 1 is scaled, one beyond 0 to 255 raises
+    ValueError.
+    """
+    if image.mode == "F":
+        image = Image.fromarray(_to_bytes(np.asarray(image)))
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         if values.max(initial=0) > 255:
@@ -188,3 +194,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image.load()  # a conversion would copy it
     return image
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Bring floating-point values (h, w) of 0 to 1, or of 0 to 255, to uint8."""
+    if not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=0) > 255:
+        raise ValueError(
+            f"its values are floating-point numbers from {values.min():g} to {values.max():g}, whose range "
+            "is not known; write it with integers, or numbers of 0 to 1"
+        )
+    scale = 255.0 if values.max(initial=0) <= 1 else 1.0
+    return (values * scale).round().astype(np.uint8)

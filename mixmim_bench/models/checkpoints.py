@@ -1,5 +1,6 @@
 """Checkpoints: reading them without running code, and loading them with a check of every key."""
 
+import re
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.models.formats import in_our_names, read_state_dict
+from mixmim_bench.models.formats import in_our_names, read_state_dict, without_prefix
 
 
 def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
@@ -24,12 +25,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals([Namespace]), path.open("rb") as file:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in many ways, down to KeyError
-        reason = (str(error).splitlines() or [""])[0]
-        if _is_web_page(path):
-            reason = "it is a web page; fetch the file itself"
-        raise BenchError(
-            f"{path} cannot be read as a checkpoint: {reason or type(error).__name__}"
-        ) from error
+        raise BenchError(f"{path} cannot be read as a checkpoint: {_why(path, error)}") from error
     if not isinstance(found, Mapping):
         raise BenchError(f"{path} holds a {type(found).__name__}, not named tensors")
     return found
@@ -42,12 +38,35 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _is_web_page(path: Path) -> bool:
-    """Whether a file starts as HTML, as what is fetched by hand from a download page may."""
-    if not path.is_file():
-        return False
+def _why(path: Path, error: Exception) -> str:
+    """Say why a file is no checkpoint that can be read, and what helps."""
+    if isinstance(error, OSError) and not path.is_file():
+        return error.strerror or str(error)
     with path.open("rb") as file:
-        return file.read(64).lstrip().startswith(b"<")
+        start = file.read(512)
+    if not start:
+        return "it is empty"
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page; fetch the file itself"
+    refused = _REFUSED.search(str(error))
+    if refused:
+        return (
+            f"it holds an object of {refused[1]}, and code in a checkpoint is never run. Save its tensors "
+            "alone, where you trust it: torch.save(checkpoint['state_dict'], PATH), or safetensors"
+        )
+    if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
+        return "it is a text file, not named tensors"
+    if isinstance(error, EOFError):
+        return "it is cut short; fetch it again"
+    if start[:1] != b"\x80" and start[:2] != b"PK" and not _is_safetensors(path):
+        return "it is neither a file of torch.save nor safetensors"
+    if "weights_only" in str(error):
+        return "it holds more than named tensors and plain values, and code in a checkpoint is never run"
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+# what torch says of a class that it does not make
+_REFUSED = re.compile(r"GLOBAL ([\w.]+) was not an allowed")
 
 
 def load_weights(network: nn.Module, path: str | Path, arch: str) -> list[str]:
@@ -82,7 +101,9 @@ def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, 
     head = _classifier_keys(network)
     if set(own) ^ set(state) - head:
         head |= _head_keys(arch)
-    wanted = {key for key in own if key not in head or _same_shape(state, own, key)}
+    # a classifier is taken whole or not at all: its weights without its bias are an error
+    kept = {key.rpartition(".")[0] for key in head & set(own) if _same_shape(state, own, key)}
+    wanted = {key for key in own if key not in head or key.rpartition(".")[0] in kept}
     state = {key: value for key, value in state.items() if key in wanted or key not in head}
     missing = sorted(wanted - set(state))
     unexpected = sorted(set(state) - set(own))
@@ -91,8 +112,15 @@ def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, 
         raise BenchError(
             f"{path} does not fit {arch}:{_list('missing', missing)}"
             f"{_list('unexpected', unexpected)}{_list('of another shape', misshapen)}"
-            f"{_made_for(checkpoint, arch)}"
+            f"{_made_for(checkpoint, arch) or _copy_of_another_library(state, own)}"
         )
+    of_another_type = sorted(
+        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+        for key in state
+        if state[key].is_floating_point() != own[key].is_floating_point()
+    )
+    if of_another_type:
+        raise BenchError(f"{path} does not fit {arch}:{_list('of another type', of_another_type)}")
     broken = sorted(
         k for k, v in state.items() if v.is_floating_point() and not v.is_meta and not v.isfinite().all()
     )
@@ -119,11 +147,23 @@ def _made_for(checkpoint: Mapping[str, Any], arch: str) -> str:
     return ""
 
 
+def _copy_of_another_library(state: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Say that only the names differ, where tensors of the same shapes come in the same order."""
+    shapes = [[value.shape for value in tensors.values()] for tensors in (state, own)]
+    if set(state) & set(own) or shapes[0][: len(shapes[1])] != shapes[1]:
+        return ""
+    return (
+        "; order and shapes are those of another library's copy of this network: give its tensors the names "
+        f"of timm's, such as {next(iter(own))} for {next(iter(state))}"
+    )
+
+
 def fit_state(network: nn.Module, checkpoint: Mapping[str, Any], arch: str) -> dict[str, torch.Tensor]:
     """Bring a checkpoint to the names and sizes of a network, by the filter of its timm module."""
     module = __import__(timm.models.model_entrypoint(arch).__module__, fromlist=["_"])
     filter_fn = getattr(module, "checkpoint_filter_fn", None)
-    state = read_state_dict(checkpoint)
+    own = [name for name, _ in network.named_parameters() if name not in _classifier_keys(network)]
+    state = without_prefix(read_state_dict(checkpoint), own)
     return dict(filter_fn(state, network)) if filter_fn else state
 
 

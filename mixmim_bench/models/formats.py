@@ -6,12 +6,13 @@ lists the four neighbours of a token in another order, so those weights are perm
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mixmim_bench.errors import BenchError
+from mixmim_bench.errors import BenchError, a_few
 from mixmim_bench.models.attention import resize_bias_table
 from mixmim_bench.models.positions import resize_positions
 
@@ -42,7 +43,7 @@ _TABLE = ".relative_position_bias_table"
 def read_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Find the tensors in a checkpoint, without the prefixes of what wrapped the model.
 
-    Raises BenchError if the mapping holds no tensors.
+    Raises BenchError if the mapping holds no tensors, or some that no network of ours can hold.
     """
     found: Any = checkpoint
     while inner := next((found[k] for k in _WRAPPERS if isinstance(found.get(k), Mapping)), None):
@@ -57,7 +58,33 @@ def read_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     for prefix in _PREFIXES * 2:  # a compiled model inside DDP has two
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
+    for key, value in state.items():
+        if value.is_quantized or value.layout != torch.strided:
+            what, way = ("quantised", "dequantize()") if value.is_quantized else ("sparse", "to_dense()")
+            raise BenchError(f"{key} is a {what} tensor; save it as a plain one, by tensor.{way}")
     return state
+
+
+def without_prefix(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Find a network with the tensors `names` inside a larger one, such as below `backbone.`.
+
+    What else the checkpoint holds is left out, with a warning.
+    """
+    if not names or any(name in state for name in names):
+        return dict(state)
+    some = next(iter(names))
+    prefixes = [key.removesuffix(some) for key in state if key.endswith(f".{some}")]
+    for prefix in sorted(prefixes, key=len):
+        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if all(name in inside for name in names):
+            outside = {key: value for key, value in state.items() if not key.startswith(prefix)}
+            if outside:
+                warnings.warn(
+                    f"only what is below {prefix!r} was loaded; left out: {a_few(sorted(outside))}",
+                    stacklevel=2,
+                )
+            return inside
+    return dict(state)
 
 
 def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
