@@ -5,30 +5,24 @@ from typing import Any
 from mixmim_bench.data.dataset import is_present
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.selection import load_tasks
+from mixmim_bench.registry import MODELS, place_of
+from mixmim_bench.registry import is_present as weights_are_present
 from mixmim_bench.specs import ModelSpec
 
 
 def list_models() -> list[dict[str, Any]]:
-    """Describe the registered models; parameters and GMACs are counted here and now."""
-    from mixmim_bench.registry import MODELS
-
+    """Describe the registered models."""
     return [_model_row(model) for model in MODELS]
 
 
 def _model_row(model: ModelSpec) -> dict[str, Any]:
-    from mixmim_bench.cost import count_on_meta, count_parameters
-    from mixmim_bench.models.build import own_size
-    from mixmim_bench.models.weights import is_present as weights_present
-    from mixmim_bench.models.weights import place_of
-
-    size = own_size(model)
     return {
         "name": model.name,
         "arch": model.arch,
         "aliases": list(model.aliases),
-        "params": count_parameters(model),
-        "gmacs": count_on_meta(model, size).total / 1e9,
-        "input_size": f"{size[0]}x{size[1]}",
+        "params": model.params,
+        "gmacs": model.macs / 1e9,
+        "input_size": f"{model.image_size[0]}x{model.image_size[1]}",
         "reference": model.reference,
         "weights": [
             {
@@ -39,7 +33,7 @@ def _model_row(model: ModelSpec) -> dict[str, Any]:
                 "sha256": weights.sha256,
                 "published": dict(weights.published),
                 "path": str(place_of(weights)),
-                "present": weights_present(weights),
+                "present": weights_are_present(weights),
             }
             for weights in model.weights
         ],

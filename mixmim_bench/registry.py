@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 
+from mixmim_bench.cache import cache_folder
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.specs import ModelSpec, WeightsSpec
 
@@ -19,11 +21,20 @@ _BY_HAND = "https://drive.google.com/file/d"
 MIXMIM_VERSION = 2
 
 
-def _model(name: str, arch: str, weights: tuple[WeightsSpec, ...]) -> ModelSpec:
-    """Describe a MixMIM; the names of its checkpoints are its aliases."""
-    aliases = tuple(checkpoint.name for checkpoint in weights)
+def _model(
+    name: str, arch: str, side: int, params: int, macs: int, weights: tuple[WeightsSpec, ...]
+) -> ModelSpec:
+    """Describe a MixMIM for square images; the names of its checkpoints are its aliases."""
     return ModelSpec(
-        name=name, arch=arch, weights=weights, aliases=aliases, reference=_PAPER, version=MIXMIM_VERSION
+        name=name,
+        arch=arch,
+        weights=weights,
+        aliases=tuple(checkpoint.name for checkpoint in weights),
+        reference=_PAPER,
+        version=MIXMIM_VERSION,
+        image_size=(side, side),
+        params=params,
+        macs=macs,
     )
 
 
@@ -110,12 +121,13 @@ _LARGE_384_WEIGHTS = (
     ),
 )
 
+# parameters with the 1,000-way classifier and the frozen position embedding; fvcore's multiply-adds
 MODELS = (
-    _model("mixmim-b", "mixmim_base", _BASE_WEIGHTS),
-    _model("mixmim-l", "mixmim_large", _LARGE_WEIGHTS),
-    _model("mixmim-h", "mixmim_huge", ()),
-    _model("mixmim-b-384", "mixmim_base_384", _BASE_384_WEIGHTS),
-    _model("mixmim-l-384", "mixmim_large_384", _LARGE_384_WEIGHTS),
+    _model("mixmim-b", "mixmim_base", 224, 88_344_352, 16_352_930_816, _BASE_WEIGHTS),
+    _model("mixmim-l", "mixmim_large", 224, 197_396_668, 35_858_735_616, _LARGE_WEIGHTS),
+    _model("mixmim-h", "mixmim_huge", 224, 659_262_658, 117_667_154_176, ()),
+    _model("mixmim-b-384", "mixmim_base_384", 384, 89_577_440, 52_570_710_016, _BASE_384_WEIGHTS),
+    _model("mixmim-l-384", "mixmim_large_384", 384, 199_246_300, 112_150_450_176, _LARGE_384_WEIGHTS),
 )
 
 
@@ -146,3 +158,18 @@ def find_model(name: str) -> ModelSpec:
         return ModelSpec(name=name, arch=name)
     everything = [*known, *timm.list_models(), *timm.list_pretrained()]
     raise BenchError(f"no model {name!r}; {nearest(name, everything)} Any model that timm knows is accepted.")
+
+
+def weights_folder() -> Path:
+    """Return the folder where checkpoints are looked for and fetched to."""
+    return cache_folder() / "weights"
+
+
+def place_of(weights: WeightsSpec) -> Path:
+    """Say where the file of a published checkpoint belongs."""
+    return weights_folder() / weights.file
+
+
+def is_present(weights: WeightsSpec) -> bool:
+    """Whether the file of a published checkpoint is on this machine."""
+    return place_of(weights).is_file()

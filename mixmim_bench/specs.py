@@ -67,6 +67,10 @@ class ModelSpec:
     weights: tuple[WeightsSpec, ...] = ()
     reference: str = ""
     version: int = 1  # of the architecture: raised when what it computes changes
+    # facts about registered models, which `tests/test_mixmim.py` counts again; at the model's own size
+    image_size: tuple[int, int] = (0, 0)
+    params: int = 0
+    macs: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

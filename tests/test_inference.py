@@ -18,12 +18,12 @@ from server import Behaviour, serving
 from test_checkpoints import in_openmmlab_form
 
 import mixmim_bench
-from mixmim_bench import demo_image, get_model, inference_model, list_models
+from mixmim_bench import demo_image, get_model, inference_model, list_models, registry
 from mixmim_bench.data.images import UnreadableImage
 from mixmim_bench.data.pictures import Pictures
 from mixmim_bench.errors import BenchError, MissingWeights
-from mixmim_bench.models import download, registry
-from mixmim_bench.models.weights import place_of
+from mixmim_bench.models import download
+from mixmim_bench.registry import place_of
 from mixmim_bench.specs import ModelSpec, WeightsSpec
 
 

@@ -77,6 +77,7 @@ def test_counts_are_the_published_ones(name):
     spec = find_model(name)
     side = timm.get_pretrained_cfg(spec.arch).input_size[-1]
     params, flops = PUBLISHED[name]
+    assert (spec.params, spec.macs, spec.image_size) == (params, flops, (side, side))
     assert count_parameters(spec) == params
     assert count_on_meta(spec, (side, side)).total == flops
 

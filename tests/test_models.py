@@ -1,6 +1,8 @@
 """Names, weights and costs of models."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -10,8 +12,8 @@ from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters, 
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build, create, own_classes, own_size, preprocessing, try_out
-from mixmim_bench.models.weights import RANDOM, resolve_weights, weights_folder
-from mixmim_bench.registry import MODELS, by_name, find_model
+from mixmim_bench.models.weights import RANDOM, resolve_weights
+from mixmim_bench.registry import MODELS, by_name, find_model, weights_folder
 from mixmim_bench.specs import ModelSpec, Run, TaskSpec
 
 TINY = ModelSpec(
@@ -42,6 +44,14 @@ def test_the_list_says_what_there_is(run):
     assert base["weights"][0]["present"] is False
     table = run("models").output
     assert all(spec.name in table for spec in MODELS) and "by hand" in table
+
+
+@pytest.mark.parametrize("command", ["models", "tasks", "--help"])
+def test_what_is_listed_needs_no_torch(command):
+    """It takes seconds to import."""
+    code = "import sys; from mixmim_bench.cli import main; main(sys.argv[1:], standalone_mode=False)\n"
+    code += "assert not {'torch', 'timm', 'pandas', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", code, command], check=True, capture_output=True)
 
 
 def test_the_tasks_are_listed(run):

@@ -7,7 +7,7 @@ import csv
 import io
 import tarfile
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,12 @@ TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
 
 
+@cache
+def _classes() -> Classes:
+    """Return the 1,000 classes; finding the archives does not need them, and timm takes seconds."""
+    return Classes.of_option("imagenet1k")
+
+
 class _Official:
     """What both layouts share: the classes, and which image of val shows which."""
 
@@ -43,13 +49,13 @@ class _Official:
     def classes(self) -> Sequence[str]:
         return self._classes.names
 
-    @cached_property
+    @property
     def _classes(self) -> Classes:
-        return Classes.of_option("imagenet1k")
+        return _classes()
 
     @cached_property
     def _truth(self) -> "Truth":
-        return Truth(self.root, self._classes)
+        return Truth(self.root)
 
 
 class Archives(_Official):
@@ -119,8 +125,7 @@ class Unpacked(_Official):
 class Truth:
     """Which class each image of val shows: of the development kit, or of Kaggle's table."""
 
-    def __init__(self, root: Path, classes: Classes) -> None:
-        self.classes = classes
+    def __init__(self, root: Path) -> None:
         places = [root / DEVKIT, root / f"{DEVKIT}.tar.gz", root / KAGGLE]
         self.source = next((place for place in places if place.exists()), None)
 
@@ -137,14 +142,14 @@ class Truth:
         if self.source.name == KAGGLE:
             with self.source.open(newline="") as file:
                 rows = [(row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(file)]
-            return {image: self.classes.label(synset, str(self.source)) for image, synset in rows}
+            return {image: _classes().label(synset, str(self.source)) for image, synset in rows}
         synset_of = self._synsets()
         numbers = [int(line) for line in self._read(TRUTH).split()]
         unknown = sorted(set(numbers) - synset_of.keys())
         if unknown:
             raise LayoutError(f"{self.source}: {TRUTH} names the class {unknown[0]}, and {META} does not")
         return {
-            f"ILSVRC2012_val_{place:08d}": self.classes.label(synset_of[number], str(self.source))
+            f"ILSVRC2012_val_{place:08d}": _classes().label(synset_of[number], str(self.source))
             for place, number in enumerate(numbers, 1)
         }
 

@@ -37,7 +37,7 @@ class Torchvision:
         needs: Sequence[str],
         classes: Any = None,
     ) -> None:
-        self.dataset = _find(dataset)
+        self.name = dataset
         self.parts = tuple(parts)
         self.keywords = dict(keywords)
         for part in self.parts:
@@ -61,16 +61,28 @@ class Torchvision:
         return next((r for r in self.roots if all((r / need).exists() for need in self.needs)), None)
 
     @cached_property
+    def dataset(self) -> Any:
+        """The class of torchvision; it is imported when it is needed, for it takes seconds."""
+        from torchvision import datasets
+
+        if self.name not in datasets.__all__:
+            raise LayoutError(
+                f"torchvision has no dataset {self.name!r}; {nearest(self.name, datasets.__all__)}",
+                "data.options.dataset",
+            )
+        return getattr(datasets, self.name)
+
+    @cached_property
     def _made(self) -> dict[str, Any]:
         return {part: self._make(part) for part in self.parts}
 
     def _make(self, part: str) -> Any:
+        dataset = self.dataset
         try:
-            return self.dataset(self._root, **self.keywords[part])
+            return dataset(self._root, **self.keywords[part])
         except Exception as error:  # torchvision lets files that are cut short raise in any way
             raise LayoutError(
-                f"torchvision's {self.dataset.__name__} cannot read {self._root}: "
-                f"{type(error).__name__}: {error}"
+                f"torchvision's {self.name} cannot read {self._root}: {type(error).__name__}: {error}"
             ) from error
 
     def classes(self) -> Sequence[str]:
@@ -95,18 +107,8 @@ class Torchvision:
             return Part(np.array(ids), labels, listed.images)
         paths = [Path(path).relative_to(root).as_posix() for path in listed.paths]
         images = Files(root, paths)
-        images.check_listed(f"torchvision's {self.dataset.__name__} ({name})")
+        images.check_listed(f"torchvision's {self.name} ({name})")
         return Part(np.array([image_id(path, "class/name") for path in paths]), labels, images)
-
-
-def _find(name: str) -> Any:
-    from torchvision import datasets
-
-    if name not in datasets.__all__:
-        raise LayoutError(
-            f"torchvision has no dataset {name!r}; {nearest(name, datasets.__all__)}", "data.options.dataset"
-        )
-    return getattr(datasets, name)
 
 
 @dataclass(frozen=True)

@@ -5,29 +5,14 @@ from typing import Any
 
 import timm
 
-from mixmim_bench.cache import cache_folder
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.models.download import Bar, DownloadError, answers, fetch, file_sha256
+from mixmim_bench.registry import is_present, place_of
 from mixmim_bench.specs import RANDOM_INIT, ModelSpec, WeightsSpec
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 RANDOM = {"kind": "random", "name": RANDOM_INIT, "sha256": ""}
-
-
-def weights_folder() -> Path:
-    """Return the folder where checkpoints are looked for and fetched to."""
-    return cache_folder() / "weights"
-
-
-def place_of(weights: WeightsSpec) -> Path:
-    """Say where the file of a published checkpoint belongs."""
-    return weights_folder() / weights.file
-
-
-def is_present(weights: WeightsSpec) -> bool:
-    """Whether the file of a published checkpoint is on this machine."""
-    return place_of(weights).is_file()
 
 
 def resolve_weights(
