@@ -16,7 +16,7 @@ from mixmim_bench.cache import cache_folder, free_bytes
 from mixmim_bench.data.dataset import find_data, list_task, slices_of
 from mixmim_bench.data.images import Part, UnreadableImage
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.errors import BenchError, MissingData, a_few
+from mixmim_bench.errors import BenchError, MissingData, a_few, counted
 from mixmim_bench.machine import Machine, available_bytes, computes_in_bfloat16, provenance
 from mixmim_bench.models.weights import by_hand, here
 from mixmim_bench.specs import ModelSpec, TaskSpec
@@ -64,13 +64,14 @@ class Doctor:
 
     def task(self, task: TaskSpec, width: int) -> TaskReport:
         """Look at the images of a task; width: of the features they will become."""
+        root = self.roots.folder(task)
         blank = TaskReport(
             task=task.name,
             suites=task.suites,
             state=WRONG,
-            root=str(self.roots.folder(task)),
+            root=str(root),
             official=dict(task.counts),
-            download=task.download,
+            download=[line.replace("DATA_ROOT", str(root.parent)) for line in task.download],
             features_gb=sum(task.counts.values()) * width * 4 / 1e9,
         )
         try:
@@ -95,9 +96,11 @@ class Doctor:
         read = self._read(task, parts)
         empty = [name for part in listed.values() for name in _empty(part)]
         if empty:
-            problems.append(f"{len(empty)} files are empty, or links to none: {a_few(empty)}")
+            problems.append(f"{counted(len(empty), 'empty file')}, or links to nothing: {a_few(empty)}")
         if read.unreadable:
-            problems.append(f"{len(read.unreadable)} images cannot be read: {a_few(read.unreadable)}")
+            problems.append(
+                f"{counted(len(read.unreadable), 'image')} cannot be read: {a_few(read.unreadable)}"
+            )
         balance, lacking = _balance(parts.get("train"), classes)
         if lacking:
             problems.append(f"no image of {a_few(lacking)} is in train")

@@ -47,6 +47,11 @@ def a_few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def counted(number: int, thing: str, things: str = "") -> str:
+    """Count things: '1 image', '2 images'."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known names a wrong one was probably meant to be, or all of them if few."""
     names = sorted(set(known))

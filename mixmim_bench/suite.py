@@ -11,7 +11,7 @@ from rich.console import Console
 from mixmim_bench.bench import Shelf, Split, Workbench
 from mixmim_bench.cost import count_on_meta, measure
 from mixmim_bench.data.seen import Seen
-from mixmim_bench.errors import BenchError
+from mixmim_bench.errors import BenchError, counted
 from mixmim_bench.execute import check_kept, execute, failed_record
 from mixmim_bench.features import OWN
 from mixmim_bench.machine import Machine
@@ -170,7 +170,7 @@ class Suite:
         with View(self.console, sum(estimate.work for estimate in pending)) as view:
             if len(pending) < len(estimates):
                 already = len(estimates) - len(pending)
-                view.say(f"{already} of {len(estimates)} runs are finished already.")
+                view.say(f"{already} of {counted(len(estimates), 'run')} finished already.")
             try:
                 self._measure_costs([e.planned.run for e in estimates if e.error is None], view)
                 self._do(pending, view, outcome)

@@ -41,7 +41,7 @@ def test_images_with_other_bytes_are_run_again_and_the_old_result_is_kept(bitmap
     results = tmp_path / "r"
     run(*ARGS, "-t", bitmaps, "--results", results)
     before, (record,) = score(results), RunStore(results).records()
-    assert "1 of 1 runs are finished already" in run(*ARGS, "-t", bitmaps, "--results", results).output
+    assert "1 of 1 run finished already" in run(*ARGS, "-t", bitmaps, "--results", results).output
     turn_around(bitmaps)
     said = run(*ARGS, "-t", bitmaps, "--results", results).output
     assert "the images are not those of the result, so it is run again" in said
@@ -49,7 +49,7 @@ def test_images_with_other_bytes_are_run_again_and_the_old_result_is_kept(bitmap
     old = results / "runs" / f"{record.run_id}.json.of-images-{record.data_bytes}"
     assert json.loads(old.read_text())["scores"]["top1"]["value"] == before
     assert old.with_name(f"{record.run_id}.npz.of-images-{record.data_bytes}").is_file()
-    assert "1 of 1 runs are finished already" in run(*ARGS, "-t", bitmaps, "--results", results).output
+    assert "1 of 1 run finished already" in run(*ARGS, "-t", bitmaps, "--results", results).output
 
 
 def test_two_folders_of_one_name_have_results_of_their_own(bitmaps, run, tmp_path):
@@ -69,7 +69,7 @@ def test_touched_files_are_hashed_and_found_to_be_the_same(bitmaps, run, tmp_pat
     for path in (bitmaps.parent / "images").rglob("*.bmp"):
         os.utime(path)
     said = run(*ARGS, "-t", bitmaps, "--results", results).output
-    assert "hashing the images" in said and "1 of 1 runs are finished already" in said
+    assert "hashing the images" in said and "1 of 1 run finished already" in said
     said = run(*ARGS, "-t", bitmaps, "--results", results).output
     assert "hashing" not in said  # seen with these times now
 
@@ -80,7 +80,7 @@ def test_another_machine_hashes_the_images_once(bitmaps, run, tmp_path):
     shutil.rmtree(cache_folder() / "seen")
     for _ in range(2):
         said = run(*ARGS, "-t", bitmaps, "--results", results).output
-        assert "1 of 1 runs are finished already" in said
+        assert "1 of 1 run finished already" in said
     assert "hashing" not in said
     (seen,) = (cache_folder() / "seen").iterdir()
     seen.write_text("[" * 100_000)  # damaged: hashed again

@@ -92,7 +92,7 @@ def test_results_that_are_deleted_meanwhile_are_missed(run, my_task, tmp_path, m
 
     monkeypatch.setattr(RunStore, "save", save_and_lose)
     said = run(*ARGS, "-t", my_task, "--results", tmp_path / "r", code=1).output
-    assert "1 results are gone from" in said and "mine · knn" in said
+    assert "although finished: 1 result (" in said and "mine · knn" in said
 
 
 def test_a_full_cache_disk_is_named_with_the_variable(run, my_task, tmp_path, monkeypatch):

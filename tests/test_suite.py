@@ -126,7 +126,7 @@ def test_a_second_start_does_nothing_again(finished, run):
     before = {p: p.stat().st_mtime_ns for p in results.rglob("*.json")}
     table = (results / "leaderboard.csv").read_bytes()
     said = run(*QUICK, "--results", results).output
-    assert "2 of 2 runs are finished already" in said
+    assert "2 of 2 runs finished already" in said
     assert {p: p.stat().st_mtime_ns for p in results.rglob("*.json")} == before
     assert (results / "leaderboard.csv").read_bytes() == table
 
@@ -168,7 +168,7 @@ def test_a_dry_run_knows_what_is_at_hand_and_what_is_missing(run, tmp_path):
     rows = planned(said)
     assert [row[4] for row in rows] == ["knn", "linear"] and "finished" in rows[0]
     assert rows[1][6:8] == ["1797", "1797"] and "Features: 0.00 GB" in said
-    assert "Missing: cifar10: not found: cifar10/cifar-10-batches-py" in said
+    assert "Missing: cifar10: not found: folder cifar10; no data root is set" in said
     run(*args, "-t", "cifar10", code=2)
 
 
@@ -195,7 +195,7 @@ def test_killed_at_every_step_it_goes_on_and_ends_the_same(finished, costs, tmp_
         assert forked(*WHOLE, "--results", results, log=log, stop=stop).wait() == -signal.SIGKILL, stop
         assert len(all_records(results)) == expected, stop
     assert forked(*WHOLE, "--results", results, log=log).wait() == 0
-    assert "3 of 3 runs are finished already" in log.read_text()
+    assert "3 of 3 runs finished already" in log.read_text()
     ends_the_same(results, finished.results)
 
 
@@ -250,7 +250,7 @@ def test_a_half_written_record_is_done_again(copied, run):
     said = run("report", "--results", copied).output
     assert f"Not a record, so not counted: {path}" in said
     assert "digits knn" not in (copied / "leaderboard.md").read_text()
-    assert "1 of 2 runs are finished already" in run(*QUICK, "--results", copied).output
+    assert "1 of 2 runs finished already" in run(*QUICK, "--results", copied).output
     assert records(copied)["digits", "knn"]["scores"] == first["digits", "knn"]["scores"]
 
 
@@ -303,7 +303,7 @@ def test_a_corrupt_image_fails_its_task_and_the_others_go_on(run, my_task, tmp_p
     # mended, the failed run is done and the other is not done again
     text = my_task.read_text().replace("[data]", "[data]\nskip_unreadable = true")
     my_task.write_text(text)
-    assert "1 of 2 runs are finished already" in run(*args).output
+    assert "1 of 2 runs finished already" in run(*args).output
     (again,) = [r for r in all_records(tmp_path / "r") if r["identity"]["task"]["name"] == "mine"]
     assert again["counts"]["skipped_test"] == 1 and again["scores"]["top1"]["n"] == 29
 
@@ -367,7 +367,7 @@ def test_older_versions_are_left_out_and_counted(copied, run):
 def test_a_model_that_cannot_take_the_size_fails_its_own_runs_only(run, tmp_path):
     args = ("run", "-m", "test_vit", "-m", "inception_v3", "-t", "digits", "-p", "knn")
     said = run(*args, "--results", tmp_path, code=1).output
-    assert "1 runs failed" in said and "inception_v3 cannot be run for images of 32 x 32 pixels" in said
+    assert "1 run failed" in said and "inception_v3 cannot be run for images of 32 x 32 pixels" in said
     assert pd.read_csv(tmp_path / "leaderboard.csv")["model"].tolist() == ["test_vit"]
 
 

@@ -20,7 +20,7 @@ from mixmim_bench.cli.options import (
     WORKERS,
     print_table,
 )
-from mixmim_bench.errors import BenchError
+from mixmim_bench.errors import BenchError, counted
 
 
 @click.command()
@@ -118,13 +118,13 @@ def run(
     if outcome.lost:
         names = ", ".join(run.label for run in outcome.lost[:3])
         click.echo(
-            f"{len(outcome.lost)} results are gone from {results}, although their runs finished: {names}. "
+            f"Gone from {results}, although finished: {counted(len(outcome.lost), 'result')} ({names}). "
             "Something deletes them; the same command does these runs again.",
             err=True,
         )
         sys.exit(1)
     if outcome.failed:
-        click.echo(f"{len(outcome.failed)} runs failed; the same command tries them again.", err=True)
+        click.echo(f"{counted(len(outcome.failed), 'run')} failed; the same command tries again.", err=True)
         sys.exit(1)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from mixmim_bench.data.layout import LayoutError
-from mixmim_bench.errors import a_few, nearest
+from mixmim_bench.errors import a_few, counted, nearest
 
 
 def _imagenet1k() -> list[tuple[str, ...]]:
@@ -61,12 +61,11 @@ class Classes:
     def check_same(self, found: Iterable[str], where: str) -> None:
         """Raise LayoutError if the classes that were found are not those of the list."""
         names = set(found)
-        for wrong, told in (
-            (sorted(names - set(self.names)), "are no classes of the task"),
-            (sorted(set(self.names) - names), "are lacking"),
-        ):
-            if wrong:
-                raise LayoutError(f"{where}: {a_few(wrong)} {told}")
+        if wrong := sorted(names - set(self.names)):
+            told = "is no class" if len(wrong) == 1 else "are no classes"
+            raise LayoutError(f"{where}: {a_few(wrong)} {told} of the task")
+        if absent := sorted(set(self.names) - names):
+            raise LayoutError(f"{where}: {counted(len(absent), 'class', 'classes')} missing: {a_few(absent)}")
 
 
 class Order:

@@ -10,9 +10,10 @@ import numpy as np
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.index import Index, indexed
 from mixmim_bench.data.layout import Layout, LayoutError, build_layout
+from mixmim_bench.data.nearby import hint
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.split import Slice
-from mixmim_bench.errors import MissingData, TaskFileError
+from mixmim_bench.errors import BenchError, MissingData, TaskFileError
 from mixmim_bench.specs import ROLES, TaskSpec
 
 LABELS = "data.labels"  # in place of a key, where the labels of the data are wrong
@@ -59,21 +60,46 @@ def slices_of(task: TaskSpec) -> dict[str, Slice]:
 def find_data(task: TaskSpec, roots: DataRoots) -> Found:
     """Find the first layout of a task that is there.
 
-    Raises MissingData, which says what to put where, and TaskFileError for a layout that does not exist.
+    Raises MissingData, which says what to put where and what is near it, and TaskFileError for a layout that
+    does not exist.
     """
     root = roots.folder(task)
-    parts = sorted({cut.part for cut in slices_of(task).values()})
     looked_for = []
+    for layout, missing in _layouts_at(task, roots, root):
+        if not missing:
+            return layout
+        looked_for.append(f"{missing} ({layout.name})")
+    if not root.is_dir():
+        absent = root if root.parent.is_dir() or not roots.knows(task) else root.parent
+        looked_for = [f"folder {absent}"]
+    if not roots.knows(task):
+        near = "no data root is set (--data-root FOLDER)"
+    else:
+        tasks = (path.stem for path in Path(task.path).parent.glob("*.toml"))
+        near = hint(task.dataset, root, lambda folder: _holds(task, roots, folder), tasks)
+    raise MissingData(
+        f"{task.name}: not found: {', or '.join(looked_for)}{near and '; ' + near}",
+        [*looked_for[:-1], f"{looked_for[-1]}{(near and roots.knows(task) and '; ' + near) or ''}"],
+    )
+
+
+def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[Found, str]]:
+    """Make each layout of a task at a folder, and say what is missing there."""
+    parts = sorted({cut.part for cut in slices_of(task).values()})
+    beside = Path(task.path).parent.resolve()
     for spec in task.layouts:
         with naming_the_file(task, spec.key):
-            beside = Path(task.path).parent.resolve()
             layout = build_layout(spec.name, beside, roots.trusts(beside), root, parts, spec.options)
             missing = layout.missing()
-        if not missing:
-            return Found(spec.name, layout, root, spec.key)
-        looked_for.append(f"{missing} ({spec.name})")
-    unset = "" if roots.knows(task) else "; no data root is set (--data-root FOLDER)"
-    raise MissingData(f"{task.name}: not found: {', or '.join(looked_for)}{unset}", looked_for)
+        yield Found(spec.name, layout, root, spec.key), missing
+
+
+def _holds(task: TaskSpec, roots: DataRoots, folder: Path) -> bool:
+    """Whether any layout of a task is at a folder."""
+    try:
+        return any(not missing for _, missing in _layouts_at(task, roots, folder))
+    except BenchError:
+        return False
 
 
 def is_present(task: TaskSpec, roots: DataRoots) -> bool:

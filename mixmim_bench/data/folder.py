@@ -17,6 +17,9 @@ from mixmim_bench.errors import a_few, nearest
 IDS = {"path": 0, "name": 1, "class/name": 2}  # how many last elements of a path make an id; 0: all
 
 
+_NO_CLASS = ("lost+found",)  # which file systems put where they are mounted
+
+
 class ImageFolder:
     """One folder a part (of the folder `below` the root), in it one a class, in it images at any depth.
 
@@ -103,4 +106,4 @@ def _has_folders(folder: Path) -> bool:
 
 def _class_folders(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
-        yield from (e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        yield from (e.name for e in entries if e.is_dir() and e.name[0] != "." and e.name not in _NO_CLASS)

@@ -35,7 +35,8 @@ class Competition:
         return f"annotations {', '.join(absent)}" if absent else ""
 
     def _file(self, part: str) -> Path:
-        return self.root / self.files[part]
+        inside = self.root / "annotations" / self.files[part]  # where some copies keep them
+        return inside if inside.is_file() else self.root / self.files[part]
 
     @cached_property
     def _content(self) -> dict[str, dict[str, list[dict[str, Any]]]]:

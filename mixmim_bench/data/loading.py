@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from mixmim_bench.data.images import Loadable, UnreadableImage
 from mixmim_bench.data.transforms import Transform
 from mixmim_bench.data.workers import Batch, in_workers
-from mixmim_bench.errors import UnreadableImages
+from mixmim_bench.errors import UnreadableImages, counted
 from mixmim_bench.seeding import seed_everything
 
 AHEAD = 2  # batches that are prepared before they are needed
@@ -117,8 +117,9 @@ class Unreadable:
         """Raise UnreadableImages if there are any and the task does not allow them."""
         if self.found and not self.allowed:
             first = [f"{self.images.name(row)} ({self.found[row]})" for row in list(self.found)[:3]]
+            found = f"{len(self.found)} of {counted(len(self.images), 'image')}"
             raise UnreadableImages(
-                f"{len(self.found)} of {len(self.images)} images cannot be read: {'; '.join(first)}"
-                f"{'; …' if len(self.found) > 3 else ''}. Mend or remove them, or let the task leave "
+                f"{found} cannot be read: {'; '.join(first)}"
+                f"{'; …' if len(self.found) > 3 else ''}. Repair or remove them, or let the task leave "
                 "them out with `skip_unreadable = true` in its [data]"
             )

@@ -23,7 +23,11 @@ class Naming:
         for name in names:
             if found := self.id_pattern.search(name):
                 return found[0]
-        raise LayoutError(f"{' / '.join(names)}: holds no id such as {self.id_pattern.pattern}")
+        raise LayoutError(
+            f"no image id in {' or '.join(filter(None, names)) or 'an image without a name'}: none matches "
+            f"{self.id_pattern.pattern}",
+            "data.options.id_pattern",
+        )
 
     def class_of(self, *names: str) -> str:
         """Find the class in the first of some names that holds one, '' if none does."""

@@ -1,0 +1,79 @@
+"""Where the images of a task may lie if not where they are looked for: hints for an error message."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+DEEP = 3  # levels below the folder of a task
+MOST = 20  # folders of one level that are looked into
+SHOWN = 8  # names of what is there
+OTHER_NAMES = {
+    "validation": "val",
+    "valid": "val",
+    "training": "train",
+}  # folders that are called so elsewhere
+
+
+def hint(name: str, root: Path, is_there: Callable[[Path], bool], tasks: Iterable[str]) -> str:
+    """Say what is near the folder `root` of the task `name`, '' if nothing is.
+
+    is_there: whether a folder holds the images. tasks: names of tasks, whose folders are theirs.
+    """
+    if root.is_dir():
+        return _inside(name, root, is_there)
+    return _around(name, root, is_there, set(tasks))
+
+
+def _inside(name: str, root: Path, is_there: Callable[[Path], bool]) -> str:
+    found = next((folder for folder in _below(root, DEEP) if is_there(folder)), None)
+    if found is not None:
+        return f"it lies in {found}: --data-root {name}={found}"
+    renamed = [
+        f"{theirs}/ is called {ours}/ here: rename it, or link it under that name"
+        for theirs, ours in OTHER_NAMES.items()
+        if (root / theirs).is_dir() and not (root / ours).exists()
+    ]
+    if renamed:
+        return "; ".join(renamed)
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in islice(os.scandir(root), 1000))
+    if not names:
+        return f"{root} is empty"
+    return f"{root} holds {', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
+
+
+def _around(name: str, root: Path, is_there: Callable[[Path], bool], tasks: set[str]) -> str:
+    if not root.parent.is_dir():
+        return ""
+    beside = [folder for folder in _folders(root.parent) if folder.name not in tasks]
+    alike = [folder for folder in beside if _alike(folder.name, name)]
+    for folder in [root.parent, root.parent.parent, *alike, *beside]:
+        if is_there(folder):
+            return f"perhaps it lies in {folder}: --data-root {name}={folder}"
+    for folder in alike:
+        return f"perhaps it lies in {folder} ({_inside(name, folder, is_there)})"
+    return ""
+
+
+def _alike(a: str, b: str) -> bool:
+    """Whether two names are one but for capitals, dashes, and what follows."""
+    short, long = sorted((re.sub("[^a-z0-9]", "", text.casefold()) for text in (a, b)), key=len)
+    return len(short) > 3 and long.startswith(short)
+
+
+def _below(root: Path, depth: int) -> Iterator[Path]:
+    """Give some of the folders below a folder, those of one level before those of the next."""
+    level = [root]
+    for _ in range(depth):
+        level = [folder for above in level for folder in _folders(above)][:MOST]
+        yield from level
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        with os.scandir(root) as entries:
+            found = (Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
+            return sorted(islice(found, MOST))
+    except OSError:
+        return []
