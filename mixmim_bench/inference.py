@@ -98,6 +98,7 @@ def get_model(
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     for_features: bool = False,
+    seed: int | None = None,
 ) -> ReadyModel:
     """Build a model by name, in eval mode.
 
@@ -105,7 +106,8 @@ def get_model(
     published weights (fetched if need be), or the path of a checkpoint. Where a name has several weights,
     the fine-tuned ones are taken, `for_features` the pretrained ones, which the suite probes.
     num_classes: the weights' own unless it is given; another number gets a new classifier, with a
-    warning. Raises BenchError; MissingWeights says what to put where.
+    warning. seed: of what the weights do not fill; default: drawn by torch's generator. Raises BenchError;
+    MissingWeights says what to put where.
     """
     spec = find_model(name)
     if pretrained is False:
@@ -119,7 +121,7 @@ def get_model(
     if num_classes is None:
         num_classes = classes_of(spec, weights)
     notes: list[str] = []
-    seed = int(torch.randint(2**31, ()))
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
     network = build(spec, weights, size, seed, num_classes, notes)
     for note in notes:
         warnings.warn(note, stacklevel=2)

@@ -24,6 +24,7 @@ from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
 from mixmim_bench.store import RunStore
 from mixmim_bench.training import TRAIN_WORK
 
+_INTERRUPTED = "Interrupted; what is finished is kept, and the same command goes on."
 # Of the machine's matrix-multiply peak, what a forward pass reaches; for estimates before measuring.
 TYPICAL_SHARE_OF_PEAK = 0.5
 
@@ -166,17 +167,22 @@ class Suite:
             for path in broken:
                 view.say(f"Not a record, so its run counts as not done: {path}")
             estimates = self.estimates(view)
+            try:
+                self._measure_costs([e.planned.run for e in estimates if e.error is None], view)
+            except KeyboardInterrupt:
+                outcome.interrupted = True
+                view.say(_INTERRUPTED)
+                return outcome
         pending = [estimate for estimate in estimates if not estimate.finished]
         with View(self.console, sum(estimate.work for estimate in pending)) as view:
             if len(pending) < len(estimates):
                 already = len(estimates) - len(pending)
                 view.say(f"{already} of {counted(len(estimates), 'run')} finished already.")
             try:
-                self._measure_costs([e.planned.run for e in estimates if e.error is None], view)
                 self._do(pending, view, outcome)
             except KeyboardInterrupt:
                 outcome.interrupted = True
-                view.say("Interrupted; what is finished is kept, and the same command goes on.")
+                view.say(_INTERRUPTED)
             else:
                 failed = {record.run_id for record in outcome.failed}
                 done = [estimate.planned.run for estimate in estimates]

@@ -304,3 +304,11 @@ def test_embed_writes_features_of_what_can_be_read(run, pictures, tmp_path):
         np.testing.assert_allclose(features[0], network.eval()(image)[0], atol=1e-5)
     run("embed", pictures, "--out", tmp_path / "features.csv", *args, code=2)
     run("embed", pictures, "--out", tmp_path / "none" / "features.npz", *args, code=2)
+
+
+def test_random_weights_repeat_themselves_by_their_seed(run):
+    found = [
+        run("predict", "-m", "test_vit", "--weights", "random", "--seed", seed, "--csv").stdout
+        for seed in (0, 0, 1)
+    ]
+    assert found[0] == found[1] != found[2]

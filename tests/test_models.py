@@ -1,13 +1,17 @@
 """Names, weights and costs of models."""
 
 import json
+import shlex
 import subprocess
 import sys
 
+import click
 import pytest
 import timm
 import torch
+from click.shell_completion import ShellComplete
 
+from mixmim_bench.cli import main
 from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters, measure
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.machine import Machine
@@ -232,3 +236,29 @@ def test_versions_enter_the_identity_of_a_run_once_they_are_above_one():
     assert newer.identity()["task"]["metric_versions"] == {"top1": 2}
     assert len({plain.run_id, newer.run_id, run_of(plain.model, {"top1": 2}).run_id}) == 3
     assert all(spec.version == 2 for spec in MODELS if spec.arch.startswith("mixmim"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        (["run", "-m", "mixmim-b-"], "mixmim-b-384"),
+        (["run", "-t", "inat201"], "inat2018"),
+        (["doctor", "-s", "pap"], "paper"),
+        (["run", "-p", "few"], "fewshot"),
+        (["run", "--preset", "dino"], "dinov2"),
+    ],
+)
+def test_values_are_completed(typed, completed):
+    found = ShellComplete(main, {}, "mixmim-bench", "_X").get_completions(typed[:-1], typed[-1])
+    assert completed in [item.value for item in found]
+    assert all(item.value.startswith(typed[-1]) for item in found)
+
+
+@pytest.mark.parametrize("command", ["run", "predict", "embed", "export", "compare", "doctor"])
+def test_the_help_has_examples_that_parse(run, command):
+    lines = run(command, "--help").output.partition("Examples:\n")[2].splitlines()
+    commands = [line.split("| ")[-1].strip() for line in lines if line.strip()]
+    assert commands
+    for line in commands:
+        name, *args = shlex.split(line)[1:]
+        assert main.commands[name].make_context(name, args, parent=click.Context(main))

@@ -9,13 +9,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mixmim_bench.execute import check_kept
 from mixmim_bench.metrics import METRICS
 from mixmim_bench.predictions import ClassScores
 from mixmim_bench.registry import MODELS, by_name
+from mixmim_bench.report import plots
 from mixmim_bench.report.leaderboard import leaderboard
-from mixmim_bench.report.plots import flops_vs_accuracy
+from mixmim_bench.report.plots import draw, flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.specs import Cost, RunRecord, digest
@@ -90,9 +92,9 @@ def test_several_models_make_rows_columns_and_points(tmp_path):
     }
     board = leaderboard(records)
     frame = to_frame(board, costs)
-    assert frame["model"].tolist() == ["a", "b", "c"]
-    assert frame["digits linear"].tolist() == [0.9, 0.8, 0.95]
-    assert frame["digits finetune"].isna().tolist() == [False, True, True]
+    assert frame["model"].tolist() == ["c", "a", "b"]  # the best first, by mean rank
+    assert frame["digits linear"].tolist() == [0.95, 0.9, 0.8]
+    assert frame["digits finetune"].isna().tolist() == [True, False, True]
     assert not [name for name in frame if name.startswith("mean ")]  # of one task there is nothing to average
     paths = flops_vs_accuracy(board, costs, tmp_path)
     svg = paths[1].read_text()
@@ -129,12 +131,12 @@ def rows_of(*records):
 
 def test_models_judged_on_other_images_do_not_stand_side_by_side():
     found = rows_of(made("a", 0.8), made("b", 0.9, data="1", **LATER))
-    assert found == [("a", "digits linear: data=0", 0.8), ("b", "", 0.9)]
+    assert found == [("b", "", 0.9), ("a", "digits linear: data=0", 0.8)]
 
 
 def test_models_judged_by_other_hyper_parameters_do_not_stand_side_by_side():
     found = rows_of(made("a", 0.8, values={"C": 1}), made("b", 0.9, values={"C": 2}, **LATER))
-    assert found == [("a", "digits linear: C=1", 0.8), ("b", "", 0.9)]
+    assert found == [("b", "", 0.9), ("a", "digits linear: C=1", 0.8)]
 
 
 def test_random_and_trained_weights_have_presets_of_their_own():
@@ -568,3 +570,46 @@ def test_names_cannot_break_tables_and_plots(tmp_path):
     assert "<script>" not in text and "\x1b" not in text and "\\$" in text
     svg = flops_vs_accuracy(board, {"a-run": cost()}, tmp_path)[1]
     ElementTree.fromstring(svg.read_text())
+
+
+def test_rows_are_sorted_best_first_and_other_settings_follow_their_model():
+    found = rows_of(
+        made("a", 0.7),
+        made("b", 0.9, values={"C": 1}),
+        made("b", 0.8, **LATER),
+        made("b", 0.95, values={"C": 1}, seed=3),
+        made("c", 0.75),
+    )
+    assert found[0][:2] == ("b", "")
+    assert [row[0] for row in found if not row[1]] == ["b", "c", "a"]
+    assert found[1][0] == "b" and found[1][1]
+
+
+def test_nothing_is_printed_over_something_else():
+    """Titles, ticks and keys of a figure with many long names."""
+    models = {"a": 0.3, "b": 16.4, "c": 117.7}
+    tasks = ["iNaturalist 2018 (24,426 images)", "Places365 (365 scenes)", "ImageNet-1K", "Food-101"]
+    records = [
+        made(model, 0.9 - 0.1 * i, task=task, protocol=protocol, protocol_title=f"{protocol} of features")
+        for i, model in enumerate(models)
+        for task in tasks
+        for protocol in ("linear", "finetune")
+    ]
+    costs = {f"{model}-run": cost(model, gmacs) for model, gmacs in models.items()}
+    figure = draw(leaderboard(records), costs)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.canvas.draw()
+    texts = [figure._supxlabel, figure._supylabel, *figure.legends[0].get_texts()]
+    for axis in figure.axes:
+        texts += [axis.title, *(label for label in axis.get_xticklabels() + axis.get_yticklabels())]
+    boxes = [text.get_window_extent(renderer).shrunk(0.99, 0.99) for text in texts if text.get_text()]
+    assert len(boxes) > 60
+    for i, box in enumerate(boxes):
+        assert not [other for other in boxes[i + 1 :] if box.overlaps(other)]
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.5), (0.14, 260), (7, 36), (0.001, 1e6), (90, 110)])
+def test_ticks_are_few(low, high):
+    ticks = plots._ticks(low, high)
+    assert len(ticks) <= plots.TICKS and all(low <= tick <= high for tick in ticks)

@@ -16,6 +16,7 @@ from mixmim_bench.cli.options import (
     SUITES,
     TASKS,
     THREADS,
+    examples,
     print_table,
 )
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from mixmim_bench.doctor import TaskReport
 
 
-@click.command()
+@click.command(
+    epilog=examples("mixmim-bench doctor --data-root /data", "mixmim-bench doctor -t imagenet1k --full")
+)
 @MODELS
 @TASKS
 @SUITES
@@ -45,7 +48,8 @@ def doctor(
 ) -> None:
     """Look at data, weights, disk and machine, and say what is missing and how to get it.
 
-    Looks at all tasks unless some are named. Fetches nothing. The exit status is 0 if all is well, 1 if
+    Looks at all tasks unless some are named; of those that are missing, how to get them is said where they
+    are named. Fetches nothing. The exit status is 0 if all is well, 1 if
     something that was found is wrong, 3 if a task or suite was named whose data is missing.
     """
     from rich.console import Console
@@ -70,7 +74,7 @@ def doctor(
         rows = [dataclasses.asdict(report) for report in reports]
         click.echo(json.dumps({"tasks": rows, "models": weights, "machine": found}, indent=1))
     else:
-        _print(reports, weights, found)
+        _print(reports, weights, found, brief=not named)
     states = {report.state for report in reports}
     if WRONG in states:
         sys.exit(1)
@@ -78,9 +82,20 @@ def doctor(
         sys.exit(3)
 
 
-def _print(reports: "list[TaskReport]", weights: list[dict[str, Any]], machine: dict[str, Any]) -> None:
-    print_table([_row(report) for report in reports])
-    for report in reports:
+def _print(
+    reports: "list[TaskReport]", weights: list[dict[str, Any]], machine: dict[str, Any], brief: bool
+) -> None:
+    from mixmim_bench.doctor import MISSING
+
+    absent = [report for report in reports if brief and report.state == MISSING]
+    shown = [report for report in reports if report not in absent]
+    print_table([_row(report) for report in shown])
+    if absent:
+        names = ", ".join(report.task for report in absent)
+        click.echo(
+            f"\nMissing: {names}. `mixmim-bench doctor -t NAME` says where it looked and how to get it."
+        )
+    for report in shown:
         if not report.problems:
             continue
         click.echo(f"\n{report.task}: {report.state}")

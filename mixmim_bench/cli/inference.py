@@ -10,7 +10,17 @@ from typing import Any
 
 import click
 
-from mixmim_bench.cli.options import BATCH_SIZE, DEVICE, JSON, PRECISION, THREADS, WORKERS, print_table
+from mixmim_bench.cli.complete import completing, model_names
+from mixmim_bench.cli.options import (
+    BATCH_SIZE,
+    DEVICE,
+    JSON,
+    PRECISION,
+    THREADS,
+    WORKERS,
+    examples,
+    print_table,
+)
 from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import describe_preprocessing
 
@@ -19,6 +29,7 @@ MODEL = click.option(
     "--model",
     default="mixmim-b",
     show_default=True,
+    shell_complete=completing(model_names),
     help="Model or weights of `mixmim-bench models`, or any timm model.",
 )
 WEIGHTS = click.option(
@@ -28,15 +39,25 @@ WEIGHTS = click.option(
     help="auto (the published ones; fine-tuned ones for classes, pretrained ones for features), random, or "
     "the path of a checkpoint.",
 )
+SEED = click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of random weights."
+)
 IMAGE_SIZE = click.option(
     "--image-size", type=click.IntRange(min=1), help="Side in pixels; default: the model's own."
 )
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "mixmim-bench predict",
+        "mixmim-bench predict photos/ -m resnet50 --csv",
+        'find . -name "*.jpg" | mixmim-bench predict - --json',
+    )
+)
 @click.argument("images", nargs=-1)
 @MODEL
 @WEIGHTS
+@SEED
 @IMAGE_SIZE
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
@@ -50,6 +71,7 @@ def predict(
     images: tuple[str, ...],
     model: str,
     weights: str,
+    seed: int,
     image_size: int | None,
     top: int,
     as_csv: bool,
@@ -67,7 +89,7 @@ def predict(
     if as_csv and as_json:
         raise BenchError("--csv and --json were both given; choose one")
     pictures = _pictures(images)
-    ready, computer = _ready(model, weights, image_size, machine)
+    ready, computer = _ready(model, weights, seed, image_size, machine)
     found: list[dict[str, Any]] = []  # one entry an image
     failures: list[tuple[int, str]] = []
     writer = csv.DictWriter(sys.stdout, ["image", "rank", "label", "synset", "class", "score"])
@@ -111,11 +133,16 @@ def _ranked(scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:
     ]
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "mixmim-bench embed photos/ --out features.npz -m mixmim-b",
+    )
+)
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="An .npz file.")
 @MODEL
 @WEIGHTS
+@SEED
 @IMAGE_SIZE
 @DEVICE
 @PRECISION
@@ -127,6 +154,7 @@ def embed(
     out: Path,
     model: str,
     weights: str,
+    seed: int,
     image_size: int | None,
     **machine: Any,
 ) -> None:
@@ -145,7 +173,7 @@ def embed(
     if not out.absolute().parent.is_dir():
         raise BenchError(f"--out {out}: there is no folder {out.absolute().parent}")
     pictures = _pictures(images)
-    ready, computer = _ready(model, weights, image_size, machine, for_features=True)
+    ready, computer = _ready(model, weights, seed, image_size, machine, for_features=True)
     paths: list[str] = []
     features = []
     failures: list[tuple[int, str]] = []
@@ -161,7 +189,11 @@ def embed(
     _tell(pictures, failures)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "mixmim-bench export --format onnx --out model.onnx -m mixmim-b",
+    )
+)
 @click.option(
     "--format",
     "form",
@@ -173,21 +205,29 @@ def embed(
 @click.option("--features", is_flag=True, help="Without the classifier: pooled features, not logits.")
 @MODEL
 @WEIGHTS
+@SEED
 @IMAGE_SIZE
-def export(form: str, out: Path, features: bool, model: str, weights: str, image_size: int | None) -> None:
+def export(
+    form: str, out: Path, features: bool, model: str, weights: str, seed: int, image_size: int | None
+) -> None:
     """Write a model with its weights for other programs, checked by loading it back.
 
     The batch is dynamic. onnx needs the extra: pip install 'mixmim-bench[export]'.
     """
     from mixmim_bench.export import export_model
 
-    ready, _ = _ready(model, weights, image_size, {"device": "cpu"})
+    ready, _ = _ready(model, weights, seed, image_size, {"device": "cpu"})
     difference = export_model(ready, form, out, features)
     click.echo(f"{out}: outputs differ by at most {difference:.1e} from the model's when loaded back")
 
 
 def _ready(
-    model: str, weights: str, image_size: int | None, machine: dict[str, Any], for_features: bool = False
+    model: str,
+    weights: str,
+    seed: int,
+    image_size: int | None,
+    machine: dict[str, Any],
+    for_features: bool = False,
 ) -> tuple[Any, Any]:
     """Build the model, and open the machine it computes on."""
     from mixmim_bench.inference import get_model
@@ -196,8 +236,8 @@ def _ready(
     computer = open_machine(**machine)
     pretrained: bool | str = {"auto": True, "random": False}.get(weights, weights)
     if weights == "random":
-        click.echo(f"{model} has RANDOM weights.", err=True)
-    ready = get_model(model, pretrained, img_size=image_size, for_features=for_features)
+        click.echo(f"{model} has RANDOM weights, of seed {seed}: what it says means nothing.", err=True)
+    ready = get_model(model, pretrained, img_size=image_size, for_features=for_features, seed=seed)
     click.echo(f"Preprocessing: {describe_preprocessing(ready.preprocessing)}", err=True)
     return ready, computer
 

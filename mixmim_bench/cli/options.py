@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from mixmim_bench.cli.complete import completing, model_names, suite_names, task_names
+
 
 def _find_roots(context: click.Context, _: click.Parameter, texts: tuple[str, ...]) -> Any:
     from mixmim_bench.data.roots import find_roots
@@ -57,6 +59,7 @@ MODELS = click.option(
     multiple=True,
     default=["mixmim-b"],
     show_default=True,
+    shell_complete=completing(model_names),
     help="Model of `mixmim-bench models`, or any timm model. Repeatable.",
 )
 TASKS = click.option(
@@ -64,11 +67,17 @@ TASKS = click.option(
     "--task",
     "tasks",
     multiple=True,
+    shell_complete=completing(task_names, files=True),
     help="Task name, glob, or path of a .toml file; with @5shot or @train800val200 fewer training images. "
     "Repeatable.",
 )
 SUITES = click.option(
-    "-s", "--suite", "suites", multiple=True, help="Suite of tasks: embedded, paper, extended. Repeatable."
+    "-s",
+    "--suite",
+    "suites",
+    multiple=True,
+    shell_complete=completing(suite_names),
+    help="Suite of tasks: embedded, paper, extended. Repeatable.",
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 PRECISION = click.option(
@@ -100,3 +109,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     from tabulate import tabulate
 
     click.echo(tabulate(rows, headers="keys", disable_numparse=True) if rows else "nothing")
+
+
+def examples(*commands: str) -> str:
+    """Make the end of a help text: commands to copy, one a line."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)

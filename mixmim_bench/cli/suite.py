@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from mixmim_bench.cli.complete import completing, preset_names, protocol_names
 from mixmim_bench.cli.options import (
     BATCH_SIZE,
     DATA_ROOT,
@@ -18,12 +19,19 @@ from mixmim_bench.cli.options import (
     TASKS,
     THREADS,
     WORKERS,
+    examples,
     print_table,
 )
 from mixmim_bench.errors import BenchError, counted
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "mixmim-bench run -m mixmim-b -t digits -p linear",
+        "mixmim-bench run -m mixmim-b -m resnet50 -s paper --data-root /data --workers 8",
+        "mixmim-bench run -m vit_base_patch16_224 --weights mine.pth -t imagenet1k@5shot --dry-run",
+    )
+)
 @MODELS
 @TASKS
 @SUITES
@@ -34,6 +42,7 @@ from mixmim_bench.errors import BenchError, counted
     multiple=True,
     default=["linear", "finetune"],
     show_default=True,
+    shell_complete=completing(protocol_names),
     help="linear, linear-sgd, knn, fewshot, finetune. Repeatable.",
 )
 @click.option(
@@ -55,6 +64,7 @@ from mixmim_bench.errors import BenchError, counted
     "--preset",
     default="auto",
     show_default=True,
+    shell_complete=completing(preset_names),
     help="Hyper-parameters: paper, random, dinov2 (of linear-sgd), or auto by the weights.",
 )
 @click.option(
@@ -178,7 +188,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "mixmim-bench compare mixmim-b resnet50",
+        "mixmim-bench compare 'mixmim-b/random init' resnet50 --json",
+    )
+)
 @click.argument("first")
 @click.argument("second")
 @RESULTS

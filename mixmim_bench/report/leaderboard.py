@@ -166,8 +166,37 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
         row = rows.setdefault((record.model, record.weights, precision, settings), blank)
         assert column not in row.cells, f"two results for one cell: {column} {row}"
         row.cells[column] = cell_of(group)
-    ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:2], key[2] != "float32", *key[2:]))]
-    return Leaderboard(ordered, sorted(newest), len(finished) - len(kept))
+    by_name = [rows[key] for key in sorted(rows, key=lambda key: (*key[:2], key[2] != "float32", *key[2:]))]
+    columns = sorted(newest)
+    return Leaderboard(_best_first(by_name, columns), columns, len(finished) - len(kept))
+
+
+def _best_first(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+    """Order rows by their mean rank, as a share of the rows, in the columns that they have.
+
+    Rows of other settings follow the row of their model.
+    """
+    ranks: dict[int, list[float]] = {place: [] for place in range(len(rows))}
+    for column in columns:
+        here = [place for place, row in enumerate(rows) if column in row.cells and not row.settings]
+        values = pd.Series([rows[place].cells[column].value for place in here])
+        for place, rank in zip(here, values.rank(ascending=False), strict=True):
+            ranks[place].append((rank - 0.5) / len(here))
+    worst = 2.0
+    means = {place: sum(found) / len(found) if found else worst for place, found in ranks.items()}
+    of_model: dict[tuple[str, str], float] = {}
+    for place, row in enumerate(rows):
+        key = (row.model, row.weights)
+        of_model[key] = min(means[place], of_model.get(key, worst))
+    order = sorted(
+        range(len(rows)),
+        key=lambda place: (
+            of_model[rows[place].model, rows[place].weights],
+            bool(rows[place].settings),
+            place,
+        ),
+    )
+    return [rows[place] for place in order]
 
 
 def column_of(record: RunRecord) -> Column:

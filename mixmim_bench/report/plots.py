@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
@@ -19,6 +20,8 @@ from mixmim_bench.specs import RANDOM_INIT, Cost
 
 MARKERS = "osD^vP*X<>"
 PANELS_IN_A_ROW = 4
+TITLE_WIDTH = 30  # characters that fit above a panel
+TICKS = 4
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -45,40 +48,48 @@ class _Point:
 
 
 def flops_vs_accuracy(board: Leaderboard, costs: Mapping[str, Cost], folder: Path) -> list[Path]:
-    """Draw one panel a task and protocol, in it one point a row with its interval.
-
-    A line joins the models that no cheaper one beats. Weights that were never trained have open markers.
-    Writes PNG and SVG, and returns their paths; none if there is nothing to draw.
-    """
-    panels = {column: _points(board, column, costs) for column in board.columns}
-    panels = {column: points for column, points in panels.items() if points}
+    """Draw scores over FLOPs as PNG and SVG; returns their paths, none if there is nothing to draw."""
     paths = [folder / f"flops_vs_accuracy.{kind}" for kind in ("png", "svg")]
-    if not panels:
-        for path in paths:
-            path.unlink(missing_ok=True)  # of results that are gone
-        return []
-    order = sorted(panels, key=lambda column: (column[1], column[0]))
-    labels = sorted({point.label for points in panels.values() for point in points})
-    across = min(len(panels), PANELS_IN_A_ROW)
-    down = math.ceil(len(panels) / across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(2.6 * across, 5.2), 0.8 + 2.5 * down), layout="constrained")
-        axes = figure.subplots(down, across, squeeze=False).flatten()
-        for axis, column in zip(axes, order, strict=False):
-            _panel(axis, panels[column], labels)
-        for axis in axes[len(panels) :]:
-            axis.set_visible(False)
-        figure.supxlabel("FLOPs of one image (billion multiply-adds)", fontsize=9)
-        figure.supylabel("Score (%)", fontsize=9)
-        keys = _legend([point for column in order for point in panels[column]], labels)
-        legend = figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4))
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        figure = draw(board, costs)
+        if figure is None:
+            for path in paths:
+                path.unlink(missing_ok=True)  # of results that are gone
+            return []
         for path in paths:
             kind, drawn = path.suffix[1:], io.BytesIO()
             figure.savefig(drawn, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
             write_whole(path, drawn.getvalue())
     return paths
+
+
+@matplotlib.rc_context(STYLE)
+def draw(board: Leaderboard, costs: Mapping[str, Cost]) -> Figure | None:
+    """Draw one panel a task and protocol, in it one point a row with its interval; None without points.
+
+    A line joins the models that no cheaper one beats. Weights that were never trained have open markers.
+    """
+    panels = {column: _points(board, column, costs) for column in board.columns}
+    panels = {column: points for column, points in panels.items() if points}
+    if not panels:
+        return None
+    order = sorted(panels, key=lambda column: (column[1], column[0]))
+    labels = sorted({point.label for points in panels.values() for point in points})
+    across = min(len(panels), PANELS_IN_A_ROW)
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(max(2.6 * across, 5.2), 0.8 + 2.5 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flatten()
+    for axis, column in zip(axes, order, strict=False):
+        _panel(axis, panels[column], labels)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel("FLOPs of one image at the size of the run (billion multiply-adds)", fontsize=9)
+    figure.supylabel("Score (%)", fontsize=9)
+    keys = _legend([point for column in order for point in panels[column]], labels)
+    legend = figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4))
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
 
 
 def _points(board: Leaderboard, column: Column, costs: Mapping[str, Cost]) -> list[_Point]:
@@ -115,13 +126,26 @@ def _panel(axis: Any, points: Sequence[_Point], labels: Sequence[str]) -> None:
     front = _front(points)
     axis.plot(*front, color="0.6", linewidth=0.8, zorder=1)
     record = points[0].cell.record
-    axis.set_title(one_line(f"{record.task_title}: {record.protocol_title}"), parse_math=False)
+    title = one_line(f"{record.task_title}: {record.protocol_title}")
+    axis.set_title(textwrap.fill(title, TITLE_WIDTH), parse_math=False)
     values = [point.gmacs for point in points]
     axis.set_xscale("log")
-    axis.set_xlim(min(values) / 2.2, max(values) * 2.2)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    limits = min(values) / 2.2, max(values) * 2.2
+    axis.set_xlim(*limits)
+    axis.xaxis.set_major_locator(FixedLocator(_ticks(*limits)))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Choose at most TICKS values such as 1, 2, 5, 10 on a logarithmic axis."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    ticks: list[float] = []
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [s * 10.0**e for e in range(first, last + 1) for s in steps if low <= s * 10.0**e <= high]
+        if len(ticks) <= TICKS:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / TICKS)]
 
 
 def _front(points: Sequence[_Point]) -> tuple[list[float], list[float]]:

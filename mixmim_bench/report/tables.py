@@ -15,9 +15,9 @@ from mixmim_bench.specs import Cost
 
 COST = {
     "params_m": "Params (M)",
-    "gmacs": "FLOPs (G)",
-    "images_per_s": "Images/s",
-    "peak_memory_mb": "Memory (MB)",
+    "gmacs": "FLOPs (G, own size)",
+    "images_per_s": "Images/s (own size)",
+    "peak_memory_mb": "Memory (MB, own size)",
 }
 MORE_COST = ("activations_m", "peak_share")  # in the CSV only
 
