@@ -99,7 +99,7 @@ def test_several_models_make_rows_columns_and_points(tmp_path):
     paths = flops_vs_accuracy(board, costs, tmp_path)
     svg = paths[1].read_text()
     assert svg.count(">a<") == svg.count(">b<") == svg.count(">c<") == 1  # one key each
-    assert "digits: linear" in svg and "digits: finetune" in svg
+    assert svg.count(">digits<") == svg.count(">linear<") + svg.count(">finetune<") == 2
 
 
 def test_a_score_of_a_hundred_percent_is_drawn_and_shown(tmp_path):

@@ -126,8 +126,9 @@ def _panel(axis: Any, points: Sequence[_Point], labels: Sequence[str]) -> None:
     front = _front(points)
     axis.plot(*front, color="0.6", linewidth=0.8, zorder=1)
     record = points[0].cell.record
-    title = one_line(f"{record.task_title}: {record.protocol_title}")
-    axis.set_title(textwrap.fill(title, TITLE_WIDTH), parse_math=False)
+    lines = [one_line(record.task_title), one_line(record.protocol_title)]
+    title = "\n".join(textwrap.fill(line, TITLE_WIDTH, break_on_hyphens=False) for line in lines)
+    axis.set_title(title, parse_math=False)
     values = [point.gmacs for point in points]
     axis.set_xscale("log")
     limits = min(values) / 2.2, max(values) * 2.2
