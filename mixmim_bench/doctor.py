@@ -71,7 +71,10 @@ class Doctor:
             state=WRONG,
             root=str(root),
             official=dict(task.counts),
-            download=[line.replace("DATA_ROOT", str(root.parent)) for line in task.download],
+            download=[
+                line.replace(f"DATA_ROOT/{task.dataset}", str(root)).replace("DATA_ROOT", str(root.parent))
+                for line in task.download
+            ],
             features_gb=sum(task.counts.values()) * width * 4 / 1e9,
         )
         try:
@@ -96,7 +99,7 @@ class Doctor:
         read = self._read(task, parts)
         empty = [name for part in listed.values() for name in _empty(part)]
         if empty:
-            problems.append(f"{counted(len(empty), 'empty file')}, or links to nothing: {a_few(empty)}")
+            problems.append(f"{counted(len(empty), 'file')} empty or a dangling link: {a_few(empty)}")
         if read.unreadable:
             problems.append(
                 f"{counted(len(read.unreadable), 'image')} cannot be read: {a_few(read.unreadable)}"

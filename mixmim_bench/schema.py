@@ -148,8 +148,12 @@ def read_cost(path: Path) -> Cost:
 def _read(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise NotARecord(f"it is no JSON: {error}") from error
+    except OSError as error:
+        raise NotARecord(f"it cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise NotARecord(f"it is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise NotARecord("it is not a JSON object")
     try:
         schema.model_validate(values)
     except ValidationError as error:
@@ -169,8 +173,12 @@ def _first(error: ValidationError) -> str:
 def _check_record(record: RunRecord, name: str) -> None:
     """See that a record is the one of its name, and that what it shows is what its identity says."""
     kind = record.identity["weights"]["kind"]
-    if digest(record.identity) != record.run_id:
-        raise NotARecord(f"run_id {record.run_id} is not that of the identity, {digest(record.identity)}")
+    try:
+        own = digest(record.identity)
+    except ValueError as error:  # NaN where the schema does not look
+        raise NotARecord(f"identity: {error}") from error
+    if own != record.run_id:
+        raise NotARecord(f"run_id {record.run_id} is not that of the identity, {own}")
     if record.run_id != name:
         raise NotARecord(f"it is the record of {record.run_id}")
     if record.random_init != (kind == "random"):

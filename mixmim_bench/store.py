@@ -94,9 +94,13 @@ class RunStore:
 
     def _read(self, run_id: str) -> RunRecord | None:
         path = self._path(run_id)
+        if not path.exists():
+            return None
         try:
-            return read_record(path) if path.exists() else None
-        except NotARecord:
+            return read_record(path)
+        except NotARecord as error:
+            if isinstance(error.__cause__, OSError):  # it may well be a result
+                raise BenchError(f"the record {path} cannot be read: {error.__cause__.strerror}") from error
             return None
 
     @contextmanager
@@ -167,7 +171,8 @@ def _read_all(folder: Path, read: Callable[[Path], T], broken: list[str] | None)
         try:
             yield path, read(path)
         except NotARecord as error:
-            if broken is not None:
+            gone = isinstance(error.__cause__, FileNotFoundError)  # another process ended a failure
+            if broken is not None and not gone:
                 broken.append(f"{path} ({error})")
 
 

@@ -85,7 +85,7 @@ def train(
     the batch that the schedule states stays what it is, and so does what is mixed in it. Batch norm then has
     the statistics of fewer images, which is noted, and needs two. Raises BenchError where that is too much.
     """
-    fewest = 2 if has_batch_norm(network) else 1
+    fewest = fewest_at_once(network)
     fresh = copy.deepcopy(network.state_dict())
     asked = min(schedule.batch_size, len(part))
     at_once = asked
@@ -97,7 +97,7 @@ def train(
             if not is_out_of_memory(error):
                 raise
             if at_once <= fewest:
-                images = "one image" if at_once == 1 else f"{at_once} images, as few as batch norm takes,"
+                images = "one image" if fewest == 1 else "as few images as batch norm takes, 2 or 3,"
                 raise BenchError(
                     f"{name}: memory ran out with {images} at a time; free some, or take a smaller model or "
                     "image size"
@@ -151,6 +151,7 @@ class Trainer:
         self.schedule = schedule
         self.bench = bench
         self.at_once = at_once
+        self.fewest = fewest_at_once(network)
         self.labels = torch.from_numpy(part.labels)
         self.batch_size = min(schedule.batch_size, len(part))
         self.steps_per_epoch = len(part) // self.batch_size
@@ -207,7 +208,7 @@ class Trainer:
         device = self.accelerator.device
         images, target = self.objective.prepare(batch.images.to(device), self.labels[batch.rows].to(device))
         total = 0.0
-        for piece in pieces(len(images), self.at_once):
+        for piece in pieces(len(images), self.at_once, self.fewest):
             seed_everything(self.bench.seed, update, piece.start)
             loss = self._loss(images[piece], target[piece]) * (len(images[piece]) / len(images))
             self.accelerator.backward(loss)
@@ -225,21 +226,23 @@ class Trainer:
             return self.objective.loss(self.network, images, target)
 
 
-def pieces(images: int, at_once: int) -> Iterator[slice]:
-    """Cut a batch into pieces; a single image that is left over goes with those before it.
+def pieces(images: int, at_once: int, fewest: int = 1) -> Iterator[slice]:
+    """Cut a batch into pieces of at most `at_once` images, and of at least `fewest` where that can be.
 
-    Batch norm has no statistics of a single one.
+    Where the last piece would have fewer, all get about the same number; with `at_once` 2 one may have 3.
     """
     starts = list(range(0, images, at_once))
-    if at_once > 1 and len(starts) > 1 and images - starts[-1] == 1:
-        starts.pop()
+    if 0 < images % at_once < fewest and len(starts) > 1:
+        count = min(len(starts), images // fewest)
+        starts = [place * images // count for place in range(count)]
     for start, stop in zip(starts, [*starts[1:], images], strict=True):
         yield slice(start, stop)
 
 
-def has_batch_norm(network: nn.Module) -> bool:
-    """Whether what a network makes of an image depends on the other images of the batch in training."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+def fewest_at_once(network: nn.Module) -> int:
+    """Return how few images a network can be trained with at a time: batch norm needs two."""
+    batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return 2 if batch_norm else 1
 
 
 def scaled(base_lr: float, batch_size: int) -> float:

@@ -473,3 +473,16 @@ def test_another_librarys_copy_is_recognised_by_its_shapes(tmp_path):
     renamed = {f"layer{i}": value for i, value in enumerate(vit_state().values())}
     said = refusal(tmp_path, renamed)
     assert "order and shapes are those of another library's copy of this network" in said
+
+
+def test_a_classifier_of_another_width_is_left_out_whole(tmp_path):
+    torch.save(vit_state(**{"head.weight": torch.zeros(1000, 128)}), tmp_path / "file.pth")
+    (note,) = load_weights(timm.create_model("test_vit"), tmp_path / "file.pth", "test_vit")
+    assert "new: head.bias, head.weight" in note
+
+
+def test_two_copies_of_a_network_are_not_chosen_between(tmp_path):
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    both = {f"{who}.backbone.{key}": value for who in ("student", "teacher") for key, value in state.items()}
+    said = refusal(tmp_path, both)
+    assert "holds this network 2 times, below 'student.backbone.' and 'teacher.backbone.'" in said

@@ -252,6 +252,8 @@ def test_values_are_completed(typed, completed):
     found = ShellComplete(main, {}, "mixmim-bench", "_X").get_completions(typed[:-1], typed[-1])
     assert completed in [item.value for item in found]
     assert all(item.value.startswith(typed[-1]) for item in found)
+    (path,) = ShellComplete(main, {}, "mixmim-bench", "_X").get_completions(["run", "-t"], "tasks/")
+    assert path.type == "file"
 
 
 @pytest.mark.parametrize("command", ["run", "predict", "embed", "export", "compare", "doctor"])

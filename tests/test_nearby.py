@@ -51,12 +51,12 @@ def test_the_folder_of_the_set_itself_as_root_is_told(tmp_path):
 def test_a_set_that_lies_deeper_is_found(tmp_path):
     class_folders(tmp_path / "imagenet1k" / "ILSVRC2012" / "images", "train", "val")
     folder = tmp_path / "imagenet1k" / "ILSVRC2012" / "images"
-    assert f"it lies in {folder}: --data-root imagenet1k={folder}" in told(IMAGENET, tmp_path)
+    assert f"perhaps it lies in {folder}: --data-root imagenet1k={folder}" in told(IMAGENET, tmp_path)
 
 
 def test_a_part_of_another_name_is_told(tmp_path):
     class_folders(tmp_path / "imagenet1k", "train", "validation")
-    assert "validation/ is called val/ here" in told(IMAGENET, tmp_path)
+    assert "validation/ should be called val/" in told(IMAGENET, tmp_path)
 
 
 def test_what_is_there_is_told(tmp_path):
@@ -86,3 +86,13 @@ def test_annotations_in_a_folder_of_their_own_are_found(tmp_path):
 def test_hints_on_downloads_name_the_folder(run, tmp_path):
     said = run("doctor", "-t", "imagenet1k", "--data-root", tmp_path, code=3).output
     assert "DATA_ROOT" not in said and f"{tmp_path}/imagenet1k/" in said
+
+
+def test_other_peoples_images_are_not_taken_for_the_set(tmp_path):
+    class_folders(tmp_path / "my_pets", "train", "val")
+    assert "my_pets" not in told(IMAGENET, tmp_path)
+
+
+def test_hints_on_downloads_name_a_folder_of_the_tasks_own(run, tmp_path):
+    said = run("doctor", "-t", "imagenet1k", "--data-root", f"imagenet1k={tmp_path}/ILSVRC", code=3).output
+    assert f"put the three into {tmp_path}/ILSVRC/," in said

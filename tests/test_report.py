@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from mixmim_bench.errors import BenchError
 from mixmim_bench.execute import check_kept
 from mixmim_bench.metrics import METRICS
 from mixmim_bench.predictions import ClassScores
@@ -495,8 +496,8 @@ HAND_EDITED = {
     "no scores": (edited(scores={}), "scores: there is none of top1, and no error"),
     "scores in a list": (edited(scores=[]), "scores"),
     "no costs": (edited(costs=None), "costs"),
-    "nested brackets": (lambda _: "[" * 200_000 + "]" * 200_000, "it is no JSON"),
-    "cut short": (lambda text: text[:-20], "it is no JSON"),
+    "nested brackets": (lambda _: "[" * 200_000 + "]" * 200_000, "it is not JSON"),
+    "cut short": (lambda text: text[:-20], "it is not JSON"),
     "another schema": (edited(schema=7), "schema"),
     "a field of its own": (edited(more=1), "more"),
     "random that passes as trained": (edited(random_init=True), "random_init is True"),
@@ -504,6 +505,8 @@ HAND_EDITED = {
     "another model": (edited(model="mixmim-b"), "model is 'mixmim-b', and the architecture is a"),
     "another seed": (edited(identity__seed=3), "is not that of the identity"),
     "another name": (edited(run_id="0" * 16), "is not that of the identity"),
+    "NaN in the identity": (edited(identity__task__crop_pct=float("nan")), "identity: "),
+    "a list": (lambda _: "[]", "it is not a JSON object"),
     "a note of numbers": (edited(notes=[1]), "notes.0"),
 }
 
@@ -557,7 +560,7 @@ def test_shown_results_are_records():
     assert len(store.finished()) == len(store.records())
 
 
-HOSTILE = "a | b\n<script>alert(1)</script> $\\frac{ *x* `y` [z](http://a) _w_ \x1b[31m"
+HOSTILE = "a | b\n<script>alert(1)</script> $\\frac{ *x* `y` [z](http://a) _w_ __v__ \x1b[31m"
 
 
 def test_names_cannot_break_tables_and_plots(tmp_path):
@@ -613,3 +616,25 @@ def test_nothing_is_printed_over_something_else():
 def test_ticks_are_few(low, high):
     ticks = plots._ticks(low, high)
     assert len(ticks) <= plots.TICKS and all(low <= tick <= high for tick in ticks)
+
+
+def test_settings_follow_their_model_where_models_tie():
+    scores = (("a", "x", 0.9), ("b", "x", 0.8), ("a", "y", 0.8), ("b", "y", 0.9))
+    records = [made(model, value, task=task) for model, task, value in scores]
+    older = {"values": {"C": 1}, "provenance": {"started": "2025"}}
+    records += [made(model, 0.5, task="x", **older) for model in ("a", "b")]
+    rows = [(row.model, bool(row.settings)) for row in leaderboard(records).rows]
+    assert rows == [("a", False), ("a", True), ("b", False), ("b", True)]
+
+
+def test_a_record_that_cannot_be_read_now_is_not_taken_for_none(tmp_path, monkeypatch):
+    store = stored(tmp_path, made())
+
+    def failing(_path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", failing)
+        with pytest.raises(BenchError, match="cannot be read: Input/output error"):
+            store.save(made(value=0.1), {})
+    assert store.result(made().run_id).scores["top1"]["value"] == 0.9

@@ -80,6 +80,7 @@ def test_batches_that_cannot_be_shared_go_through_pipes(monkeypatch):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    monkeypatch.setattr(workers, "_warned", set())
     with pytest.warns(UserWarning, match="/dev/shm is too small for the batches of 2 workers"):
         piped = loaded(Arrays(PIXELS, "pixels"))
     for ours, theirs in zip(piped, shared, strict=True):

@@ -43,7 +43,7 @@ def _interrupt_once(signum: int, frame: Any) -> None:
 def _warn(otherwise: Callable[..., None], message: Any, category: type[Warning], *args: Any) -> None:
     """Print a warning for users in one line; others as Python does."""
     if issubclass(category, UserWarning):
-        click.echo(f"Warning: {message}", err=True)
+        click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
     else:
         otherwise(message, category, *args)
 

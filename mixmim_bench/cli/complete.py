@@ -3,8 +3,8 @@
 A command is completed in a fraction of a second, so nothing here imports torch or timm.
 """
 
+import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
@@ -25,7 +25,7 @@ def completing(names: Names, files: bool = False) -> Callable[..., list[Completi
 
 
 def _looks_like_a_path(text: str) -> bool:
-    return text.startswith((".", "~", "/")) or bool(text and Path(text).parent != Path())
+    return text.startswith((".", "~")) or os.sep in text
 
 
 def model_names() -> Iterable[str]:

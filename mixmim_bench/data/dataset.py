@@ -76,7 +76,9 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
         near = "no data root is set (--data-root FOLDER)"
     else:
         tasks = (path.stem for path in Path(task.path).parent.glob("*.toml"))
-        near = hint(task.dataset, root, lambda folder: _holds(task, roots, folder), tasks)
+        near = hint(
+            task.dataset, root, lambda folder: _holds(task, roots, folder), tasks, ", ".join(looked_for)
+        )
     raise MissingData(
         f"{task.name}: not found: {', or '.join(looked_for)}{near and '; ' + near}",
         [*looked_for[:-1], f"{looked_for[-1]}{(near and roots.knows(task) and '; ' + near) or ''}"],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 DEEP = 3  # levels below the folder of a task
 MOST = 20  # folders of one level that are looked into
+OTHER_FOLDERS = ("ILSVRC2012", "ILSVRC")  # as ImageNet-1K is called without being alike
 SHOWN = 8  # names of what is there
 OTHER_NAMES = {
     "validation": "val",
@@ -16,28 +17,33 @@ OTHER_NAMES = {
 }  # folders that are called so elsewhere
 
 
-def hint(name: str, root: Path, is_there: Callable[[Path], bool], tasks: Iterable[str]) -> str:
+def hint(name: str, root: Path, is_there: Callable[[Path], bool], tasks: Iterable[str], wanted: str) -> str:
     """Say what is near the folder `root` of the task `name`, '' if nothing is.
 
-    is_there: whether a folder holds the images. tasks: names of tasks, whose folders are theirs.
+    is_there: whether a folder holds the images. tasks: names of tasks, whose folders are theirs. wanted: a
+    text that names what was looked for.
     """
     if root.is_dir():
-        return _inside(name, root, is_there)
+        return _inside(name, root, is_there, wanted)
     return _around(name, root, is_there, set(tasks))
 
 
-def _inside(name: str, root: Path, is_there: Callable[[Path], bool]) -> str:
+def _inside(name: str, root: Path, is_there: Callable[[Path], bool], wanted: str = "") -> str:
     found = next((folder for folder in _below(root, DEEP) if is_there(folder)), None)
     if found is not None:
-        return f"it lies in {found}: --data-root {name}={found}"
+        return f"perhaps it lies in {found}: --data-root {name}={found}"
     renamed = [
-        f"{theirs}/ is called {ours}/ here: rename it, or link it under that name"
+        f"{theirs}/ should be called {ours}/: rename it, or link it"
         for theirs, ours in OTHER_NAMES.items()
-        if (root / theirs).is_dir() and not (root / ours).exists()
+        if str(root / ours) in wanted and (root / theirs).is_dir() and not (root / ours).exists()
     ]
     if renamed:
         return "; ".join(renamed)
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in islice(os.scandir(root), 1000))
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(entry.name + "/" * entry.is_dir() for entry in islice(entries, 1000))
+    except OSError as error:
+        return f"{root} cannot be listed: {error.strerror}"
     if not names:
         return f"{root} is empty"
     return f"{root} holds {', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
@@ -48,7 +54,7 @@ def _around(name: str, root: Path, is_there: Callable[[Path], bool], tasks: set[
         return ""
     beside = [folder for folder in _folders(root.parent) if folder.name not in tasks]
     alike = [folder for folder in beside if _alike(folder.name, name)]
-    for folder in [root.parent, root.parent.parent, *alike, *beside]:
+    for folder in [root.parent, root.parent.parent, *alike, *(f for f in beside if f.name in OTHER_FOLDERS)]:
         if is_there(folder):
             return f"perhaps it lies in {folder}: --data-root {name}={folder}"
     for folder in alike:

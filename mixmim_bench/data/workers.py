@@ -42,6 +42,7 @@ class _Piped:
 
     arrays: tuple[np.ndarray, ...]
     failures: list[tuple[int, str]]
+    reason: str
 
     def unpack(self) -> Batch:
         rows, images, digests = map(torch.from_numpy, self.arrays)
@@ -65,8 +66,8 @@ class _HandOver:
         try:
             for tensor in tensors:
                 tensor.share_memory_()
-        except (RuntimeError, OSError):
-            return _Piped(tuple(tensor.numpy() for tensor in tensors), batch.failures)
+        except (RuntimeError, OSError) as error:
+            return _Piped(tuple(tensor.numpy() for tensor in tensors), batch.failures, str(error))
         return batch
 
 
@@ -93,7 +94,7 @@ def in_workers(
     try:
         for batch in loader:
             if isinstance(batch, _Piped):
-                _warn_of_pipes(workers)
+                _warn_of_pipes(workers, batch.reason)
                 batch = batch.unpack()
             yield batch
     except RuntimeError as error:
@@ -103,12 +104,22 @@ def in_workers(
         raise BenchError(reason) from error
 
 
-def _warn_of_pipes(workers: int) -> None:
-    warnings.warn(
-        f"/dev/shm is too small for the batches of {workers} workers, so they go through pipes, which is "
-        "slower; give it more room (docker run --shm-size=8g) or use fewer --workers",
-        stacklevel=2,
+def _warn_of_pipes(workers: int, reason: str) -> None:
+    """Warn once in a process."""
+    if "Too many open files" in reason:
+        cause, way = "too few open files are allowed", "raise `ulimit -n`"
+    else:
+        cause, way = "/dev/shm is too small", "give it more room (docker run --shm-size=8g)"
+    text = (
+        f"{cause} for the batches of {workers} workers, so they go through pipes, which is slower; {way} or "
+        "use fewer --workers"
     )
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(text, stacklevel=2)
+
+
+_warned: set[str] = set()
 
 
 def _reason(text: str, workers: int) -> str:

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,8 +41,8 @@ def _is_safetensors(path: Path) -> bool:
 
 def _why(path: Path, error: Exception) -> str:
     """Say why a file is no checkpoint that can be read, and what helps."""
-    if isinstance(error, OSError) and not path.is_file():
-        return error.strerror or str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -56,7 +57,7 @@ def _why(path: Path, error: Exception) -> str:
         )
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
         return "it is a text file, not named tensors"
-    if isinstance(error, EOFError):
+    if isinstance(error, EOFError) or (start[:2] == b"PK" and not zipfile.is_zipfile(path)):
         return "it is cut short; fetch it again"
     if start[:1] != b"\x80" and start[:2] != b"PK" and not _is_safetensors(path):
         return "it is neither a file of torch.save nor safetensors"
@@ -101,9 +102,12 @@ def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, 
     head = _classifier_keys(network)
     if set(own) ^ set(state) - head:
         head |= _head_keys(arch)
-    # a classifier is taken whole or not at all: its weights without its bias are an error
-    kept = {key.rpartition(".")[0] for key in head & set(own) if _same_shape(state, own, key)}
-    wanted = {key for key in own if key not in head or key.rpartition(".")[0] in kept}
+    # a classifier is taken whole or not at all: one of another size is left out, one without bias an error
+    fits = {key.rpartition(".")[0] for key in head & set(own) if _same_shape(state, own, key)}
+    fits -= {
+        key.rpartition(".")[0] for key in head & set(own) & set(state) if not _same_shape(state, own, key)
+    }
+    wanted = {key for key in own if key not in head or key.rpartition(".")[0] in fits}
     state = {key: value for key, value in state.items() if key in wanted or key not in head}
     missing = sorted(wanted - set(state))
     unexpected = sorted(set(state) - set(own))

@@ -68,23 +68,26 @@ def read_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 def without_prefix(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Find a network with the tensors `names` inside a larger one, such as below `backbone.`.
 
-    What else the checkpoint holds is left out, with a warning.
+    What else the checkpoint holds is left out, with a warning. Raises BenchError if it holds several.
     """
     if not names or any(name in state for name in names):
         return dict(state)
     some = next(iter(names))
     prefixes = [key.removesuffix(some) for key in state if key.endswith(f".{some}")]
-    for prefix in sorted(prefixes, key=len):
-        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if all(name in inside for name in names):
-            outside = {key: value for key, value in state.items() if not key.startswith(prefix)}
-            if outside:
-                warnings.warn(
-                    f"only what is below {prefix!r} was loaded; left out: {a_few(sorted(outside))}",
-                    stacklevel=2,
-                )
-            return inside
-    return dict(state)
+    whole = [prefix for prefix in prefixes if all(f"{prefix}{name}" in state for name in names)]
+    if len(whole) > 1:
+        raise BenchError(
+            f"the checkpoint holds this network {len(whole)} times, below {' and '.join(map(repr, whole))}; "
+            "save the tensors of the one that is meant"
+        )
+    if not whole:
+        return dict(state)
+    outside = [key for key in state if not key.startswith(whole[0])]
+    if outside:
+        warnings.warn(
+            f"only what is below {whole[0]!r} was loaded; left out: {a_few(sorted(outside))}", stacklevel=2
+        )
+    return {key.removeprefix(whole[0]): value for key, value in state.items() if key.startswith(whole[0])}
 
 
 def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -192,6 +192,8 @@ def _best_first(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
         range(len(rows)),
         key=lambda place: (
             of_model[rows[place].model, rows[place].weights],
+            rows[place].model,
+            rows[place].weights,
             bool(rows[place].settings),
             place,
         ),
