@@ -161,3 +161,27 @@ def test_the_process_that_measures_ends_with_its_parent(tmp_path):
     assert children
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive
+
+
+def test_a_process_that_holds_features_and_writes_nothing_is_not_waited_for(tmp_path, monkeypatch):
+    """As one that was stopped; while it writes it is waited for."""
+    monkeypatch.setattr(feature_store, "LOOK_S", 0.1)
+    monkeypatch.setattr(feature_store, "STALLED_S", 1.0)
+    entry = feature_store.FeatureStore(tmp_path).entry({"a": 1}, {})
+    code = (
+        "import sys, time; from filelock import FileLock\n"
+        "with FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)\n"
+    )
+    lock = entry.folder.with_suffix(".lock")
+    with subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"held\n"
+        started = time.monotonic()
+        with (
+            pytest.raises(BenchError, match="has written nothing for"),
+            feature_store.filling({"own": entry}, 4),
+        ):
+            pass
+        assert 1.0 <= time.monotonic() - started < 30
+        child.kill()
+    with feature_store.filling({"own": entry}, 4) as lacking:
+        assert lacking is not None

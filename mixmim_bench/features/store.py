@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from mixmim_bench.atomic import write_whole, writing_whole
 from mixmim_bench.cache import VARIABLE, cache_folder
@@ -34,6 +35,8 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import digest
 
 CHUNK_ROWS = 512  # images that are lost at most when a process is killed
+LOOK_S = 60  # between two looks at what another process writes
+STALLED_S = 2 * 3600  # without a chunk: those of the largest networks take half an hour on a CPU
 SCHEMA = 1
 FILES = ("rows.npz", "x.npy")
 
@@ -313,13 +316,28 @@ class Filling:
 def filling(entries: Mapping[str, Entry], images: int) -> Iterator[Filling | None]:
     """Hold the entries (layer -> entry) and fill those that are not whole; None if all are.
 
-    An entry that another process holds is waited for.
+    An entry that another process holds is waited for, while that process writes. Raises BenchError.
     """
     with ExitStack() as held:
         for entry in sorted(entries.values(), key=lambda entry: entry.key):
-            held.enter_context(entry.lock())
+            held.enter_context(_held(entry))
         lacking = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
         yield Filling(lacking, images) if lacking else None
+
+
+def _held(entry: Entry) -> AcquireReturnProxy:
+    """Take the lock of an entry; raises BenchError if another process holds it and nothing is written."""
+    lock, since = entry.lock(), time.time()
+    while True:
+        try:
+            return lock.acquire(timeout=LOOK_S)
+        except Timeout:
+            idle = time.time() - max(since, entry.last_used().timestamp())
+            if idle > STALLED_S:
+                raise BenchError(
+                    f"another process holds the features {entry.folder} and has written nothing for "
+                    f"{idle / 60:.0f} min; end it (its lock is {lock.lock_file}), then start again"
+                ) from None
 
 
 def _measured(path: Path) -> dict[str, Any]:
