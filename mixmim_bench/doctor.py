@@ -80,8 +80,9 @@ class Doctor:
         try:
             found = find_data(task, self.roots)
         except MissingData as error:
+            problems = [f"no {wanted}" for wanted in error.looked_for]
             return dataclasses.replace(
-                blank, state=MISSING, problems=[f"no {wanted}" for wanted in error.looked_for]
+                blank, state=MISSING, problems=[*problems, error.near] if error.near else problems
             )
         except BenchError as error:
             return dataclasses.replace(blank, problems=[str(error)])
@@ -99,7 +100,8 @@ class Doctor:
         read = self._read(task, parts)
         empty = [name for part in listed.values() for name in _empty(part)]
         if empty:
-            problems.append(f"{counted(len(empty), 'file')} empty or a dangling link: {a_few(empty)}")
+            many = counted(len(empty), "empty file or dangling link", "empty files or dangling links")
+            problems.append(f"{many}: {a_few(empty)}")
         if read.unreadable:
             problems.append(
                 f"{counted(len(read.unreadable), 'image')} cannot be read: {a_few(read.unreadable)}"

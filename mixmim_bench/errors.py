@@ -23,11 +23,15 @@ class TaskFileError(BenchError):
 
 
 class MissingData(BenchError):
-    """The images of a task are not on this machine; `looked_for` says in short what each layout wants."""
+    """The images of a task are not on this machine.
 
-    def __init__(self, message: str, looked_for: Sequence[str] = ()) -> None:
+    `looked_for` says in short what each layout wants, `near` what is there instead, '' if nothing is.
+    """
+
+    def __init__(self, message: str, looked_for: Sequence[str] = (), near: str = "") -> None:
         super().__init__(message)
         self.looked_for = tuple(looked_for)
+        self.near = near
 
 
 class MissingWeights(BenchError):

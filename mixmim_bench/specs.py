@@ -109,6 +109,7 @@ class TaskSpec:
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reference: str = ""
     sources: Mapping[str, str] = field(default_factory=dict)  # of splits and metrics
+    also_called: tuple[str, ...] = ()  # names that the dataset's folder has elsewhere
     download: tuple[str, ...] = ()  # what to fetch, and where to put it
 
     @property

@@ -54,7 +54,12 @@ class RunStore:
         its data or settings were mended. A result of images with other bytes is kept beside, under another
         name. Raises BenchError.
         """
-        before = self._read(record.run_id)
+        try:
+            before = self._read(record.run_id)
+        except BenchError:  # a result goes before what cannot be read, which is kept
+            if record.error:
+                raise
+            before = None
         if record.error and before is not None and not before.error:
             return  # also where its predictions are gone
         with self.writing():
@@ -134,9 +139,16 @@ class RunStore:
         """Read every record; the files that are none go to `broken`, with the reason."""
         return [record for _, record in _read_all(self.runs, read_record, broken)]
 
-    def finished(self) -> dict[str, RunRecord]:
-        """Return the results by their run ids: no failed runs, and none whose predictions are gone."""
-        return {record.run_id: record for record in self.records() if self._is_result(record)}
+    def finished(self, not_counted: list[str] | None = None) -> dict[str, RunRecord]:
+        """Return the results by their run ids: no failed runs, and none whose predictions are gone.
+
+        The files of these, and those that are no records, go to `not_counted`, with the reason.
+        """
+        records = self.records(not_counted)
+        if not_counted is not None:
+            gone = [record for record in records if not record.error and not self._is_result(record)]
+            not_counted += [f"{self._path(each.run_id)} (its predictions are gone)" for each in gone]
+        return {record.run_id: record for record in records if self._is_result(record)}
 
     def _is_result(self, record: RunRecord) -> bool:
         return not record.error and zipfile.is_zipfile(self._predictions(record.run_id))

@@ -17,14 +17,13 @@ from mixmim_bench.features import OWN
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import feature_width, own_size
 from mixmim_bench.plan import Planned
-from mixmim_bench.progress import View
+from mixmim_bench.progress import View, line_printer
 from mixmim_bench.protocols import build_protocol
 from mixmim_bench.resolve import Resolved
 from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
 from mixmim_bench.store import RunStore
 from mixmim_bench.training import TRAIN_WORK
 
-_INTERRUPTED = "Interrupted; what is finished is kept, and the same command goes on."
 # Of the machine's matrix-multiply peak, what a forward pass reaches; for estimates before measuring.
 TYPICAL_SHARE_OF_PEAK = 0.5
 
@@ -73,8 +72,11 @@ class Suite:
 
         With a view the images of finished runs are compared with those that the results were made from.
         """
-        finished = self.store.finished()
+        not_counted: list[str] = []
+        finished = self.store.finished(not_counted)
         if view is not None:
+            for file in not_counted:
+                view.say(f"Its run counts as not done: {file}")
             finished = self._of_these_images(finished, view)
         costs = self.store.read_costs()
         extracted: set[str] = set()  # keys of features that an earlier run will have made
@@ -161,34 +163,25 @@ class Suite:
         """Do every run that is not finished; Ctrl-C keeps what is."""
         self.store.prepare()
         outcome = Outcome()
-        broken: list[str] = []
-        self.store.records(broken)
-        with View(self.console, 0) as view:
-            for path in broken:
-                view.say(f"Not a record, so its run counts as not done: {path}")
-            estimates = self.estimates(view)
-            try:
+        try:
+            with View(self.console, 0) as view:
+                estimates = self.estimates(view)
                 self._measure_costs([e.planned.run for e in estimates if e.error is None], view)
-            except KeyboardInterrupt:
-                outcome.interrupted = True
-                view.say(_INTERRUPTED)
-                return outcome
-        pending = [estimate for estimate in estimates if not estimate.finished]
-        with View(self.console, sum(estimate.work for estimate in pending)) as view:
-            if len(pending) < len(estimates):
-                already = len(estimates) - len(pending)
-                view.say(f"{already} of {counted(len(estimates), 'run')} finished already.")
-            try:
+            pending = [estimate for estimate in estimates if not estimate.finished]
+            with View(self.console, sum(estimate.work for estimate in pending)) as view:
+                if len(pending) < len(estimates):
+                    already = len(estimates) - len(pending)
+                    view.say(f"{already} of {counted(len(estimates), 'run')} finished already.")
                 self._do(pending, view, outcome)
-            except KeyboardInterrupt:
-                outcome.interrupted = True
-                view.say(_INTERRUPTED)
-            else:
-                failed = {record.run_id for record in outcome.failed}
-                done = [estimate.planned.run for estimate in estimates]
-                outcome.lost = [
-                    run for run in done if run.run_id not in failed and self.store.result(run.run_id) is None
-                ]
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+            line_printer(self.console)("Interrupted; what is finished is kept, and the same command goes on.")
+            return outcome
+        failed = {record.run_id for record in outcome.failed}
+        done = [estimate.planned.run for estimate in estimates]
+        outcome.lost = [
+            run for run in done if run.run_id not in failed and self.store.result(run.run_id) is None
+        ]
         return outcome
 
     def _measure_costs(self, runs: Sequence[Run], view: View) -> None:

@@ -172,7 +172,7 @@ def test_doctor_names_empty_files_that_no_sample_holds(run, tmp_path):
     task.write_text(TASK.replace("num_classes = 3", "num_classes = 2"))
     (found,) = diagnosed(run, "-t", task, code=1)["tasks"]
     (problem,) = [text for text in found["problems"] if "dangling link" in text]
-    assert "2 files empty or a dangling link" in problem
+    assert "2 empty files or dangling links" in problem
     assert "0123.png" in problem and "0211.png" in problem and found["empty_files"] == 2
 
 

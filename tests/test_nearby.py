@@ -90,7 +90,9 @@ def test_hints_on_downloads_name_the_folder(run, tmp_path):
 
 def test_other_peoples_images_are_not_taken_for_the_set(tmp_path):
     class_folders(tmp_path / "my_pets", "train", "val")
+    class_folders(tmp_path / "ILSVRC2012", "train", "val")
     assert "my_pets" not in told(IMAGENET, tmp_path)
+    assert "ILSVRC2012" not in told(load_tasks()["inat2019"], tmp_path)
 
 
 def test_hints_on_downloads_name_a_folder_of_the_tasks_own(run, tmp_path):

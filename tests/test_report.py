@@ -545,7 +545,9 @@ def test_a_result_whose_predictions_are_gone_is_not_finished(tmp_path):
     store = stored(tmp_path, made())
     path = store.runs / f"{made().run_id}.npz"
     path.unlink()
-    assert not store.finished() and store.result(made().run_id) is None
+    not_counted = []
+    assert not store.finished(not_counted) and store.result(made().run_id) is None
+    assert not_counted == [f"{path.with_suffix('.json')} (its predictions are gone)"]
     assert "90.0" in write_report(store).markdown  # its score is still one
     stored(tmp_path, made(value=0.8))
     assert store.finished()
@@ -636,5 +638,11 @@ def test_a_record_that_cannot_be_read_now_is_not_taken_for_none(tmp_path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", failing)
         with pytest.raises(BenchError, match="cannot be read: Input/output error"):
-            store.save(made(value=0.1), {})
+            store.save(made(error="it failed"), {})
     assert store.result(made().run_id).scores["top1"]["value"] == 0.9
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", failing)
+        store.save(made(value=0.8), {"ids": np.array(["a"])})
+    assert store.result(made().run_id).scores["top1"]["value"] == 0.8
+    (kept,) = store.runs.glob("*.unread")
+    assert json.loads(kept.read_text())["scores"]["top1"]["value"] == 0.9

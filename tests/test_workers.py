@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_images import PLAIN
 
 from mixmim_bench.data import workers
 from mixmim_bench.data.images import Arrays
@@ -18,14 +19,6 @@ from mixmim_bench.data.transforms import eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import is_out_of_memory
 
-PREPROCESSING = {
-    "size": [8, 8],
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-    "interpolation": "bilinear",
-    "mean": [0.0] * 3,
-    "std": [1.0] * 3,
-}
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 
 
@@ -48,7 +41,7 @@ class Stalling(Arrays):
 
 
 def loaded(images, processes=2):
-    dataset = ImageDataset(images, eval_transform(PREPROCESSING), digests=True)
+    dataset = ImageDataset(images, eval_transform(PLAIN), digests=True)
     return list(batches(dataset, in_groups(range(len(images)), 4), processes))
 
 
@@ -94,9 +87,9 @@ sys.path.insert(0, {tests!r})
 import numpy as np
 from mixmim_bench.cli import main
 from mixmim_bench.data.images import Arrays
-from test_workers import PREPROCESSING, ImageDataset, batches, eval_transform, in_groups
+from test_workers import PLAIN, ImageDataset, batches, eval_transform, in_groups
 images = Arrays(np.zeros((256, 8, 8, 3), np.uint8), "zeros")
-dataset = ImageDataset(images, eval_transform({{**PREPROCESSING, "size": [224, 224]}}))
+dataset = ImageDataset(images, eval_transform({{**PLAIN, "size": [224, 224]}}))
 rows = [b.rows.tolist() for b in batches(dataset, in_groups(range(256), 64), 4)]
 assert sum(rows, []) == list(range(256)), rows
 print("done")

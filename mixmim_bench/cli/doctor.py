@@ -48,9 +48,9 @@ def doctor(
 ) -> None:
     """Look at data, weights, disk and machine, and say what is missing and how to get it.
 
-    Looks at all tasks unless some are named; of those that are missing, how to get them is said where they
-    are named. Fetches nothing. The exit status is 0 if all is well, 1 if
-    something that was found is wrong, 3 if a task or suite was named whose data is missing.
+    Looks at all tasks unless some are named; name a missing one to see how to get it. Fetches nothing. The
+    exit status is 0 if all is well, 1 if something that was found is wrong, 3 if a task or suite was named
+    whose data is missing.
     """
     from rich.console import Console
 

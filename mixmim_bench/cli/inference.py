@@ -133,11 +133,7 @@ def _ranked(scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:
     ]
 
 
-@click.command(
-    epilog=examples(
-        "mixmim-bench embed photos/ --out features.npz -m mixmim-b",
-    )
-)
+@click.command(epilog=examples("mixmim-bench embed photos/ --out features.npz -m mixmim-b"))
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="An .npz file.")
 @MODEL
@@ -189,11 +185,7 @@ def embed(
     _tell(pictures, failures)
 
 
-@click.command(
-    epilog=examples(
-        "mixmim-bench export --format onnx --out model.onnx -m mixmim-b",
-    )
-)
+@click.command(epilog=examples("mixmim-bench export --format onnx --out model.onnx -m mixmim-b"))
 @click.option(
     "--format",
     "form",

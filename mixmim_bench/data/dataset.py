@@ -72,17 +72,14 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
     if not root.is_dir():
         absent = root if root.parent.is_dir() or not roots.knows(task) else root.parent
         looked_for = [f"folder {absent}"]
-    if not roots.knows(task):
-        near = "no data root is set (--data-root FOLDER)"
-    else:
-        tasks = (path.stem for path in Path(task.path).parent.glob("*.toml"))
-        near = hint(
-            task.dataset, root, lambda folder: _holds(task, roots, folder), tasks, ", ".join(looked_for)
-        )
-    raise MissingData(
-        f"{task.name}: not found: {', or '.join(looked_for)}{near and '; ' + near}",
-        [*looked_for[:-1], f"{looked_for[-1]}{(near and roots.knows(task) and '; ' + near) or ''}"],
-    )
+    near = ""
+    if roots.knows(task):
+        names = (task.dataset, *task.also_called)
+        tasks = {path.stem for path in Path(task.path).parent.glob("*.toml")}
+        near = hint(names, root, lambda folder: _holds(task, roots, folder), tasks, ", ".join(looked_for))
+    told = near if roots.knows(task) else "no data root is set (--data-root FOLDER)"
+    message = "; ".join(filter(None, [f"not found: {', or '.join(looked_for)}", told]))
+    raise MissingData(f"{task.name}: {message}", looked_for, near)
 
 
 def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[Found, str]]:

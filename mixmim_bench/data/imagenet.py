@@ -47,11 +47,7 @@ class _Official:
         self.parts = tuple(parts)
 
     def classes(self) -> Sequence[str]:
-        return self._classes.names
-
-    @property
-    def _classes(self) -> Classes:
-        return _classes()
+        return _classes().names
 
     @cached_property
     def _truth(self) -> "Truth":
@@ -86,9 +82,9 @@ class Archives(_Official):
         synsets = []
         for archive, inner in nested(path):
             synsets.append(image_id(archive, "name"))
-            label = self._classes.label(synsets[-1], str(path))
+            label = _classes().label(synsets[-1], str(path))
             found += [(label, member) for member in inner]
-        self._classes.check_same(synsets, str(path))
+        _classes().check_same(synsets, str(path))
         return found
 
 
@@ -114,8 +110,8 @@ class Unpacked(_Official):
         found = sorted(scan(folder))
         if name == "train":
             synsets = [path.partition("/")[0] for path, _, _ in found]
-            self._classes.check_same(synsets, str(folder))
-            labels = [self._classes.label(synset, str(folder)) for synset in synsets]
+            _classes().check_same(synsets, str(folder))
+            labels = [_classes().label(synset, str(folder)) for synset in synsets]
         else:
             labels = [self._truth.label(path) for path, _, _ in found]
         ids = np.array([image_id(path, "name") for path, _, _ in found])

@@ -2,30 +2,28 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 DEEP = 3  # levels below the folder of a task
 MOST = 20  # folders of one level that are looked into
-OTHER_FOLDERS = ("ILSVRC2012", "ILSVRC")  # as ImageNet-1K is called without being alike
 SHOWN = 8  # names of what is there
-OTHER_NAMES = {
-    "validation": "val",
-    "valid": "val",
-    "training": "train",
-}  # folders that are called so elsewhere
+# folders of other copies, and how ours are called
+OTHER_NAMES = {"validation": "val", "valid": "val", "training": "train"}
 
 
-def hint(name: str, root: Path, is_there: Callable[[Path], bool], tasks: Iterable[str], wanted: str) -> str:
-    """Say what is near the folder `root` of the task `name`, '' if nothing is.
+def hint(
+    names: Sequence[str], root: Path, is_there: Callable[[Path], bool], tasks: Collection[str], wanted: str
+) -> str:
+    """Say what is near the folder `root` of a task, '' if nothing is.
 
-    is_there: whether a folder holds the images. tasks: names of tasks, whose folders are theirs. wanted: a
-    text that names what was looked for.
+    names: of the dataset, that of its folder first. is_there: whether a folder holds the images. tasks: names
+    of tasks, whose folders are theirs. wanted: a text that names what was looked for.
     """
     if root.is_dir():
-        return _inside(name, root, is_there, wanted)
-    return _around(name, root, is_there, set(tasks))
+        return _inside(names[0], root, is_there, wanted)
+    return _around(names, root, is_there, tasks)
 
 
 def _inside(name: str, root: Path, is_there: Callable[[Path], bool], wanted: str = "") -> str:
@@ -49,16 +47,18 @@ def _inside(name: str, root: Path, is_there: Callable[[Path], bool], wanted: str
     return f"{root} holds {', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''}"
 
 
-def _around(name: str, root: Path, is_there: Callable[[Path], bool], tasks: set[str]) -> str:
+def _around(
+    names: Sequence[str], root: Path, is_there: Callable[[Path], bool], tasks: Collection[str]
+) -> str:
     if not root.parent.is_dir():
         return ""
     beside = [folder for folder in _folders(root.parent) if folder.name not in tasks]
-    alike = [folder for folder in beside if _alike(folder.name, name)]
-    for folder in [root.parent, root.parent.parent, *alike, *(f for f in beside if f.name in OTHER_FOLDERS)]:
+    alike = [folder for folder in beside if any(_alike(folder.name, name) for name in names)]
+    for folder in [root.parent, root.parent.parent, *alike]:
         if is_there(folder):
-            return f"perhaps it lies in {folder}: --data-root {name}={folder}"
+            return f"perhaps it lies in {folder}: --data-root {names[0]}={folder}"
     for folder in alike:
-        return f"perhaps it lies in {folder} ({_inside(name, folder, is_there)})"
+        return f"perhaps it lies in {folder} ({_inside(names[0], folder, is_there)})"
     return ""
 
 

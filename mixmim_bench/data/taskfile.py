@@ -42,6 +42,7 @@ def read_task(path: Path) -> TaskSpec:
         layouts=_layouts(data),
         root=data.take("root", str, ""),
         counts=_counts(data.table("counts", {})),
+        also_called=tuple(data.take("also_called", list, [])),
         download=tuple(data.take("download", list, [])),
         image_size=_positive(image, "size", optional=True),
         crop_pct=_share(image, "crop_pct", optional=True),

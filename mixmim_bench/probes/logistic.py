@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -29,6 +30,20 @@ class Solution:
     point: Point
     gap: float
     solved: bool
+
+
+@contextmanager
+def noting_unsolved() -> Iterator[None]:
+    """Silence ConvergenceWarning, where what was not solved goes into notes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
+
+
+def unsolved_notes(unsolved: Sequence[tuple[float, float]], tol: float) -> tuple[str, ...]:
+    """Note the C that were not solved, each with its relative gap; nothing if all were."""
+    each = ", ".join(f"{C:.1e} ({gap:.1e})" for C, gap in unsolved)
+    return (f"C (relative gap) not solved to tol {tol}: {each}",) if each else ()
 
 
 class LogisticPath(LinearPath):

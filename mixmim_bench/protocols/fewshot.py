@@ -103,11 +103,7 @@ class FewShot:
 
     def _path(self, bench: "Workbench", head: str, features: "Features", rows: "np.ndarray") -> Any:
         """Fit a head with all its penalties on some rows of train."""
-        import warnings
-
-        from sklearn.exceptions import ConvergenceWarning
-
-        from mixmim_bench.probes.logistic import LogisticPath
+        from mixmim_bench.probes.logistic import LogisticPath, noting_unsolved
         from mixmim_bench.probes.ridge import RidgePath
         from mixmim_bench.probes.rows import Stacked
 
@@ -115,8 +111,7 @@ class FewShot:
         if head == "ridge":
             return RidgePath(self.alpha, device=bench.machine.device).fit(x, y)
         path = LogisticPath(sorted(self.C), device=bench.machine.device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with noting_unsolved():
             path.fit(x, y)
         note = "few-shot probes: not every C was solved to its tolerance"
         if path.unsolved_ and note not in bench.notes:

@@ -136,20 +136,12 @@ class Linear:
         enough: Any = None,
     ) -> "tuple[Any, tuple[str, ...]]":
         """Fit a path of C; returns it with a note on what was not solved."""
-        import warnings
-
-        from sklearn.exceptions import ConvergenceWarning
-
-        from mixmim_bench.probes.logistic import LogisticPath
+        from mixmim_bench.probes.logistic import LogisticPath, noting_unsolved, unsolved_notes
 
         path = LogisticPath(Cs.tolist(), tol=self.tol, max_iter=self.max_iter, device=bench.machine.device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with noting_unsolved():
             path.fit(x, y, coef_init=coef_init, enough=enough)
-        unsolved = [f"{C:.1e} ({gap:.1e})" for C, gap in path.unsolved_]
-        return path, (
-            f"C (relative gap) not solved to tol {self.tol}: {', '.join(unsolved)}",
-        ) if unsolved else ()
+        return path, unsolved_notes(path.unsolved_, self.tol)
 
 
 PROTOCOL = Linear

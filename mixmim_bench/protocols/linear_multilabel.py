@@ -27,13 +27,11 @@ class LinearMultilabel(Linear):
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Choose C on val; refit on train and val."""
-        import warnings
-
         import numpy as np
-        from sklearn.exceptions import ConvergenceWarning
 
         from mixmim_bench.choosing import Sweep, loss_of_frequencies
         from mixmim_bench.predictions import ClassScores
+        from mixmim_bench.probes.logistic import noting_unsolved, unsolved_notes
         from mixmim_bench.probes.onevsrest import OneVsRestPath
         from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
@@ -50,8 +48,7 @@ class LinearMultilabel(Linear):
             step(len(coefs))
             return on_val.ended
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it stands in the notes
+        with noting_unsolved():
             with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
                 sweep = OneVsRestPath(Cs.tolist(), self.tol, self.max_iter, bench.machine.device)
                 sweep.fit(fit_on.x, fit_on.y, enough)
@@ -63,7 +60,6 @@ class LinearMultilabel(Linear):
             features = bench.features(split, layer)
             return ClassScores(features.ids, features.y, next(final.decision_path(features.x)))
 
-        unsolved = [f"{C:.1e} ({gap:.1e})" for C, gap in [*sweep.unsolved_, *final.unsolved_]]
         return Fitted(
             predict,
             chosen={"layer": layer, "C": float(Cs[best]), f"val_{bench.metric}": on_val.values[best]},
@@ -72,9 +68,7 @@ class LinearMultilabel(Linear):
                 f"val_{bench.metric}": np.array(on_val.values),
                 "val_log_loss": np.array(on_val.losses),
             },
-            notes=(f"C (relative gap) not solved to tol {self.tol}: {', '.join(unsolved)}",)
-            if unsolved
-            else (),
+            notes=unsolved_notes([*sweep.unsolved_, *final.unsolved_], self.tol),
             head_params=final.coef_path_[0].size + bench.num_classes,
             head_macs=final.coef_path_[0].size,
         )
