@@ -45,6 +45,11 @@ def loaded(images, processes=2):
     return list(batches(dataset, in_groups(range(len(images)), 4), processes))
 
 
+def test_more_workers_than_cores_are_nobodys_business():
+    """The tests make an error of every warning."""
+    assert len(loaded(Arrays(PIXELS, "pixels"), len(os.sched_getaffinity(0)) + 1)) == 3
+
+
 def test_a_worker_that_dies_is_an_error():
     with pytest.raises(BenchError, match=r"a worker process that reads images died \(Killed\)") as caught:
         loaded(Dying(PIXELS, "pixels"))
@@ -109,3 +114,4 @@ def test_with_a_really_small_dev_shm(tmp_path):
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout == "done\n" and "/dev/shm is too small" in found.stderr
+    assert "This DataLoader will create" not in found.stderr

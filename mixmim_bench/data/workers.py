@@ -91,8 +91,9 @@ def in_workers(
             pin_memory=torch.cuda.is_available(),
             timeout=STALLED_S if workers else 0,
         )
+        loaded = iter(loader)
     try:
-        for batch in loader:
+        for batch in loaded:
             if isinstance(batch, _Piped):
                 _warn_of_pipes(workers, batch.reason)
                 batch = batch.unpack()
