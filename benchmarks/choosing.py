@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixmim_bench.choosing import Sweep, log_loss, loss_of_frequencies
-from mixmim_bench.metrics import value
-from mixmim_bench.predictions import of_all_classes
 from mixmim_bench.probes.logistic import LogisticPath
+from mixmim_bench.scoring.choosing import Sweep, log_loss, loss_of_frequencies
+from mixmim_bench.scoring.metrics import value
+from mixmim_bench.scoring.predictions import of_all_classes
 
 CS = np.logspace(-6, 5, 45)
 TEST = 3000
@@ -90,7 +90,7 @@ def lowest_log_loss(found: Tried, metric: str) -> int:
 
 
 def as_linear_does(found: Tried, metric: str, patience: int = 8) -> int:
-    """`mixmim_bench.choosing.Sweep`, as the protocol `linear` uses it."""
+    """`mixmim_bench.scoring.choosing.Sweep`, as the protocol `linear` uses it."""
     sweep = Sweep(metric, found.y, found.guess, patience)
     for scores in found.on_val:
         sweep.add(scores)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.stats import norm
 
-from mixmim_bench.metrics import score
+from mixmim_bench.scoring.metrics import score
 
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 

@@ -34,7 +34,7 @@ def main(images: int, rounds: int) -> None:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
-    from mixmim_bench.data.folder import ImageFolder
+    from mixmim_bench.data.layouts.folder import ImageFolder
     from mixmim_bench.data.loading import ImageDataset, batches, in_groups
     from mixmim_bench.data.transforms import eval_transform
 

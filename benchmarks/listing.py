@@ -49,7 +49,7 @@ def make_files(root: Path, classes: int, images: int) -> None:
 def measure(path: Path) -> None:
     """Print seconds and megabytes."""
     from mixmim_bench.data.dataset import open_task
-    from mixmim_bench.data.taskfile import read_task
+    from mixmim_bench.suite.taskfile import read_task
 
     task = read_task(path)
     for what in ("nothing kept", "the index kept", "the index kept"):

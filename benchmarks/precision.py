@@ -25,7 +25,7 @@ from mixmim_bench.machine import open_machine
 from mixmim_bench.models.build import build, preprocessing
 from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.registry import find_model
-from mixmim_bench.stats import mcnemar_mid_p
+from mixmim_bench.scoring.statistics import mcnemar_mid_p
 
 
 def read(folder: Path, name: str, n: int) -> Part:

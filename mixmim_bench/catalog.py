@@ -4,10 +4,10 @@ from typing import Any
 
 from mixmim_bench.data.dataset import is_present
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.data.selection import load_tasks
 from mixmim_bench.registry import MODELS, place_of
 from mixmim_bench.registry import is_present as weights_are_present
 from mixmim_bench.specs import ModelSpec
+from mixmim_bench.suite.selection import load_tasks
 
 
 def list_models() -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import torch
 
-from mixmim_bench.bench import Stages
 from mixmim_bench.cache import cache_folder, free_bytes
 from mixmim_bench.data.dataset import find_data, list_task, slices_of
 from mixmim_bench.data.images import Part, UnreadableImage
@@ -19,6 +18,7 @@ from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, a_few, counted
 from mixmim_bench.machine import Machine, available_bytes, computes_in_bfloat16, provenance
 from mixmim_bench.models.weights import by_hand, here
+from mixmim_bench.protocols.workbench import Stages
 from mixmim_bench.specs import ModelSpec, TaskSpec
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mixmim_bench.bench import Advance
+from mixmim_bench.protocols.workbench import Advance
 
 QUIET_S = 10.0  # between two plain lines of one stage
 

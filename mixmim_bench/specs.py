@@ -86,7 +86,7 @@ class LayoutSpec:
 class TaskSpec:
     """A dataset, which slices of it play train, val and test, and its official metrics.
 
-    Read from one TOML file by `mixmim_bench.data.taskfile`; `tasks/README.md` tells what each key means.
+    Read from one TOML file by `mixmim_bench.suite.taskfile`; `tasks/README.md` tells what each key means.
     """
 
     name: str

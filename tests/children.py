@@ -19,7 +19,12 @@ from typing import Any
 _SERVED = multiprocessing.get_context("forkserver")
 _SERVED.set_forkserver_preload(
     [
-        *("mixmim_bench.suite", "mixmim_bench.training", "mixmim_bench.report.write", "sklearn.datasets"),
+        *(
+            "mixmim_bench.suite.runner",
+            "mixmim_bench.training.loop",
+            "mixmim_bench.report.write",
+            "sklearn.datasets",
+        ),
         *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     ]
 )

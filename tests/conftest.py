@@ -18,11 +18,11 @@ from sklearn.datasets import load_digits
 import mixmim_bench.models  # noqa: F401 (registers the models)
 from mixmim_bench.cli import main
 from mixmim_bench.cost import Count, count_on_meta, measure
-from mixmim_bench.data import embedded
+from mixmim_bench.data.layouts import embedded
 from mixmim_bench.machine import Machine
 from mixmim_bench.registry import find_model
 from mixmim_bench.specs import Cost, ModelSpec
-from mixmim_bench.store import RunStore
+from mixmim_bench.suite.records import RunStore
 
 TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num_classes": 7}
 
@@ -99,8 +99,8 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Costs:
 @pytest.fixture(autouse=True)
 def _costs_once(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands in this process count and measure a model at a size once a session."""
-    monkeypatch.setattr("mixmim_bench.suite.measure", costs.measure)
-    for module in ("cost", "suite"):
+    monkeypatch.setattr("mixmim_bench.suite.runner.measure", costs.measure)
+    for module in ("cost", "suite.runner"):
         monkeypatch.setattr(f"mixmim_bench.{module}.count_on_meta", costs.count_on_meta)
 
 

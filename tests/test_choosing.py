@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as log_loss_of_sklearn
 from test_protocols import PixelBench, fitted
 
-from mixmim_bench.bench import Split
-from mixmim_bench.choosing import Sweep, log_loss, loss_of_frequencies
 from mixmim_bench.data.images import Arrays, Part
-from mixmim_bench.metrics import value
-from mixmim_bench.protocols.linear import Linear
-from mixmim_bench.protocols.linear_multilabel import LinearMultilabel
+from mixmim_bench.protocols.classification.linear import Linear
+from mixmim_bench.protocols.multilabel.linear import LinearMultilabel
+from mixmim_bench.protocols.workbench import Split
+from mixmim_bench.scoring.choosing import Sweep, log_loss, loss_of_frequencies
+from mixmim_bench.scoring.metrics import value
 
 
 class DrawnBench(PixelBench):

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, false_discovery_control, norm
 from test_report import made
 
-from mixmim_bench import metrics
-from mixmim_bench.compare import compare
 from mixmim_bench.errors import BenchError
-from mixmim_bench.intervals import resample
-from mixmim_bench.predictions import ClassScores, DrawScores
 from mixmim_bench.report.write import write_report
-from mixmim_bench.stats import (
+from mixmim_bench.scoring import metrics
+from mixmim_bench.scoring.compare import compare
+from mixmim_bench.scoring.intervals import resample
+from mixmim_bench.scoring.predictions import ClassScores, DrawScores
+from mixmim_bench.scoring.statistics import (
     detectable_difference,
     holm,
     mcnemar_mid_p,
@@ -25,7 +25,7 @@ from mixmim_bench.stats import (
     seeds_t,
     z_p,
 )
-from mixmim_bench.store import RunStore
+from mixmim_bench.suite.records import RunStore
 
 
 def test_mcnemar_is_that_of_the_literature():

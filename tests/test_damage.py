@@ -7,7 +7,7 @@ import pytest
 
 from mixmim_bench.features import store as feature_store
 from mixmim_bench.features.store import Entry, FeatureStore, Filling, Piece, filling
-from mixmim_bench.features.upkeep import prune, verify
+from mixmim_bench.upkeep import prune, verify
 
 ROWS, WIDTH = 1200, 4
 

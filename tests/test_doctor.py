@@ -11,9 +11,9 @@ from PIL import Image
 
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.roots import find_roots, parse_roots
-from mixmim_bench.data.selection import load_tasks, select_tasks
 from mixmim_bench.errors import BenchError, TaskFileError
 from mixmim_bench.specs import ROLES
+from mixmim_bench.suite.selection import load_tasks, select_tasks
 
 DIGITS = load_tasks()["digits"]
 

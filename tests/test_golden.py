@@ -131,7 +131,7 @@ def write_data(root: Path) -> None:
 
 def write_voc(folder: Path, data) -> None:
     """Write digits with several labels on VOC's layout: a class and the next one, some of them difficult."""
-    from mixmim_bench.data.voc import CLASSES
+    from mixmim_bench.data.layouts.voc import CLASSES
 
     for part, start in (("train", 0), ("val", 200), ("test", 400)):
         rows = range(start, start + 80)
@@ -242,7 +242,7 @@ def test_scores_stay(golden, observed):
         assert found["chosen"].keys() == expected["chosen"].keys()
 
 
-def test_finished_results_of_before_are_found_again(tmp_path):
+def test_finished_results_of_before_are_found_again():
     """The results that the project shows were made before; a start on them has nothing to do."""
     said = command("run", "-m", "mixmim-b", "-s", "embedded", "--results", SHOWN, "--dry-run")
     rows = [line for line in said.splitlines() if line.startswith("mixmim-b ") and "random init" in line]

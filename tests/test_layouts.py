@@ -12,9 +12,9 @@ import pytest
 
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.data.selection import load_tasks
 from mixmim_bench.errors import MissingData, TaskFileError
 from mixmim_bench.specs import ROLES
+from mixmim_bench.suite.selection import load_tasks
 
 TASKS = load_tasks()
 
@@ -484,7 +484,7 @@ def test_fashion_mnist_of_the_system_is_found_without_being_told():
 
 
 def test_voc_has_several_labels_an_image(tmp_path):
-    from mixmim_bench.data.voc import CLASSES
+    from mixmim_bench.data.layouts.voc import CLASSES
 
     copies.voc(tmp_path, CLASSES)
     data = opened("voc2007", tmp_path)

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
-from mixmim_bench.data.voc import CLASSES
+from mixmim_bench.data.layouts.voc import CLASSES
 from mixmim_bench.probes.neighbours import nearest, shares
 from mixmim_bench.probes.onevsrest import OneVsRestPath
 

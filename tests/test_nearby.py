@@ -5,9 +5,9 @@ from conftest import TASK, write_digits
 
 from mixmim_bench.data.dataset import find_data, open_task
 from mixmim_bench.data.roots import parse_roots
-from mixmim_bench.data.selection import load_tasks
-from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import MissingData
+from mixmim_bench.suite.selection import load_tasks
+from mixmim_bench.suite.taskfile import read_task
 
 IMAGENET = load_tasks()["imagenet1k"]
 

@@ -13,15 +13,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from test_store import bench_of
 
-from mixmim_bench.bench import Split, Workbench
 from mixmim_bench.data.dataset import TaskData, open_task
 from mixmim_bench.data.images import Arrays, Part
-from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError
-from mixmim_bench.execute import execute
 from mixmim_bench.features.extract import Features
 from mixmim_bench.machine import Machine
-from mixmim_bench.metrics import value
 from mixmim_bench.protocols import (
     build_protocol,
     check_values,
@@ -30,11 +26,15 @@ from mixmim_bench.protocols import (
     load_protocols,
     resolve_protocol,
 )
-from mixmim_bench.protocols.fewshot import FewShot
-from mixmim_bench.protocols.fewshot import _order as draw_order
-from mixmim_bench.protocols.knn import KNN
-from mixmim_bench.protocols.linear import Linear
-from mixmim_bench.protocols.linear_sgd import LinearSGD
+from mixmim_bench.protocols.classification.fewshot import FewShot
+from mixmim_bench.protocols.classification.fewshot import _order as draw_order
+from mixmim_bench.protocols.classification.knn import KNN
+from mixmim_bench.protocols.classification.linear import Linear
+from mixmim_bench.protocols.classification.linear_sgd import LinearSGD
+from mixmim_bench.protocols.workbench import Split, Workbench
+from mixmim_bench.scoring.metrics import value
+from mixmim_bench.suite.execute import execute
+from mixmim_bench.suite.taskfile import read_task
 
 PROTOCOLS = load_protocols()
 

@@ -12,17 +12,17 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.execute import check_kept
-from mixmim_bench.metrics import METRICS
-from mixmim_bench.predictions import ClassScores
 from mixmim_bench.registry import MODELS, by_name
 from mixmim_bench.report import plots
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import draw, flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
+from mixmim_bench.scoring.metrics import METRICS
+from mixmim_bench.scoring.predictions import ClassScores
 from mixmim_bench.specs import Cost, RunRecord, digest
-from mixmim_bench.store import RunStore
+from mixmim_bench.suite.execute import check_kept
+from mixmim_bench.suite.records import RunStore
 
 
 def made(

@@ -14,9 +14,9 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from mixmim_bench import metrics
-from mixmim_bench.intervals import wilson
-from mixmim_bench.metrics import METRICS, score, value
+from mixmim_bench.scoring import metrics
+from mixmim_bench.scoring.intervals import wilson
+from mixmim_bench.scoring.metrics import METRICS, score, value
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mixmim_bench.cache import cache_folder
-from mixmim_bench.store import RunStore
+from mixmim_bench.suite.records import RunStore
 
 ARGS = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn")
 
@@ -101,7 +101,7 @@ def test_a_result_is_not_lost_where_images_cannot_be_read_again(bitmaps, run, tm
     def refuse(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("mixmim_bench.bench.Workbench.digests", refuse)
+    monkeypatch.setattr("mixmim_bench.protocols.workbench.Workbench.digests", refuse)
     run(*ARGS, "-t", bitmaps, "--results", tmp_path / "r")
     (record,) = RunStore(tmp_path / "r").records()
     assert record.scores["top1"]["value"] > 0 and record.data_bytes == ""
@@ -117,7 +117,7 @@ def test_a_finetuning_reads_no_image_a_second_time(bitmaps, run, tmp_path, monke
 
     from mixmim_bench.data.seen import hash_images
 
-    monkeypatch.setattr("mixmim_bench.bench.hash_images", count)
+    monkeypatch.setattr("mixmim_bench.protocols.workbench.hash_images", count)
     args = ("run", "-m", "test_vit", "--weights", "random", "-p", "finetune")
     run(*args, "-t", bitmaps, "--results", tmp_path / "r")
     assert sum(hashed) < 8  # what did not fill a batch of 8 in the first epoch

@@ -13,7 +13,7 @@ from conftest import write_digits
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import store as feature_store
-from mixmim_bench.store import RunStore
+from mixmim_bench.suite.records import RunStore
 
 ARGS = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn", "-p", "linear")
 
@@ -70,7 +70,7 @@ def test_a_run_that_another_process_does_comes_last(run, run_ids, my_task, tmp_p
 def test_a_claim_ends_with_its_process(tmp_path):
     results = RunStore(tmp_path)
     code = (
-        "import sys, time; from pathlib import Path; from mixmim_bench.store import RunStore\n"
+        "import sys, time; from pathlib import Path; from mixmim_bench.suite.records import RunStore\n"
         "with RunStore(Path(sys.argv[1])).claim('x'): print('held', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as child:

@@ -16,12 +16,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixmim_bench.machine import Machine
 from mixmim_bench.probes import rows, softmax
-from mixmim_bench.probes.heads import FrozenProbe
 from mixmim_bench.probes.logistic import LogisticPath
 from mixmim_bench.probes.neighbours import nearest
 from mixmim_bench.probes.ridge import RidgePath
 from mixmim_bench.probes.rows import Prepared, Stacked, Standardiser, stacked
 from mixmim_bench.probes.softmax import SoftmaxLoss
+from mixmim_bench.training.frozen import FrozenProbe
 
 DINOV2_GRID = np.logspace(-6, 5, 45)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixmim_bench.data.split import Slice, overlap, stratified_order
+from mixmim_bench.data.slices import Slice, overlap, stratified_order
 
 
 @st.composite

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_training import PREPROCESSING, TINY, Quiet
 
-from mixmim_bench.bench import Shelf, Split, Workbench
 from mixmim_bench.data.dataset import open_task
-from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError, UnreadableImages
 from mixmim_bench.features import store as store_module
 from mixmim_bench.features.store import FeatureStore, Piece, filling
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.weights import RANDOM
-from mixmim_bench.plan import ModelChoice, TaskChoice, plan
+from mixmim_bench.protocols.workbench import Shelf, Split, Workbench
 from mixmim_bench.specs import digest
+from mixmim_bench.suite.plan import ModelChoice, TaskChoice, plan
+from mixmim_bench.suite.taskfile import read_task
 
 SMALL = {**PREPROCESSING, "size": [32, 32], "crop_pct": 1.0}
 
@@ -191,7 +191,7 @@ def test_the_seed_of_random_weights_and_the_extractor_decide_too(my_task, monkey
     other, splits = bench_of(read_task(my_task), seed=1)
     other.features(splits["val"])
     assert extracted(other) == 12
-    monkeypatch.setattr("mixmim_bench.bench.EXTRACTOR_VERSION", 99)
+    monkeypatch.setattr("mixmim_bench.protocols.workbench.EXTRACTOR_VERSION", 99)
     newer, splits = bench_of(read_task(my_task))
     newer.features(splits["val"])
     assert extracted(newer) == 12
@@ -208,7 +208,7 @@ def test_the_code_of_a_users_own_model_decides_too(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     import own_backbone  # noqa: F401 (registers the model)
 
-    from mixmim_bench.bench import _own_code
+    from mixmim_bench.protocols.workbench import _own_code
 
     before = _own_code("own_backbone_a")
     module.write_text(code.format("a") + "# another pooling\n")

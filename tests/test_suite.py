@@ -182,7 +182,7 @@ KILLS = [
     (Stop("before", "*/runs/*.npz"), 0),
     (Stop("before", "*/runs/*.json"), 0),
     (Stop("after", "*/runs/*.json"), 1),
-    (Stop("before", function="mixmim_bench.training:Trainer._step", count=20), 1),
+    (Stop("before", function="mixmim_bench.training.loop:Trainer._step", count=20), 1),
     (Stop("after", "*/runs/*.json", count=2), 3),
     (Stop("before", "*/leaderboard.md"), 3),
 ]
@@ -232,7 +232,7 @@ def test_killed_at_any_moment_it_goes_on_and_ends_the_same(finished, tmp_path):
 def test_ctrl_c_keeps_what_is_finished(costs, tmp_path):
     """SIGINT in the middle of the second run."""
     costs.lend(tmp_path)
-    stop = Stop("before", function="mixmim_bench.training:Trainer._step", count=20, do=interrupt)
+    stop = Stop("before", function="mixmim_bench.training.loop:Trainer._step", count=20, do=interrupt)
     log = tmp_path / "log"
     code = forked(*WHOLE, "--results", tmp_path, log=log, stop=stop).wait()
     said = log.read_text()

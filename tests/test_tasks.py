@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixmim_bench.data.dataset import open_task
-from mixmim_bench.data.embedded import LOADERS
 from mixmim_bench.data.files import listed_files
 from mixmim_bench.data.images import UnreadableImage
 from mixmim_bench.data.index import stamp
 from mixmim_bench.data.layout import LayoutError, find_layout
+from mixmim_bench.data.layouts.embedded import LOADERS
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.data.selection import load_tasks, select_tasks, task_folder
-from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, UnknownName
+from mixmim_bench.suite.selection import load_tasks, select_tasks, task_folder
+from mixmim_bench.suite.taskfile import read_task
 
 TASKS = load_tasks()
 
@@ -238,7 +238,7 @@ from pathlib import Path
 
 Path({mark!r}).touch()
 
-from mixmim_bench.data.folder import ImageFolder
+from mixmim_bench.data.layouts.folder import ImageFolder
 
 
 class Own(ImageFolder):

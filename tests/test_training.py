@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from mixmim_bench import training
-from mixmim_bench.bench import Shelf, Split, Workbench
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.images import join
-from mixmim_bench.data.selection import load_tasks
-from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError
-from mixmim_bench.execute import execute
 from mixmim_bench.machine import Machine, is_out_of_memory, memory_errors
 from mixmim_bench.models.weights import RANDOM
-from mixmim_bench.objectives import Classifying
-from mixmim_bench.plan import ModelChoice, TaskChoice, plan
 from mixmim_bench.protocols import build_protocol
+from mixmim_bench.protocols.workbench import Shelf, Split, Workbench
 from mixmim_bench.specs import ModelSpec
+from mixmim_bench.suite.execute import execute
+from mixmim_bench.suite.plan import ModelChoice, TaskChoice, plan
+from mixmim_bench.suite.selection import load_tasks
+from mixmim_bench.suite.taskfile import read_task
+from mixmim_bench.training import loop as training
+from mixmim_bench.training.objectives import Classifying
 
 TINY = ModelSpec(
     name="tiny",

@@ -19,7 +19,7 @@ def cache() -> None:
 def list_features(as_json: bool) -> None:
     """List the features: of which model, task and layer, how large, when last used."""
     from mixmim_bench.features.store import FeatureStore
-    from mixmim_bench.features.upkeep import list_entries
+    from mixmim_bench.upkeep import list_entries
 
     store = FeatureStore()
     rows = list_entries(store)
@@ -57,7 +57,7 @@ def verify(trust_task_code: bool) -> None:
     """
     from mixmim_bench.data.roots import find_roots
     from mixmim_bench.features.store import FeatureStore
-    from mixmim_bench.features.upkeep import verify as check
+    from mixmim_bench.upkeep import verify as check
 
     trusted = find_roots(trust_task_code=trust_task_code).trusted
     good = check(
@@ -76,7 +76,7 @@ def verify(trust_task_code: bool) -> None:
 def prune(keys: tuple[str, ...], older_than: float | None, everything: bool, dry_run: bool) -> None:
     """Remove features: those of KEYS (as `ls` shows them), or what no run can read any more."""
     from mixmim_bench.features.store import FeatureStore
-    from mixmim_bench.features.upkeep import prune as remove
+    from mixmim_bench.upkeep import prune as remove
 
     store = FeatureStore()
     whole = {entry.key[:12]: entry.key for entry in store.entries()}

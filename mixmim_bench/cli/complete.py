@@ -37,14 +37,14 @@ def model_names() -> Iterable[str]:
 
 def task_names() -> Iterable[str]:
     """Names of the suite's task files."""
-    from mixmim_bench.data.selection import task_folder
+    from mixmim_bench.suite.selection import task_folder
 
     return (path.stem for path in task_folder().glob("*.toml"))
 
 
 def suite_names() -> Iterable[str]:
     """Names of the suites that tasks are in."""
-    from mixmim_bench.data.selection import load_tasks
+    from mixmim_bench.suite.selection import load_tasks
 
     return (suite for task in load_tasks().values() for suite in task.suites)
 

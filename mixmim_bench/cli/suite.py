@@ -105,9 +105,9 @@ def run(
 
     from mixmim_bench.machine import open_machine
     from mixmim_bench.progress import download_bar, line_printer
-    from mixmim_bench.resolve import Selection, resolve
-    from mixmim_bench.store import RunStore
-    from mixmim_bench.suite import Suite
+    from mixmim_bench.suite.records import RunStore
+    from mixmim_bench.suite.resolve import Selection, resolve
+    from mixmim_bench.suite.runner import Suite
 
     console = Console(highlight=False)
     machine = open_machine(device, precision, threads, batch_size, workers)
@@ -209,8 +209,8 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from mixmim_bench.compare import compare as compared
-    from mixmim_bench.store import RunStore
+    from mixmim_bench.scoring.compare import compare as compared
+    from mixmim_bench.suite.records import RunStore
 
     found = compared(RunStore(_existing(results)), first, second, lambda text: click.echo(text, err=True))
     if as_json:
@@ -246,6 +246,6 @@ def _existing(results: Path) -> Path:
 @RESULTS
 def report(results: Path) -> None:
     """Write the leaderboard and the plots again, from the records alone."""
-    from mixmim_bench.store import RunStore
+    from mixmim_bench.suite.records import RunStore
 
     _write_report(RunStore(_existing(results)))

@@ -12,7 +12,7 @@ from mixmim_bench.data.index import Index, indexed
 from mixmim_bench.data.layout import Layout, LayoutError, build_layout
 from mixmim_bench.data.nearby import hint
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.data.split import Slice
+from mixmim_bench.data.slices import Slice
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError
 from mixmim_bench.specs import ROLES, TaskSpec
 

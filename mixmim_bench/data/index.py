@@ -16,7 +16,7 @@ from mixmim_bench.atomic import writing_whole
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
-from mixmim_bench.data.split import Slice, overlap, shared_rows, stratified_order
+from mixmim_bench.data.slices import Slice, overlap, shared_rows, stratified_order
 from mixmim_bench.specs import ROLES, TaskSpec, digest
 
 VERSION = 1  # raised when anything below changes what is worked out

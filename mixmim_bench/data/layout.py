@@ -12,9 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mixmim_bench.data import layouts
 from mixmim_bench.data.beside import load_file
 from mixmim_bench.data.images import Part
 from mixmim_bench.errors import BenchError
+
+BEFORE_LAYOUTS = "mixmim_bench.data."  # where the modules of `layouts` were; task files may still say so
 
 
 class LayoutError(BenchError):
@@ -58,8 +61,8 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
     try:
         if own is not None and own == beside / f"{module}.py":
             found = getattr(load_file(own), attribute)
-        elif "." not in module and importlib.util.find_spec(f"mixmim_bench.data.{module}"):
-            found = pkgutil.resolve_name(f"mixmim_bench.data.{name}")
+        elif own_module := _own_module(module):
+            found = pkgutil.resolve_name(f"{own_module}:{attribute}")
         else:
             found = pkgutil.resolve_name(name)
         if not isinstance(found, type):
@@ -71,6 +74,16 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
             "data.layouts",
         ) from error
     return found
+
+
+def _own_module(module: str) -> str:
+    """Return the full name of a layout module of this package, '' for any other module.
+
+    Both `folder` and `mixmim_bench.data.folder`, where the modules were before 0.2, are accepted.
+    """
+    name = module.removeprefix(BEFORE_LAYOUTS)
+    full = f"{layouts.__name__}.{name}"
+    return full if "." not in name and importlib.util.find_spec(full) else ""
 
 
 def _code(beside: Path, name: str, dotted: bool) -> Iterator[Path]:

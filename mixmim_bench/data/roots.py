@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixmim_bench.data.tables import read_toml
+from mixmim_bench.data.toml import read_toml
 from mixmim_bench.errors import BenchError, TaskFileError
 from mixmim_bench.specs import TaskSpec
 

@@ -22,8 +22,8 @@ from mixmim_bench.errors import BenchError, nearest
 if TYPE_CHECKING:
     import numpy as np
 
-    from mixmim_bench.bench import Split, Workbench
-    from mixmim_bench.predictions import Predictions
+    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.scoring.predictions import Predictions
 
 AUTO = "auto"
 
@@ -65,8 +65,14 @@ class Judge(Protocol):
 def load_protocols() -> Mapping[tuple[str, str], type[Judge]]:
     """Scan this folder: (name, kind) -> protocol class; raises ValueError if two share a key."""
     table: dict[tuple[str, str], type[Judge]] = {}
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        found = getattr(importlib.import_module(module.name), "PROTOCOL", None)
+    names = [
+        module.name
+        for kind in pkgutil.iter_modules(__path__, f"{__name__}.")
+        if kind.ispkg
+        for module in pkgutil.iter_modules(importlib.import_module(kind.name).__path__, f"{kind.name}.")
+    ]
+    for name in names:
+        found = getattr(importlib.import_module(name), "PROTOCOL", None)
         if found is None:
             continue
         if (found.name, found.kind) in table:

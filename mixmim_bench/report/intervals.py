@@ -3,9 +3,9 @@
 import dataclasses
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.metrics import METRICS, interval_method, kept_draws, score_items
+from mixmim_bench.scoring.metrics import METRICS, interval_method, kept_draws, score_items
 from mixmim_bench.specs import RunRecord
-from mixmim_bench.store import RunStore
+from mixmim_bench.suite.records import RunStore
 
 
 def with_current_intervals(store: RunStore, record: RunRecord) -> RunRecord:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from mixmim_bench.metrics import is_a_guess
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, cell_of, column_of
 from mixmim_bench.report.text import markdown, one_line
+from mixmim_bench.scoring.metrics import is_a_guess
 from mixmim_bench.specs import Cost
 
 COST = {

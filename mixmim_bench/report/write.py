@@ -8,7 +8,7 @@ from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
-from mixmim_bench.store import RunStore
+from mixmim_bench.suite.records import RunStore
 
 
 @dataclass(frozen=True)

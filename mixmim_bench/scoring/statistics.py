@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixmim_bench.intervals import Z95
+from mixmim_bench.scoring.intervals import Z95
 
 Z80 = 0.8416212335729143  # the 80 % point of the normal distribution
 RESAMPLES = 10_000

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mixmim_bench.bench import Split, Workbench
 from mixmim_bench.data.dataset import TaskData
 from mixmim_bench.data.seen import WIDTH, digest_of_bytes
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import memory_errors, provenance
-from mixmim_bench.metrics import is_a_guess
 from mixmim_bench.protocols import build_protocol, find_protocol
+from mixmim_bench.protocols.workbench import Split, Workbench
+from mixmim_bench.scoring.metrics import is_a_guess
 from mixmim_bench.specs import ROLES, Run, RunRecord
 
 

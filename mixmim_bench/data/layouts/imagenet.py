@@ -15,9 +15,9 @@ import numpy as np
 
 from mixmim_bench.data.classes import Classes
 from mixmim_bench.data.files import scan, scanned
-from mixmim_bench.data.folder import image_id
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.data.layouts.folder import image_id
 from mixmim_bench.data.tars import Member, in_tars, kept, members, nested
 
 TRAIN = "ILSVRC2012_img_train.tar"  # holds n01440764.tar and so on

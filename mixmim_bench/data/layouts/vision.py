@@ -10,10 +10,10 @@ import numpy as np
 
 from mixmim_bench.data.classes import Classes
 from mixmim_bench.data.files import Files
-from mixmim_bench.data.folder import image_id
 from mixmim_bench.data.hdf5 import InHDF5, read_array
 from mixmim_bench.data.images import Arrays, Images, Part
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.data.layouts.folder import image_id
 from mixmim_bench.errors import nearest
 
 # of torchvision's classes, that say which images are meant; others fetch, decode or run something

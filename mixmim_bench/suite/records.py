@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError
-from mixmim_bench.schema import NotARecord, read_cost, read_record
 from mixmim_bench.specs import Cost, RunRecord
+from mixmim_bench.suite.schema import NotARecord, read_cost, read_record
 
 T = TypeVar("T")
 

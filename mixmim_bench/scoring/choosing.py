@@ -12,7 +12,7 @@ settings this rule loses little against the best C on test (benchmarks/README.md
 import numpy as np
 from scipy.special import log_expit, log_softmax
 
-from mixmim_bench.metrics import METRICS, value
+from mixmim_bench.scoring.metrics import METRICS, value
 
 IMPROVEMENT = 1e-3  # of the log-loss, relatively; less is not worth another value
 INFORMATIVE = (

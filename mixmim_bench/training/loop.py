@@ -13,7 +13,6 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
-from mixmim_bench.bench import Advance, Workbench
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.seen import WIDTH
@@ -21,6 +20,7 @@ from mixmim_bench.data.transforms import Transform
 from mixmim_bench.data.workers import Batch
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine, is_out_of_memory
+from mixmim_bench.protocols.workbench import Advance, Workbench
 from mixmim_bench.seeding import generator, seed_everything
 
 TRAIN_WORK = 3.0  # a training step costs about three forward passes

@@ -9,10 +9,10 @@ from mixmim_bench.protocols import Fitted, require
 if TYPE_CHECKING:
     import torch
 
-    from mixmim_bench.bench import Split, Workbench
     from mixmim_bench.data.images import Part
-    from mixmim_bench.probes.heads import FrozenProbe
-    from mixmim_bench.training import Trained
+    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.training.frozen import FrozenProbe
+    from mixmim_bench.training.loop import Trained
 
 OPTIMIZERS = ("lars", "sgd")
 NORMS = ("batch", "none")
@@ -93,7 +93,7 @@ class LinearSGD:
         import numpy as np
 
         from mixmim_bench.data.images import join
-        from mixmim_bench.predictions import ClassScores
+        from mixmim_bench.scoring.predictions import ClassScores
 
         names = [name for choice in self.layers for name in bench.layers(choice)]
         heads = [(layer, base_lr) for layer in dict.fromkeys(names) for base_lr in self.base_lr]
@@ -137,10 +137,10 @@ class LinearSGD:
     def _train(
         self, bench: "Workbench", part: "Part", heads: list[tuple[str, float]], name: str
     ) -> "tuple[FrozenProbe, Trained]":
-        from mixmim_bench import training
         from mixmim_bench.data.transforms import train_transform
-        from mixmim_bench.objectives import ClassifyingByHeads
-        from mixmim_bench.probes.heads import FrozenProbe
+        from mixmim_bench.training import loop as training
+        from mixmim_bench.training.frozen import FrozenProbe
+        from mixmim_bench.training.objectives import ClassifyingByHeads
 
         probe = FrozenProbe(
             bench.backbone(),

@@ -9,8 +9,8 @@ from mixmim_bench.protocols import Fitted, require
 if TYPE_CHECKING:
     import numpy as np
 
-    from mixmim_bench.bench import Split, Workbench
     from mixmim_bench.features.extract import Features
+    from mixmim_bench.protocols.workbench import Split, Workbench
 
 RIDGE = tuple(10.0**exponent for exponent in range(-5, 3))  # of the penalties that layers are ranked with
 
@@ -23,10 +23,10 @@ class Linear:
     of DINOv2's evaluation (arXiv 2304.07193). Each is solved until the objective is within `tol` of its
     minimum, relatively, from the smallest on, until the `patience` last ones were better on val neither by
     the metric nor by the log-loss (0: all are solved): those that are far too large take by far the longest.
-    How C is chosen: `mixmim_bench.choosing`. It is not rescaled for the refit on more images, as the prior on
-    the coefficients is the same; in simulation neither way is better (benchmarks/README.md). `layers`: a
-    layer of `mixmim_bench.features.layers`, or 'auto' to choose among them on val by closed-form ridge
-    regression before the sweep.
+    How C is chosen: `mixmim_bench.scoring.choosing`. It is not rescaled for the refit on more images, as the
+    prior on the coefficients is the same; in simulation neither way is better (benchmarks/README.md).
+    `layers`: a layer of `mixmim_bench.features.layers`, or 'auto' to choose among them on val by closed-form
+    ridge regression before the sweep.
     """
 
     name: ClassVar[str] = "linear"
@@ -57,10 +57,10 @@ class Linear:
         """Choose the layer and C on val; refit on train and val."""
         import numpy as np
 
-        from mixmim_bench.choosing import Sweep, loss_of_frequencies
-        from mixmim_bench.predictions import ClassScores, of_all_classes
         from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.scoring.choosing import Sweep, loss_of_frequencies
+        from mixmim_bench.scoring.predictions import ClassScores, of_all_classes
 
         layer, fit_on, choose_on, tried = self._choose_layer(bench, train, val)
         Cs = np.logspace(self.low, self.high, self.steps)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mixmim_bench.protocols import Fitted, require
-from mixmim_bench.protocols.linear import Linear
+from mixmim_bench.protocols.classification.linear import Linear
 
 if TYPE_CHECKING:
-    from mixmim_bench.bench import Split, Workbench
+    from mixmim_bench.protocols.workbench import Split, Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class LinearMultilabel(Linear):
         """Choose C on val; refit on train and val."""
         import numpy as np
 
-        from mixmim_bench.choosing import Sweep, loss_of_frequencies
-        from mixmim_bench.predictions import ClassScores
         from mixmim_bench.probes.logistic import noting_unsolved, unsolved_notes
         from mixmim_bench.probes.onevsrest import OneVsRestPath
         from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.scoring.choosing import Sweep, loss_of_frequencies
+        from mixmim_bench.scoring.predictions import ClassScores
 
         (layer,) = bench.layers(self.layers)
         fit_on, choose_on = bench.features(train, layer), bench.features(val, layer)

@@ -18,9 +18,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import mixmim_bench
-from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError, UnknownName, nearest
 from mixmim_bench.specs import TaskSpec
+from mixmim_bench.suite.taskfile import read_task
 
 # pattern -> what is cut from train and val
 VARIANTS: dict[str, Callable[[re.Match[str]], tuple[str, str]]] = {

@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from mixmim_bench.bench import Shelf, Split, Workbench
 from mixmim_bench.cost import count_on_meta, measure
 from mixmim_bench.data.seen import Seen
 from mixmim_bench.errors import BenchError, counted
-from mixmim_bench.execute import check_kept, execute, failed_record
 from mixmim_bench.features import OWN
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import feature_width, own_size
-from mixmim_bench.plan import Planned
 from mixmim_bench.progress import View, line_printer
 from mixmim_bench.protocols import build_protocol
-from mixmim_bench.resolve import Resolved
+from mixmim_bench.protocols.workbench import Shelf, Split, Workbench
 from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
-from mixmim_bench.store import RunStore
-from mixmim_bench.training import TRAIN_WORK
+from mixmim_bench.suite.execute import check_kept, execute, failed_record
+from mixmim_bench.suite.plan import Planned
+from mixmim_bench.suite.records import RunStore
+from mixmim_bench.suite.resolve import Resolved
+from mixmim_bench.training.loop import TRAIN_WORK
 
 # Of the machine's matrix-multiply peak, what a forward pass reaches; for estimates before measuring.
 TYPICAL_SHARE_OF_PEAK = 0.5

@@ -5,11 +5,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mixmim_bench.data.split import Slice, overlap
-from mixmim_bench.data.tables import REQUIRED, Table, read_toml
+from mixmim_bench.data.slices import Slice, overlap
+from mixmim_bench.data.toml import REQUIRED, Table, read_toml
 from mixmim_bench.errors import BenchError, nearest
-from mixmim_bench.metrics import METRICS
 from mixmim_bench.protocols import check_recipe, kinds
+from mixmim_bench.scoring.metrics import METRICS
 from mixmim_bench.specs import ROLES, LayoutSpec, TaskSpec
 
 SCHEMA = 1

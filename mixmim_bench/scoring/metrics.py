@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.intervals import (
+from mixmim_bench.scoring.intervals import (
     RESAMPLES,
     Spread,
     binomial_variance,

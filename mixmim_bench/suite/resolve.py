@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from mixmim_bench.data import FUSED
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.data.selection import select_tasks
 from mixmim_bench.errors import MissingData, MissingWeights
 from mixmim_bench.features import OWN
 from mixmim_bench.features.check import check_layers
 from mixmim_bench.models.build import check_weights, own_size, preprocessing
 from mixmim_bench.models.download import Bar
 from mixmim_bench.models.weights import RANDOM, resolve_weights
-from mixmim_bench.plan import ModelChoice, Planned, TaskChoice, effective_recipe, plan
 from mixmim_bench.protocols import AUTO, judging, resolve_protocol
 from mixmim_bench.registry import find_model
 from mixmim_bench.specs import ModelSpec, TaskSpec, describe_preprocessing
+from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, effective_recipe, plan
+from mixmim_bench.suite.selection import select_tasks
 
 EMBEDDED = "embedded"
 PAPER = "paper"

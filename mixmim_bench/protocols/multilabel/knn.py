@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mixmim_bench.protocols import Fitted, require
-from mixmim_bench.protocols.knn import KNN
+from mixmim_bench.protocols.classification.knn import KNN
 
 if TYPE_CHECKING:
-    from mixmim_bench.bench import Split, Workbench
+    from mixmim_bench.protocols.workbench import Split, Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class KNNMultilabel(KNN):
         """Choose k on val; then train and val vote."""
         import numpy as np
 
-        from mixmim_bench.predictions import ClassScores
         from mixmim_bench.probes.neighbours import nearest, shares
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.scoring.predictions import ClassScores
 
         (layer,) = bench.layers(self.layers)
         bank, asked = bench.features(train, layer), bench.features(val, layer)

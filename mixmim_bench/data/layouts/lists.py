@@ -9,9 +9,9 @@ import numpy as np
 
 from mixmim_bench.data.classes import Classes
 from mixmim_bench.data.files import Files
-from mixmim_bench.data.folder import IDS, image_id
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.data.layouts.folder import IDS, image_id
 
 SCENE = "scene/name"
 

@@ -10,12 +10,12 @@ from mixmim_bench.protocols import Fitted, require
 if TYPE_CHECKING:
     from torch import nn
 
-    from mixmim_bench.bench import Split, Workbench
     from mixmim_bench.data.images import Part
     from mixmim_bench.data.transforms import Transform
     from mixmim_bench.features.extract import Features
-    from mixmim_bench.predictions import ClassScores
-    from mixmim_bench.training import Schedule
+    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.scoring.predictions import ClassScores
+    from mixmim_bench.training.loop import Schedule
 
 CHECKED = 200  # images of train that are scored after training, to see that something was learnt
 
@@ -98,9 +98,9 @@ class Finetune:
         """Train on train and val; the scores are logits."""
         import numpy as np
 
-        from mixmim_bench import training
         from mixmim_bench.data.images import join
-        from mixmim_bench.objectives import Classifying
+        from mixmim_bench.training import loop as training
+        from mixmim_bench.training.objectives import Classifying
 
         network, notes = self._network(bench)
         objective = Classifying(bench.num_classes, self.mixup, self.cutmix, self.smoothing)
@@ -131,7 +131,7 @@ class Finetune:
 
     def _network(self, bench: "Workbench") -> "tuple[nn.Module, tuple[str, ...]]":
         """Build the backbone with a new head; not every architecture has stochastic depth."""
-        from mixmim_bench.training import classifier
+        from mixmim_bench.training.loop import classifier
 
         notes: tuple[str, ...] = ()
         try:
@@ -158,7 +158,7 @@ class Finetune:
         )
 
     def _schedule(self, images: int) -> "Schedule":
-        from mixmim_bench.training import Schedule, scaled
+        from mixmim_bench.training.loop import Schedule, scaled
 
         batch_size = min(self.batch_size, images)
         return Schedule(
@@ -187,7 +187,7 @@ def _initialise(head: "nn.Module", std: float, seed: int) -> None:
 
 def score(network: "nn.Module", split: "Split", bench: "Workbench") -> "ClassScores":
     """Score the classes of a split with a trained network; the scores are logits."""
-    from mixmim_bench.predictions import ClassScores
+    from mixmim_bench.scoring.predictions import ClassScores
 
     logits = _logits(network, split.part, bench, f"scoring {split.role}")
     bench.skipped[split.role] = logits.unreadable
@@ -201,7 +201,7 @@ def _check_learning(
     """Score a sample of train as it is; returns its accuracy, and a note if that is chance."""
     import numpy as np
 
-    from mixmim_bench.stats import mcnemar_mid_p
+    from mixmim_bench.scoring.statistics import mcnemar_mid_p
 
     sample = np.random.default_rng(bench.seed).permutation(len(train.part))[:CHECKED]
     logits = _logits(network, train.part.take(np.sort(sample)), bench, "checking what was learnt")

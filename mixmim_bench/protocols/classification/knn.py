@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mixmim_bench.protocols import Fitted, require
 
 if TYPE_CHECKING:
-    from mixmim_bench.bench import Split, Workbench
+    from mixmim_bench.protocols.workbench import Split, Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,9 @@ class KNN:
         """Choose the layer and k on val; then train and val vote."""
         import numpy as np
 
-        from mixmim_bench.predictions import ClassScores
         from mixmim_bench.probes.neighbours import nearest, vote
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.scoring.predictions import ClassScores
 
         layers = bench.layers(self.layers)
         banks = bench.features_of_layers(train, layers)

@@ -14,7 +14,6 @@ import numpy as np
 import timm
 from torch import nn
 
-from mixmim_bench import metrics
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.index import stamp
 from mixmim_bench.data.seen import WIDTH, hash_images
@@ -25,7 +24,8 @@ from mixmim_bench.features.layers import choose_layers
 from mixmim_bench.features.store import Entry, FeatureStore
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build
-from mixmim_bench.predictions import of_all_classes
+from mixmim_bench.scoring import metrics
+from mixmim_bench.scoring.predictions import of_all_classes
 from mixmim_bench.specs import Run, digest
 
 Advance = Callable[[int], None]

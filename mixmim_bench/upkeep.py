@@ -13,11 +13,11 @@ from mixmim_bench.data.dataset import TaskData, open_task
 from mixmim_bench.data.images import Part, UnreadableImage
 from mixmim_bench.data.index import stamp
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.data.selection import in_variant
-from mixmim_bench.data.taskfile import read_task
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.features import EXTRACTOR_VERSION
 from mixmim_bench.features.store import Entry, FeatureStore
+from mixmim_bench.suite.selection import in_variant
+from mixmim_bench.suite.taskfile import read_task
 
 READING_THREADS = 4  # that wait for the disk
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixmim_bench import metrics
 from mixmim_bench.errors import BenchError, UnknownName
-from mixmim_bench.intervals import Z95, resample
 from mixmim_bench.report.leaderboard import Cell, Row, leaderboard
-from mixmim_bench.stats import (
+from mixmim_bench.scoring import metrics
+from mixmim_bench.scoring.intervals import Z95, resample
+from mixmim_bench.scoring.statistics import (
     Z80,
     detectable_difference,
     holm,
@@ -19,7 +19,7 @@ from mixmim_bench.stats import (
     seeds_t,
     z_p,
 )
-from mixmim_bench.store import RunStore
+from mixmim_bench.suite.records import RunStore
 
 LEVEL = 0.05
 

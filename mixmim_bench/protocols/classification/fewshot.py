@@ -9,8 +9,8 @@ from mixmim_bench.protocols import Fitted, require
 if TYPE_CHECKING:
     import numpy as np
 
-    from mixmim_bench.bench import Split, Workbench
     from mixmim_bench.features.extract import Features
+    from mixmim_bench.protocols.workbench import Split, Workbench
 
 HEADLINE = 10  # shots of the score in tables, as in big_vision's few-shot evaluation
 HEADS = ("ridge", "logistic")
@@ -54,7 +54,7 @@ class FewShot:
         """Choose the penalty of each head and number of shots on val."""
         import numpy as np
 
-        from mixmim_bench.predictions import DrawScores, of_all_classes
+        from mixmim_bench.scoring.predictions import DrawScores, of_all_classes
 
         (layer,) = bench.layers(self.layers)
         of_train, of_val = bench.features(train, layer), bench.features(val, layer)

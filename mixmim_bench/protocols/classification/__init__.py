@@ -1,0 +1,1 @@
+"""Protocols for images with one label each."""

@@ -1,0 +1,1 @@
+"""Protocols for images with several labels each."""

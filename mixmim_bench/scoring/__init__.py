@@ -1,0 +1,1 @@
+"""Metrics, intervals, paired tests, predictions, and choices on val."""

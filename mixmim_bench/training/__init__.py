@@ -1,0 +1,1 @@
+"""The training loop, what it minimises, and heads behind frozen backbones."""
