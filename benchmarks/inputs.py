@@ -9,20 +9,23 @@ here).
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import numpy as np
 from extraction import write_photographs
 
-SETTINGS = {
-    "size": [224, 224],
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-    "interpolation": "bicubic",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
+from mixmim_bench.specs import Preprocessing
+
+SETTINGS = Preprocessing(
+    size=(224, 224),
+    crop_pct=0.875,
+    crop_mode="center",
+    interpolation="bicubic",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
 
 
 @click.command()
@@ -36,7 +39,7 @@ def main(images: int, rounds: int) -> None:
 
     from mixmim_bench.data.layouts.folder import ImageFolder
     from mixmim_bench.data.loading import ImageDataset, batches, in_groups
-    from mixmim_bench.data.transforms import eval_transform
+    from mixmim_bench.data.transforms import ImageOnly, eval_transform
 
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "all" / "photo").mkdir(parents=True)
@@ -45,7 +48,7 @@ def main(images: int, rounds: int) -> None:
             transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(224),
             transforms.ToTensor(),
-            transforms.Normalize(SETTINGS["mean"], SETTINGS["std"]),
+            transforms.Normalize(SETTINGS.mean, SETTINGS.std),
         ]
         theirs = datasets.ImageFolder(f"{name}/all", transforms.Compose(steps))
         part = ImageFolder(Path(name), ["all"]).part("all")
@@ -55,7 +58,7 @@ def main(images: int, rounds: int) -> None:
             return torch.cat([x for x, _ in DataLoader(theirs, 32, num_workers=workers)])
 
         def ours(workers: int, **changes: str) -> torch.Tensor:
-            dataset = ImageDataset(part.images, eval_transform({**SETTINGS, **changes}))
+            dataset = ImageDataset(part.images, ImageOnly(eval_transform(replace(SETTINGS, **changes))))
             return torch.cat([batch.images for batch in batches(dataset, groups, workers)])
 
         assert torch.equal(peer(0), ours(0)), "the numbers differ"

@@ -7,6 +7,7 @@ both say of them: accuracies, and McNemar's test (mid-p) of their difference. Th
 checkpoint is given. FOLDER holds the four .gz files of Fashion-MNIST (Debian: dataset-fashion-mnist).
 """
 
+import dataclasses
 import gzip
 import time
 from pathlib import Path
@@ -47,7 +48,7 @@ def main(images: Path, weights: str, train: int, size: int) -> None:
     parts = {"train": read(images, "train", train), "test": read(images, "t10k", 10_000)}
     spec = find_model("mixmim-b")
     network = build(spec, resolve_weights(spec, weights), (size, size), seed=0)
-    transform = eval_transform({**preprocessing(spec), "size": [size, size], "crop_pct": 1.0})
+    transform = eval_transform(dataclasses.replace(preprocessing(spec), size=(size, size), crop_pct=1.0))
     features, right = {}, {}
     for precision in ("float32", "bfloat16"):
         machine, clock = open_machine("cpu", precision), time.perf_counter()

@@ -18,7 +18,7 @@ from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, a_few, counted
 from mixmim_bench.machine import Machine, available_bytes, computes_in_bfloat16, provenance
 from mixmim_bench.models.weights import by_hand, here
-from mixmim_bench.protocols.workbench import Stages
+from mixmim_bench.progress import Stages
 from mixmim_bench.specs import ModelSpec, TaskSpec
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
@@ -214,12 +214,9 @@ def _balance(part: Part | None, classes: Sequence[str]) -> tuple[dict[str, float
     """Count the training images of each class: min, median and max, and the classes without any."""
     if part is None or not len(part):
         return {}, []
-    if part.labels.ndim == 2:
-        counts = (part.labels == 1).sum(0)
-    else:
-        counts = np.bincount(
-            part.labels[(part.labels >= 0) & (part.labels < len(classes))], minlength=len(classes)
-        )
+    counts = part.targets.per_class(len(classes))
+    if counts is None:
+        return {}, []
     lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
     return {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())}, lacking
 

@@ -38,7 +38,7 @@ def export_model(model: ReadyModel, form: str, out: Path, features: bool = False
     network = model.network.cpu().eval()
     if features:
         network.reset_classifier(0)
-    height, width = model.preprocessing["size"]
+    height, width = model.preprocessing.size
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".export-") as folder, torch.no_grad():
         written = Path(folder) / out.name
         with warnings.catch_warnings():
@@ -81,15 +81,15 @@ def _write_safetensors(model: ReadyModel, network: Any, _: Tensor, path: Path) -
         "format": "pt",
         "arch": model.spec.arch,
         "num_classes": str(network.num_classes),
-        "image_size": "x".join(map(str, model.preprocessing["size"])),
-        "weights": model.weights["name"],
-        "weights_sha256": model.weights["sha256"],
+        "image_size": "x".join(map(str, model.preprocessing.size)),
+        "weights": model.weights.name,
+        "weights_sha256": model.weights.sha256,
     }
     save_file(state, path, metadata)
 
 
 def _read_safetensors(model: ReadyModel, network: Any, path: Path) -> Reloaded:
-    size = tuple(model.preprocessing["size"])
+    size = model.preprocessing.size
     fresh = create(model.spec, size, network.num_classes).eval()
     load_weights(fresh, path, model.spec.arch)
     return fresh

@@ -5,10 +5,11 @@ inference_model(model, "demo.JPEG")  # {'pred_class': ..., 'pred_score': ..., ..
 model.extract_feat(images)[0]  # (B, 1024)
 """
 
+import dataclasses
 import io
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS, OWN
 from mixmim_bench.features.extract import forward_all
 from mixmim_bench.machine import Machine, open_machine
-from mixmim_bench.models.build import build, classes_of, preprocessing
-from mixmim_bench.models.weights import RANDOM, resolve_weights
+from mixmim_bench.models.build import build, classes_of, own_size, preprocessing
+from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.progress import download_bar
 from mixmim_bench.registry import MODELS, find_model
-from mixmim_bench.specs import ModelSpec
+from mixmim_bench.specs import RANDOM, ModelSpec, Weights
 
 
 class ReadyModel(nn.Module):
@@ -40,14 +41,12 @@ class ReadyModel(nn.Module):
     Without a classifier (weights of pretraining have none) the network gives pooled features (B, D).
     """
 
-    def __init__(
-        self, network: Any, spec: ModelSpec, weights: Mapping[str, Any], size: tuple[int, int]
-    ) -> None:
+    def __init__(self, network: Any, spec: ModelSpec, weights: Weights, size: tuple[int, int]) -> None:
         super().__init__()
         self.network = network
         self.spec = spec
-        self.weights = dict(weights)
-        self.preprocessing = {**preprocessing(spec), "size": list(size)}
+        self.weights = weights
+        self.preprocessing = dataclasses.replace(preprocessing(spec), size=size)
         self.num_classes: int = network.num_classes
         self.classes = class_names(network)
 
@@ -111,13 +110,12 @@ def get_model(
     """
     spec = find_model(name)
     if pretrained is False:
-        weights = dict(RANDOM)
+        weights = RANDOM
     else:
         choice = "auto" if pretrained is True else str(pretrained)
         bar = download_bar(Console(stderr=True))
         weights = resolve_weights(spec, choice, bar, finetuned=not for_features)
-    own = preprocessing(spec)["size"]
-    size = (own[0], own[1]) if img_size is None else _pair(img_size)
+    size = own_size(spec) if img_size is None else _pair(img_size)
     if num_classes is None:
         num_classes = classes_of(spec, weights)
     notes: list[str] = []
@@ -179,7 +177,7 @@ def classify(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterato
     """
     if not model.num_classes:
         raise BenchError(
-            f"{model.spec.name} with {model.weights['name']} has no classifier: these weights were only "
+            f"{model.spec.name} with {model.weights.name} has no classifier: these weights were only "
             "pretrained; features can be extracted"
         )
     for answers in _run(model, pictures, machine, LOGITS):
@@ -205,9 +203,9 @@ def save_features(
     """Write features (n, d) with the names (n,) of their images and what made them, whole or not at all."""
     about = {
         "model": model.spec.name,
-        "weights": model.weights["name"],
-        "weights_sha256": model.weights["sha256"],
-        "preprocessing": model.preprocessing,
+        "weights": model.weights.name,
+        "weights_sha256": model.weights.sha256,
+        "preprocessing": model.preprocessing.identity(),
         "precision": machine.precision,
     }
     buffer = io.BytesIO()

@@ -153,6 +153,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def halved(what: str, asked: int, used: int) -> str:
+    """Note that memory ran out at a batch of `asked` images, and how many were used instead."""
+    return f"{what}: memory ran out at batch {asked}, done with {used}"
+
+
 def available_bytes() -> int:
     """Read how much memory this process may still take, a container's limit included."""
     available = psutil.virtual_memory().available

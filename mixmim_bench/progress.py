@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +19,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from mixmim_bench.protocols.workbench import Advance
+Advance = Callable[[int], None]  # counts items as done
+
+
+class Stages(Protocol):
+    """Where progress is shown."""
+
+    def stage(self, name: str, total: int, work: float) -> AbstractContextManager[Advance]:
+        """Show a stage over `total` items, each of which costs `work` GMACs."""
+
 
 QUIET_S = 10.0  # between two plain lines of one stage
 

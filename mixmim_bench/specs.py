@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 RECORD_SCHEMA = 1
 RANDOM_INIT = "random init"  # how tables and plots name weights that were never trained
@@ -27,18 +27,6 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
 
 
-def describe_preprocessing(values: Mapping[str, Any]) -> str:
-    """Describe preprocessing in one line; no checkpoint holds it, so users have to check it."""
-    height, width = values["size"]
-    resized = math.floor(min(height, width) / values["crop_pct"])
-    fused = ", fused" if values.get("resize") else ""
-    mean, std = (", ".join(f"{x:g}" for x in values[name]) for name in ("mean", "std"))
-    return (
-        f"resize to {resized} ({values['interpolation']}{fused}), {values['crop_mode']} crop "
-        f"{height} x {width}, mean {mean}, std {std}"
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec:
     """A published checkpoint of a backbone."""
@@ -51,6 +39,53 @@ class WeightsSpec:
     pretraining: str = ""
     finetuned: bool = False
     published: Mapping[str, float] = field(default_factory=dict)  # metric -> percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights that were found for a model."""
+
+    kind: str  # file, remote (a plan may hold what is still to be fetched) or random
+    name: str  # in tables
+    sha256: str = ""
+    path: str = ""  # of the file on this machine
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are random: nothing was trained."""
+        return self.kind == "random"
+
+
+RANDOM = Weights(kind="random", name=RANDOM_INIT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How images are prepared for a model; fields as in timm's configuration."""
+
+    size: tuple[int, int]  # (h, w)
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: str = ""  # 'fused': resized and cropped in one step
+
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON that run ids are made from."""
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+        return values if self.resize else {name: v for name, v in values.items() if name != "resize"}
+
+    def describe(self) -> str:
+        """Describe the steps in one line; checkpoints do not hold them, so users have to check."""
+        height, width = self.size
+        resized = math.floor(min(height, width) / self.crop_pct)
+        fused = f", {self.resize}" if self.resize else ""
+        mean, std = (", ".join(f"{x:g}" for x in values) for values in (self.mean, self.std))
+        return (
+            f"resize to {resized} ({self.interpolation}{fused}), {self.crop_mode} crop {height} x {width}, "
+            f"mean {mean}, std {std}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,18 +159,27 @@ class TaskSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """The images that were found for a task; layout and root are where they are on this machine."""
+
+    fingerprint: str
+    layout: str = ""
+    root: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """One thing to do: judge a model on a task under a protocol, with everything resolved.
+    """One thing to do: evaluate a model on a task with a protocol, with everything resolved.
 
     `weights`, `preprocessing`, `data` and `protocol` are what `resolve` found: no value is 'auto'.
     """
 
     model: ModelSpec
-    weights: Mapping[str, Any]  # kind, name, sha256; path is where the file is here
-    preprocessing: Mapping[str, Any]  # size (h, w), crop_pct, interpolation, mean, std
+    weights: Weights
+    preprocessing: Preprocessing
     task: TaskSpec
-    data: Mapping[str, Any]  # fingerprint; layout and root are where the images are here
-    protocol: Mapping[str, Any]  # name, version and every hyper-parameter
+    data: DataSource
+    protocol: Mapping[str, Any]  # name, version and hyper-parameters
     seed: int | None  # None where nothing is random
     precision: str
 
@@ -148,8 +192,8 @@ class Run:
             "arch": self.model.arch,
             **versions,
             "kwargs": dict(self.model.kwargs),
-            "weights": {key: self.weights[key] for key in ("kind", "sha256")},
-            "preprocessing": dict(self.preprocessing),
+            "weights": {"kind": self.weights.kind, "sha256": self.weights.sha256},
+            "preprocessing": self.preprocessing.identity(),
             "task": {
                 "name": task.name,
                 "kind": task.kind,
@@ -163,7 +207,7 @@ class Run:
                 "forbid": sorted(task.forbid),
                 "skip_unreadable": task.skip_unreadable,
             },
-            "data": self.data["fingerprint"],
+            "data": self.data.fingerprint,
             "protocol": dict(self.protocol),
             "seed": self.seed,
             "precision": self.precision,
@@ -177,14 +221,48 @@ class Run:
     @property
     def size(self) -> tuple[int, int]:
         """The image size (h, w)."""
-        height, width = self.preprocessing["size"]
-        return height, width
+        return self.preprocessing.size
+
+    def to_json(self) -> str:
+        """Write the run as JSON, from which another process can do it."""
+        return canonical_json(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Run":
+        """Read what `to_json` wrote."""
+        return _restored(cls, json.loads(text))
 
     @property
     def label(self) -> str:
         """Name the run for people."""
         seed = f" seed {self.seed}" if self.seed else ""
         return f"{self.model.name} · {self.task.name} · {self.protocol['name']}{seed}"
+
+
+def _restored(kind: Any, value: Any) -> Any:
+    """Turn JSON values back into dataclasses and tuples, by the types of the fields."""
+    if dataclasses.is_dataclass(kind):
+        types = get_type_hints(kind)
+        return kind(**{name: _restored(types[name], each) for name, each in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        first, *_ = get_args(kind)
+        return tuple(_restored(first, each) for each in value)
+    return value
+
+
+class Score(TypedDict, total=False):
+    """A metric of one run: fractions with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    interval: str  # the method
+    n: int  # items
+    guess: float  # what knowing only the class frequencies would score
+    smallest_class: int
+    resamples: int
+    draws: int  # of training images, for few-shot probes
+    std: float  # over these draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +325,7 @@ class RunRecord:
     suites: tuple[str, ...] = ()  # that the task belongs to
     costs: Mapping[str, str] = field(default_factory=dict)  # 'own' size and 'run' size -> key of a Cost
     data_bytes: str = ""  # digest of the bytes of all images
-    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scores: Mapping[str, Score] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)

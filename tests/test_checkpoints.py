@@ -24,7 +24,7 @@ from mixmim_bench.models.formats import convert
 from mixmim_bench.models.positions import resize_positions, sincos_positions
 from mixmim_bench.models.pretraining import pretraining_model
 from mixmim_bench.models.weights import resolve_weights
-from mixmim_bench.specs import ModelSpec
+from mixmim_bench.specs import ModelSpec, Weights
 
 TINY = ModelSpec(name="tiny", arch="mixmim_base", kwargs=SMALL)
 
@@ -283,7 +283,7 @@ def test_weights_that_are_only_a_start_say_so_in_the_notes(tmp_path):
     small = ModelSpec(name="mixmim-b-384", arch="mixmim_base_384", kwargs=SMALL)
     torch.save(timm.create_model("mixmim_base", **SMALL).state_dict(), tmp_path / "b.pth")
     notes = []
-    build(small, {"kind": "file", "path": str(tmp_path / "b.pth")}, (384, 384), 0, notes=notes)
+    build(small, Weights(kind="file", name="b", path=str(tmp_path / "b.pth")), (384, 384), 0, notes=notes)
     assert "a start for fine-tuning" in notes[0]
 
 
@@ -298,7 +298,7 @@ def test_a_checkpoint_is_loaded_and_checked(tmp_path):
     saved = create(TINY, (32, 32), num_classes=5)
     torch.save({"model": saved.state_dict()}, tmp_path / "good.pth")
     weights = resolve_weights(TINY, str(tmp_path / "good.pth"))
-    assert re.fullmatch("[0-9a-f]{64}", weights["sha256"])
+    assert re.fullmatch("[0-9a-f]{64}", weights.sha256)
     images = torch.randn(2, 3, 32, 32)
     for classes in (5, 0, 9):
         loaded = build(TINY, weights, (32, 32), seed=1, num_classes=classes).eval()

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss as log_loss_of_sklearn
 from test_protocols import PixelBench, fitted
 
+from mixmim_bench.data.dataset import Split
 from mixmim_bench.data.images import Arrays, Part
 from mixmim_bench.protocols.classification.linear import Linear
 from mixmim_bench.protocols.multilabel.linear import LinearMultilabel
-from mixmim_bench.protocols.workbench import Split
 from mixmim_bench.scoring.choosing import Sweep, log_loss, loss_of_frequencies
 from mixmim_bench.scoring.metrics import value
 

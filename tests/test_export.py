@@ -12,14 +12,14 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.export import export_model
 from mixmim_bench.inference import ReadyModel
 from mixmim_bench.models.checkpoints import load_weights
-from mixmim_bench.specs import ModelSpec
+from mixmim_bench.specs import ModelSpec, Weights
 
 
 @pytest.fixture
 def small(tiny):
     """A small MixMIM as `get_model` gives it."""
     spec = ModelSpec(name="small", arch="mixmim_base", kwargs=TINY)
-    return ReadyModel(tiny().eval(), spec, {"name": "seeded", "sha256": ""}, (64, 64)).eval()
+    return ReadyModel(tiny().eval(), spec, Weights(kind="random", name="seeded"), (64, 64)).eval()
 
 
 def outputs(model, batch):

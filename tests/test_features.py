@@ -19,7 +19,7 @@ from mixmim_bench.features.check import check_layers
 from mixmim_bench.features.extract import extract
 from mixmim_bench.features.layers import Taps, choose_layers
 from mixmim_bench.machine import Machine
-from mixmim_bench.specs import ModelSpec
+from mixmim_bench.specs import ModelSpec, Preprocessing
 
 GOLDEN = Path(__file__).parent / "golden" / "features.json"
 
@@ -110,10 +110,10 @@ def golden_features(tiny):
     pixels = (load_digits().images[:6] * 15).astype(np.uint8)
     part = Part(np.arange(6).astype(str), np.zeros(6, np.int64), Arrays(pixels, "digits"))
     transform = eval_transform(
-        {
-            **{"size": [64, 64], "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
-            **{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-        }
+        Preprocessing(
+            **{"size": (64, 64), "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
+            **{"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        )
     )
     machine = Machine(device="cpu")
     layers = ("own", "stage1", "stage2", "stage3", "last4")

@@ -196,7 +196,7 @@ def observe(root: Path) -> dict[str, dict]:
 def recipes() -> dict[str, dict]:
     """Resolve every protocol with each of its presets: what goes into the identities of runs."""
     return {
-        f"{kind} {name} {preset}": resolve_protocol(name, kind, preset, {}, random_weights=False)
+        f"{kind} {name} {preset}": resolve_protocol(name, kind, preset, {}, random_weights=False).to_dict()
         for (name, kind), cls in sorted(load_protocols().items())
         for preset in sorted(cls.presets)
     }
@@ -215,7 +215,7 @@ def observed(tmp_path_factory):
 
 
 def test_recipes_stay(golden):
-    """A new hyper-parameter stays out of the identity where it has its default; see `protocols.later`."""
+    """A new hyper-parameter stays out of the identity where it has its default (`contract.later`)."""
     assert json.loads(json.dumps(recipes())) == golden["recipes"]
 
 

@@ -1,5 +1,7 @@
 """Images as users have them: every mode that PIL opens, and files that are none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,20 +13,21 @@ from torchvision import transforms
 from mixmim_bench.data.files import Files
 from mixmim_bench.data.images import Arrays, Part, UnreadableImage, join
 from mixmim_bench.data.loading import ImageDataset, batches, in_groups
-from mixmim_bench.data.transforms import eval_transform, train_transform
+from mixmim_bench.data.transforms import ImageOnly, eval_transform, train_transform
 from mixmim_bench.errors import UnreadableImages
 from mixmim_bench.features.extract import extract
 from mixmim_bench.machine import Machine
+from mixmim_bench.specs import Preprocessing
 
 GREY = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
-PLAIN = {
-    "size": [8, 8],
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-    "interpolation": "bicubic",
-    "mean": [0.0] * 3,
-    "std": [1.0] * 3,
-}
+PLAIN = Preprocessing(
+    size=(8, 8),
+    crop_pct=1.0,
+    crop_mode="center",
+    interpolation="bicubic",
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+)
 
 
 def as_rgb(path):
@@ -139,7 +142,7 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone():
     transform = train_transform(PLAIN, auto_augment="rand-m9-mstd0.5-inc1", **PAPER)
 
     def drawn(seed, epoch, workers, group):
-        dataset = ImageDataset(part, transform, seed)
+        dataset = ImageDataset(part, ImageOnly(transform), seed=seed)
         dataset.epoch = epoch
         return torch.cat([b.images for b in batches(dataset, in_groups(range(6), group), workers)])
 
@@ -152,11 +155,12 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone():
 def test_the_recipes_augmentation_never_fails(epochs):
     """With pillow 13 it does, once in some 700 images."""
     images = Arrays(np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), dtype=np.uint8), "random")
-    dataset = ImageDataset(images, train_transform(PLAIN, auto_augment="rand-m9-mstd0.5-inc1", **PAPER), 0)
+    transform = train_transform(PLAIN, auto_augment="rand-m9-mstd0.5-inc1", **PAPER)
+    dataset = ImageDataset(images, ImageOnly(transform), seed=0)
     for epoch in range(epochs):
         dataset.epoch = epoch
         for row in range(50):
-            assert dataset[row][1].shape == (3, 8, 8)
+            assert dataset[row].image.shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,7 @@ def test_a_fault_of_the_machine_is_no_fault_of_the_image(monkeypatch, tmp_path, 
         Files(tmp_path, np.array(["a.png"])).load(0)
 
 
-PHOTO = {**PLAIN, "size": [64, 64], "crop_pct": 0.875, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+PHOTO = dataclasses.replace(PLAIN, size=(64, 64), crop_pct=0.875, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 
 
 SIDE = st.integers(40, 700)
@@ -190,11 +194,11 @@ def test_the_evaluation_transform_is_torchvisions(width, height, interpolation, 
         transforms.Resize(73, interpolation=mode),
         transforms.CenterCrop(64),
         transforms.ToTensor(),
-        transforms.Normalize(PHOTO["mean"], PHOTO["std"]),
+        transforms.Normalize(PHOTO.mean, PHOTO.std),
     ]
     expected = transforms.Compose(steps)(image)
-    preprocessing = {**PHOTO, "interpolation": interpolation}
+    preprocessing = dataclasses.replace(PHOTO, interpolation=interpolation)
     assert torch.equal(eval_transform(preprocessing)(image), expected)
-    fused = eval_transform({**preprocessing, "resize": "fused"})(image)
-    levels = (fused - expected) * torch.tensor(PHOTO["std"]).view(3, 1, 1) * 255
+    fused = eval_transform(dataclasses.replace(preprocessing, resize="fused"))(image)
+    levels = (fused - expected) * torch.tensor(PHOTO.std).view(3, 1, 1) * 255
     assert levels.abs().max() < 2.01

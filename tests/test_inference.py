@@ -81,7 +81,7 @@ def test_published_weights_are_fetched_checked_and_predict_what_they_did(publish
 @pytest.mark.usefixtures("published")
 def test_a_name_alone_means_the_weights_that_fit_the_use():
     """Classes come from fine-tuned weights; probing (see resolve) takes the pretrained ones."""
-    assert get_model("small", pretrained=True).weights["name"] == "small_ft"
+    assert get_model("small", pretrained=True).weights.name == "small_ft"
     pretrained = get_model("small_pre", pretrained=True)
     assert pretrained.num_classes == 0
     assert pretrained(torch.rand(2, 3, 224, 224)).shape == (2, 128)

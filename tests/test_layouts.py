@@ -73,7 +73,7 @@ def test_imagenet_is_the_same_however_it_is_held(imagenet, layout):
     for role in ROLES:
         assert data.parts[role].ids.tolist() == reference.parts[role].ids.tolist()
     if layout != "parquet":  # which does not tell an image's size unread
-        assert data.fingerprint == reference.fingerprint
+        assert data.source.fingerprint == reference.source.fingerprint
 
 
 def copies_digest(content):
@@ -244,7 +244,7 @@ def test_a_shard_that_changes_is_listed_anew(tmp_path):
     )
     after = opened("imagenet1k", tmp_path)
     assert sum(map(len, after.parts.values())) == sum(map(len, before.parts.values())) + 1
-    assert after.fingerprint != before.fingerprint
+    assert after.source.fingerprint != before.source.fingerprint
 
 
 def test_a_packed_shard_says_how_to_mend_it(tmp_path):
@@ -291,7 +291,7 @@ def test_inaturalist_is_the_same_in_class_folders_and_lists(tmp_path):
             target = tmp_path / "folders" / part / Path(image["file_name"]).parent.name
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy2(tmp_path / "official" / image["file_name"], target)
-    assert opened("inat2019", tmp_path / "folders").fingerprint == official.fingerprint
+    assert opened("inat2019", tmp_path / "folders").source.fingerprint == official.source.fingerprint
 
 
 @pytest.mark.parametrize("prefix", ["train_val2018/", ""])
@@ -311,7 +311,7 @@ def test_openmmlabs_lists_of_inaturalist_are_read(tmp_path, prefix):
         if spec.name == "lists:TextLists"
     ]
     found = opened("inat2018", tmp_path, num_classes=30, layouts=tuple(layouts))
-    assert found.fingerprint == expected.fingerprint
+    assert found.source.fingerprint == expected.source.fingerprint
 
 
 @pytest.mark.parametrize(

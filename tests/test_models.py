@@ -16,9 +16,9 @@ from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters, 
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build, create, own_classes, own_size, preprocessing, try_out
-from mixmim_bench.models.weights import RANDOM, resolve_weights
+from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.registry import MODELS, by_name, find_model, weights_folder
-from mixmim_bench.specs import ModelSpec, Run, TaskSpec
+from mixmim_bench.specs import RANDOM, DataSource, ModelSpec, Run, TaskSpec
 
 TINY = ModelSpec(
     name="tiny",
@@ -77,10 +77,10 @@ def test_preprocessing_is_the_models_own(name):
     spec = find_model(name)
     config = timm.get_pretrained_cfg(spec.arch)
     own = preprocessing(spec)
-    assert own["size"] == list(config.input_size[1:]) == list(own_size(spec))
-    assert (own["mean"], own["std"]) == (list(config.mean), list(config.std))
-    assert (own["interpolation"], own["crop_pct"]) == (config.interpolation, config.crop_pct)
-    assert own["crop_mode"] == (config.crop_mode or "center")
+    assert own.size == config.input_size[1:] == own_size(spec)
+    assert (own.mean, own.std) == (config.mean, config.std)
+    assert (own.interpolation, own.crop_pct) == (config.interpolation, config.crop_pct)
+    assert own.crop_mode == (config.crop_mode or "center")
 
 
 def test_random_weights_depend_on_the_seed_alone():
@@ -223,8 +223,8 @@ def run_of(model, metric_versions):
         **{"layouts": (), "counts": {}, "split": {}},
     )
     return Run(
-        **{"model": model, "task": task, "weights": {"kind": "random", "sha256": ""}, "preprocessing": {}},
-        **{"data": {"fingerprint": "0"}, "protocol": {}, "seed": None, "precision": "float32"},
+        **{"model": model, "task": task, "weights": RANDOM, "preprocessing": preprocessing(model)},
+        **{"data": DataSource(fingerprint="0"), "protocol": {}, "seed": None, "precision": "float32"},
     )
 
 

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from test_store import bench_of
 
-from mixmim_bench.data.dataset import TaskData, open_task
+from mixmim_bench.data.dataset import Split, TaskData, open_task
 from mixmim_bench.data.images import Arrays, Part
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features.extract import Features
@@ -31,8 +31,8 @@ from mixmim_bench.protocols.classification.fewshot import _order as draw_order
 from mixmim_bench.protocols.classification.knn import KNN
 from mixmim_bench.protocols.classification.linear import Linear
 from mixmim_bench.protocols.classification.linear_sgd import LinearSGD
-from mixmim_bench.protocols.workbench import Split, Workbench
-from mixmim_bench.scoring.metrics import value
+from mixmim_bench.protocols.contract import Workload
+from mixmim_bench.specs import DataSource
 from mixmim_bench.suite.execute import execute
 from mixmim_bench.suite.taskfile import read_task
 
@@ -66,11 +66,6 @@ class PixelBench:
 
     def features_of_layers(self, split, layers):
         return {layer: self.features(split, layer) for layer in layers}
-
-    def score(self, y, scores):
-        return value(self.metric, y, scores)
-
-    score_path = Workbench.score_path
 
     @contextmanager
     def stage(self, *_):
@@ -297,16 +292,16 @@ def test_one_head_is_trained_on_train_and_val_at_once(my_task):
     done = protocol.fit(bench, splits["train"], splits["val"])
     assert bench.stages.counted == {"training the head": [20 * 60, 20 * 60]}
     assert done.arrays["train_loss"][-1] < 0.8 * done.arrays["train_loss"][0]
-    assert protocol.images({"train": 48, "val": 12, "test": 30}) == {"forward": 20 * 60 + 30, "train": 0}
+    assert protocol.images({"train": 48, "val": 12, "test": 30}) == Workload(forward=20 * 60 + 30)
     predicted = done.predict(splits["test"])
     assert (predicted.scores.argmax(1) == predicted.y).mean() > 0.5
 
 
 def test_the_recipes_of_mae_and_dinov2():
-    mae = resolve_protocol("linear-sgd", "classification", "paper", {}, random_weights=False)
+    mae = resolve_protocol("linear-sgd", "classification", "paper", {}, random_weights=False).to_dict()
     assert (mae["optimizer"], mae["base_lr"], mae["epochs"], mae["batch_size"]) == ("lars", [0.1], 90, 16384)
     assert (mae["warmup_epochs"], mae["norm"], mae["layers"]) == (10.0, "batch", ["own"])
-    dinov2 = resolve_protocol("linear-sgd", "classification", "dinov2", {}, random_weights=False)
+    dinov2 = resolve_protocol("linear-sgd", "classification", "dinov2", {}, random_weights=False).to_dict()
     assert len(dinov2["base_lr"]) == 13 and (dinov2["optimizer"], dinov2["norm"]) == ("sgd", "none")
     assert dinov2["epochs"] * 1281167 / dinov2["batch_size"] == pytest.approx(12_500, rel=0.01)
 
@@ -351,8 +346,9 @@ def test_no_protocol_touches_test_before_its_choice_is_frozen(name, my_task, mon
     sealed = Sealed(splits["test"].part.images)
     labels_of_test = splits["test"].part.labels
     parts = {role: split.part for role, split in splits.items()}
-    parts["test"] = dataclasses.replace(parts["test"], labels=np.full_like(labels_of_test, -1), images=sealed)
-    data = TaskData(parts, ("a", "b", "c"), "layout", "root", "0")
+    parts["test"] = Part(parts["test"].ids, np.full_like(labels_of_test, -1), sealed)
+    splits = {role: Split(role, part) for role, part in parts.items()}
+    data = TaskData(splits, ("a", "b", "c"), DataSource(fingerprint="0", layout="layout", root="root"))
     cls, frozen = PROTOCOLS[name, "classification"], []
     real = cls.fit
 
@@ -391,18 +387,20 @@ def test_every_protocol_describes_itself(key):
     assert cls.__doc__ and cls.title and cls.version >= 1 and "paper" in cls.presets
     assert isinstance(cls.stochastic, bool)
     for preset in cls.presets:
-        values = resolve_protocol(*key, preset, {}, random_weights=False)
+        values = resolve_protocol(*key, preset, {}, random_weights=False).to_dict()
         again = build_protocol(values, cls.kind)
         assert again == cls(**check_values(cls, cls.presets[preset]))
-        assert set(again.images({"train": 10, "val": 5, "test": 7})) == {"forward", "train"}
+        assert again.images({"train": 10, "val": 5, "test": 7}).forward > 0
 
 
 def test_values_are_defaults_then_preset_then_task():
-    plain = resolve_protocol("finetune", "classification", "auto", {}, random_weights=False)
-    untrained = resolve_protocol("finetune", "classification", "auto", {}, random_weights=True)
+    plain = resolve_protocol("finetune", "classification", "auto", {}, random_weights=False).to_dict()
+    untrained = resolve_protocol("finetune", "classification", "auto", {}, random_weights=True).to_dict()
     assert plain["mixup"] == 0.8 and untrained["mixup"] == 0.0
-    assert resolve_protocol("finetune", "classification", "paper", {}, random_weights=True) == plain
-    by_task = resolve_protocol("finetune", "classification", "auto", {"mixup": 0.3, "epochs": 9}, True)
+    assert resolve_protocol("finetune", "classification", "paper", {}, random_weights=True).to_dict() == plain
+    by_task = resolve_protocol(
+        "finetune", "classification", "auto", {"mixup": 0.3, "epochs": 9}, True
+    ).to_dict()
     assert (by_task["mixup"], by_task["epochs"], by_task["cutmix"]) == (0.3, 9, 0.0)
 
 

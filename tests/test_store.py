@@ -25,13 +25,12 @@ from mixmim_bench.errors import BenchError, UnreadableImages
 from mixmim_bench.features import store as store_module
 from mixmim_bench.features.store import FeatureStore, Piece, filling
 from mixmim_bench.machine import Machine
-from mixmim_bench.models.weights import RANDOM
-from mixmim_bench.protocols.workbench import Shelf, Split, Workbench
-from mixmim_bench.specs import digest
-from mixmim_bench.suite.plan import ModelChoice, TaskChoice, plan
+from mixmim_bench.protocols.workbench import Shelf, Workbench
+from mixmim_bench.specs import RANDOM, Weights, digest
+from mixmim_bench.suite.plan import ModelChoice, TaskChoice, choose_protocol, plan
 from mixmim_bench.suite.taskfile import read_task
 
-SMALL = {**PREPROCESSING, "size": [32, 32], "crop_pct": 1.0}
+SMALL = dataclasses.replace(PREPROCESSING, size=(32, 32), crop_pct=1.0)
 
 
 def bench_of(
@@ -39,23 +38,21 @@ def bench_of(
 ):
     """Make a workbench on a task of the user's, as the suite does, and its splits."""
     data = open_task(task)
-    counts = {role: len(part) for role, part in data.parts.items()}
     run = plan(
-        [ModelChoice(spec=model, weights=dict(weights), preprocessing=preprocessing)],
+        [ModelChoice(spec=model, weights=weights, preprocessing=preprocessing)],
         [
             TaskChoice(
                 spec=task,
-                data={"fingerprint": data.fingerprint, "layout": data.layout, "root": data.root},
-                counts=counts,
+                data=data.source,
+                counts=data.counts,
+                protocols=[choose_protocol(task, protocol, "auto")],
             )
         ],
-        [protocol],
         [seed],
-        "auto",
         precision,
     )[0].run
     bench = Workbench(run, Machine(device="cpu", precision=precision, batch_size=7), Quiet(), 0.1, Shelf())
-    return bench, {role: Split(role, part) for role, part in data.parts.items()}
+    return bench, data.splits
 
 
 def extracted(bench):
@@ -69,7 +66,7 @@ def weights_file(folder, seed):
     network = timm.create_model(TINY.arch, num_classes=0, img_size=32, **TINY.kwargs)
     path = folder / "weights.pth"
     torch.save(network.state_dict(), path)
-    return {"kind": "file", "name": "weights.pth", "path": str(path), "sha256": digest([seed])}
+    return Weights(kind="file", name="weights.pth", path=str(path), sha256=digest([seed]))
 
 
 # -- found by what made it ----------------------------------------------------------------------------
@@ -108,25 +105,25 @@ def change_weights(folder, arguments):
 
 
 def change_normalisation(_, arguments):
-    arguments["preprocessing"] = {**SMALL, "mean": [0.5, 0.5, 0.51]}
+    arguments["preprocessing"] = dataclasses.replace(SMALL, mean=(0.5, 0.5, 0.51))
 
 
 def change_crop(_, arguments):
-    arguments["preprocessing"] = {**SMALL, "crop_pct": 0.9}
+    arguments["preprocessing"] = dataclasses.replace(SMALL, crop_pct=0.9)
 
 
 def change_interpolation(_, arguments):
-    arguments["preprocessing"] = {**SMALL, "interpolation": "bilinear"}
+    arguments["preprocessing"] = dataclasses.replace(SMALL, interpolation="bilinear")
 
 
 def change_size(_, arguments):
-    arguments["preprocessing"] = {**SMALL, "size": [64, 64]}
-    arguments["weights"] = dict(RANDOM)
+    arguments["preprocessing"] = dataclasses.replace(SMALL, size=(64, 64))
+    arguments["weights"] = RANDOM
 
 
 def change_architecture(_, arguments):
     arguments["model"] = dataclasses.replace(TINY, kwargs={**TINY.kwargs, "depths": [1, 1, 1, 2]})
-    arguments["weights"] = dict(RANDOM)
+    arguments["weights"] = RANDOM
 
 
 def change_precision(_, arguments):
@@ -191,7 +188,7 @@ def test_the_seed_of_random_weights_and_the_extractor_decide_too(my_task, monkey
     other, splits = bench_of(read_task(my_task), seed=1)
     other.features(splits["val"])
     assert extracted(other) == 12
-    monkeypatch.setattr("mixmim_bench.protocols.workbench.EXTRACTOR_VERSION", 99)
+    monkeypatch.setattr("mixmim_bench.features.keys.EXTRACTOR_VERSION", 99)
     newer, splits = bench_of(read_task(my_task))
     newer.features(splits["val"])
     assert extracted(newer) == 12
@@ -208,7 +205,7 @@ def test_the_code_of_a_users_own_model_decides_too(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     import own_backbone  # noqa: F401 (registers the model)
 
-    from mixmim_bench.protocols.workbench import _own_code
+    from mixmim_bench.features.keys import _own_code
 
     before = _own_code("own_backbone_a")
     module.write_text(code.format("a") + "# another pooling\n")

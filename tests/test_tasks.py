@@ -40,7 +40,7 @@ def test_a_task_of_the_suite_says_where_it_comes_from(task):
 def test_an_embedded_task_is_there_stratified_and_the_same_each_time(name):
     data = open_task(TASKS[name])
     LOADERS[name].cache_clear()  # of conftest.py
-    assert data.fingerprint == open_task(TASKS[name]).fingerprint
+    assert data.source.fingerprint == open_task(TASKS[name]).source.fingerprint
     total = sum(len(part) for part in data.parts.values())
     assert total <= sum(TASKS[name].counts.values())
     ids = np.concatenate([part.ids for part in data.parts.values()])
@@ -112,7 +112,7 @@ def test_a_csv_of_paths_and_labels_is_read_the_same(my_task, tmp_path):
     path = tmp_path / "listed.toml"
     path.write_text(text.replace("[image]", options + "[image]"))
     by_list = open_task(read_task(path))
-    assert by_list.fingerprint == by_folder.fingerprint
+    assert by_list.source.fingerprint == by_folder.source.fingerprint
     assert by_list.classes == by_folder.classes
 
 
@@ -145,7 +145,7 @@ def test_names_with_spaces_links_and_letters_of_any_language(my_task, tmp_path):
 def test_the_fingerprint_sees_what_changes_and_nothing_else(my_task, tmp_path):
     def look():
         data = open_task(read_task(my_task))
-        return data.fingerprint, stamp(data.parts["test"])
+        return data.source.fingerprint, stamp(data.parts["test"])
 
     before = look()
     image = next((tmp_path / "images" / "val").rglob("*.png"))

@@ -13,16 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from mixmim_bench.data.dataset import open_task
+from mixmim_bench.data.dataset import Split, open_task
 from mixmim_bench.data.images import join
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine, is_out_of_memory, memory_errors
-from mixmim_bench.models.weights import RANDOM
 from mixmim_bench.protocols import build_protocol
-from mixmim_bench.protocols.workbench import Shelf, Split, Workbench
-from mixmim_bench.specs import ModelSpec
+from mixmim_bench.protocols.workbench import Shelf, Workbench
+from mixmim_bench.specs import RANDOM, ModelSpec, Preprocessing
 from mixmim_bench.suite.execute import execute
-from mixmim_bench.suite.plan import ModelChoice, TaskChoice, plan
+from mixmim_bench.suite.plan import ModelChoice, TaskChoice, choose_protocol, plan
 from mixmim_bench.suite.selection import load_tasks
 from mixmim_bench.suite.taskfile import read_task
 from mixmim_bench.training import loop as training
@@ -33,14 +32,14 @@ TINY = ModelSpec(
     arch="mixmim_base",
     kwargs={"embed_dim": 24, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]},
 )
-PREPROCESSING = {
-    "size": [224, 224],
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-    "interpolation": "bicubic",
-    "mean": [0.5] * 3,
-    "std": [0.5] * 3,
-}
+PREPROCESSING = Preprocessing(
+    size=(224, 224),
+    crop_pct=0.875,
+    crop_mode="center",
+    interpolation="bicubic",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
 
 
 class Quiet:
@@ -61,17 +60,17 @@ class Quiet:
 
 def bench_for(task, seed=0, model=TINY, **machine):
     data = open_task(task)
-    counts = {role: len(part) for role, part in data.parts.items()}
     run = plan(
         [ModelChoice(spec=model, weights=RANDOM, preprocessing=PREPROCESSING)],
         [
             TaskChoice(
-                spec=task, data={"fingerprint": data.fingerprint, "layout": "", "root": ""}, counts=counts
+                spec=task,
+                data=data.source,
+                counts=data.counts,
+                protocols=[choose_protocol(task, "finetune", "auto")],
             )
         ],
-        ["finetune"],
         [seed],
-        "auto",
         "float32",
     )[0].run
     machine = Machine(**{"device": "cpu", **machine})
@@ -102,7 +101,9 @@ def trainer_for(bench, part, at_once=32):
     network, _ = recipe._network(bench)
     objective = Classifying(bench.num_classes, recipe.mixup, recipe.cutmix, recipe.smoothing)
     transform, schedule = recipe._transform(bench), recipe._schedule(len(part))
-    return network, training.Trainer(network, part, transform, objective, schedule, bench, at_once)
+    return network, training.Trainer(
+        network, part, transform, objective, schedule, bench.environment, at_once
+    )
 
 
 FEW_AND_ALL = pytest.mark.parametrize("n", [100, pytest.param(None, marks=pytest.mark.slow)])
@@ -153,7 +154,7 @@ def test_accumulated_halves_are_the_whole_batch(recipe):
     for at_once in (32, 16):
         bench, data = bench_for(digits(**recipe))
         network, trainer = trainer_for(bench, data.parts["val"], at_once)
-        losses.append(trainer.run("training"))
+        losses.append(trainer.run("training", 0.1))
         weights.append(torch.cat([p.flatten() for p in network.parameters()]))
     np.testing.assert_allclose(*losses, rtol=1e-4)
     torch.testing.assert_close(*weights, atol=2e-4, rtol=1e-3)
@@ -203,7 +204,7 @@ def test_the_schedule_warms_up_falls_and_keeps_layer_decay():
 def test_a_task_forbids_what_would_change_its_labels(forbid, chance):
     bench, data = bench_for(dataclasses.replace(digits(hflip=1.0), forbid=forbid))
     _, trainer = trainer_for(bench, data.parts["val"])
-    kept = [t for t in trainer.dataset.transform.transforms if "Flip" in type(t).__name__]
+    kept = [t for t in trainer.dataset.transform.transform.transforms if "Flip" in type(t).__name__]
     assert [t.p for t in kept] == chance
 
 

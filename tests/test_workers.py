@@ -15,7 +15,7 @@ from test_images import PLAIN
 from mixmim_bench.data import workers
 from mixmim_bench.data.images import Arrays
 from mixmim_bench.data.loading import ImageDataset, batches, in_groups
-from mixmim_bench.data.transforms import eval_transform
+from mixmim_bench.data.transforms import ImageOnly, eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import is_out_of_memory
 
@@ -41,7 +41,7 @@ class Stalling(Arrays):
 
 
 def loaded(images, processes=2):
-    dataset = ImageDataset(images, eval_transform(PLAIN), digests=True)
+    dataset = ImageDataset(images, ImageOnly(eval_transform(PLAIN)), digests=True)
     return list(batches(dataset, in_groups(range(len(images)), 4), processes))
 
 
@@ -92,9 +92,10 @@ sys.path.insert(0, {tests!r})
 import numpy as np
 from mixmim_bench.cli import main
 from mixmim_bench.data.images import Arrays
-from test_workers import PLAIN, ImageDataset, batches, eval_transform, in_groups
+from dataclasses import replace
+from test_workers import PLAIN, ImageDataset, ImageOnly, batches, eval_transform, in_groups
 images = Arrays(np.zeros((256, 8, 8, 3), np.uint8), "zeros")
-dataset = ImageDataset(images, eval_transform({{**PLAIN, "size": [224, 224]}}))
+dataset = ImageDataset(images, ImageOnly(eval_transform(replace(PLAIN, size=(224, 224)))))
 rows = [b.rows.tolist() for b in batches(dataset, in_groups(range(256), 64), 4)]
 assert sum(rows, []) == list(range(256)), rows
 print("done")

@@ -22,7 +22,6 @@ from mixmim_bench.cli.options import (
     print_table,
 )
 from mixmim_bench.errors import BenchError
-from mixmim_bench.specs import describe_preprocessing
 
 MODEL = click.option(
     "-m",
@@ -230,7 +229,7 @@ def _ready(
     if weights == "random":
         click.echo(f"{model} has RANDOM weights, of seed {seed}: what it says means nothing.", err=True)
     ready = get_model(model, pretrained, img_size=image_size, for_features=for_features, seed=seed)
-    click.echo(f"Preprocessing: {describe_preprocessing(ready.preprocessing)}", err=True)
+    click.echo(f"Preprocessing: {ready.preprocessing.describe()}", err=True)
     return ready, computer
 
 

@@ -159,13 +159,13 @@ def _plan_row(estimate: Any) -> dict[str, Any]:
     time_left = "finished" if estimate.finished else _duration(estimate.seconds)
     return {
         "model": run.model.name,
-        "weights": run.weights["name"],
+        "weights": run.weights.name,
         "task": run.task.name,
         "protocol": run.protocol["name"],
         "seed": "" if run.seed is None else run.seed,
-        "forward images": estimate.planned.forward,
+        "forward images": estimate.planned.work.forward,
         "at hand": estimate.at_hand,
-        "train images": estimate.planned.train,
+        "train images": estimate.planned.work.train,
         "GMACs/image": f"{estimate.gmacs:.2f}",
         "estimate": f"cannot run: {estimate.error}" if estimate.error else time_left,
     }

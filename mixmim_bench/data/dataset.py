@@ -2,33 +2,53 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from mixmim_bench.data.images import Part
-from mixmim_bench.data.index import Index, indexed
+from mixmim_bench.data.index import Index, indexed, stamp
 from mixmim_bench.data.layout import Layout, LayoutError, build_layout
 from mixmim_bench.data.nearby import hint
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.slices import Slice
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError
-from mixmim_bench.specs import ROLES, TaskSpec
+from mixmim_bench.specs import ROLES, DataSource, TaskSpec
 
 LABELS = "data.labels"  # in place of a key, where the labels of the data are wrong
 
 
 @dataclass(frozen=True)
-class TaskData:
-    """The images of each role, their classes, and what identifies them."""
+class Split:
+    """The images of one role: train, val or test."""
 
-    parts: Mapping[str, Part]
+    role: str
+    part: Part
+    listed_stamp: str = ""  # where it is known already
+
+    @cached_property
+    def stamp(self) -> str:
+        """Identify the images on this machine; a touched file changes it."""
+        return self.listed_stamp or stamp(self.part)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The images of each role, their classes, and where they were found."""
+
+    splits: Mapping[str, Split]
     classes: tuple[str, ...]
-    layout: str
-    root: str
-    fingerprint: str
-    stamps: Mapping[str, str] = field(default_factory=dict)  # of each role: a touched file changes it
+    source: DataSource
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The images of each role without their stamps."""
+        return {role: split.part for role, split in self.splits.items()}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of images of each role."""
+        return {role: len(split.part) for role, split in self.splits.items()}
 
 
 @dataclass(frozen=True)
@@ -120,8 +140,12 @@ def open_task(task: TaskSpec, roots: DataRoots | None = None) -> TaskData:
     with naming_the_file(task):
         for problem in index.problems:
             raise problem
-    parts = {role: listed[cut.part].take(index.rows[role]) for role, cut in slices_of(task).items()}
-    return TaskData(parts, classes, found.name, str(found.root), index.fingerprint, index.stamps)
+    splits = {
+        role: Split(role, listed[cut.part].take(index.rows[role]), index.stamps.get(role, ""))
+        for role, cut in slices_of(task).items()
+    }
+    source = DataSource(fingerprint=index.fingerprint, layout=found.name, root=str(found.root))
+    return TaskData(splits, classes, source)
 
 
 def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str, ...], Index]:
@@ -156,12 +180,8 @@ def _wrong_counts(
 def _wrong_labels(classes: Sequence[str], listed: Mapping[str, Part]) -> Iterator[LayoutError]:
     """Name the first image of each part whose label no class has."""
     for part in listed.values():
-        labels, n = part.labels, len(classes)
-        if labels.ndim == 2:
-            wrong = ((labels < -1) | (labels > 1)).any(1) | (labels.shape[1] != n)
-        else:
-            wrong = (labels < 0) | (labels >= n)
-        for row in np.flatnonzero(wrong)[:1].tolist():
-            image = part.images.name(row)
-            message = f"the label {labels[row]} of {image} is none of the {n} classes (0 to {n - 1})"
+        n, wrong = len(classes), part.targets.first_wrong(len(classes))
+        if wrong is not None:
+            image = part.images.name(wrong[0])
+            message = f"the label {wrong[1]} of {image} is none of the {n} classes (0 to {n - 1})"
             yield LayoutError(message, LABELS)

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from mixmim_bench.data.targets import Labels, LabelVectors, Targets, as_targets
+
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif"}
 )
@@ -141,21 +143,34 @@ class Taken:
         return hashlib.sha256(b"".join([*(m.summary() for m in self.members), self.rows.tobytes()])).digest()
 
 
-@dataclass(frozen=True)
 class Part:
-    """A part of a dataset: images with their canonical ids and their labels."""
+    """A part of a dataset: images with their canonical ids and their targets.
 
-    ids: np.ndarray  # (n,) of str
-    labels: np.ndarray  # (n,) int64, or (n, K) of 1, 0 and -1 where an image has several
-    images: Images
+    Args:
+        ids: (n,) of str.
+        targets: `Targets`, or the array of `Labels` (n,) or `LabelVectors` (n, K).
+        images: the images.
+    """
+
+    def __init__(self, ids: np.ndarray, targets: Targets | np.ndarray, images: Images) -> None:
+        self.ids = ids
+        self.targets = as_targets(targets)
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The array of `Labels` (n,) or `LabelVectors` (n, K); raises TypeError for other targets."""
+        if not isinstance(self.targets, Labels | LabelVectors):
+            raise TypeError(f"{type(self.targets).__name__} are no labels of images")
+        return self.targets.values
+
     def take(self, rows: np.ndarray) -> "Part":
         """Keep some rows, in the order given."""
         inner = np.stack([np.zeros_like(rows), rows], axis=1)
-        return Part(self.ids[rows], self.labels[rows], Taken((self.images,), inner))
+        return Part(self.ids[rows], self.targets.take(rows), Taken((self.images,), inner))
 
 
 def join(parts: Sequence[Part]) -> Part:
@@ -166,7 +181,7 @@ def join(parts: Sequence[Part]) -> Part:
     rows[:, 1] = np.concatenate([np.arange(size) for size in sizes])
     return Part(
         np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.labels for part in parts]),
+        parts[0].targets.joined([part.targets for part in parts[1:]]),
         Taken(tuple(part.images for part in parts), rows),
     )
 

@@ -4,37 +4,56 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mixmim_bench.data.batch import Batch
 from mixmim_bench.data.images import Loadable, UnreadableImage
-from mixmim_bench.data.transforms import Transform
-from mixmim_bench.data.workers import Batch, in_workers
+from mixmim_bench.data.targets import Targets
+from mixmim_bench.data.transforms import JointTransform
+from mixmim_bench.data.workers import in_workers
 from mixmim_bench.errors import UnreadableImages, counted
 from mixmim_bench.seeding import seed_everything
 
 AHEAD = 2  # batches that are prepared before they are needed
 
 
-# row; pixels, or why there are none; digest of the bytes
-_Item = tuple[int, Tensor | str, bytes]
+class Item(NamedTuple):
+    """An image with its target, transformed, or the reason why it cannot be read."""
+
+    row: int
+    image: Tensor | None = None
+    target: Any = None
+    digest: bytes = b""  # of the bytes
+    failure: str = ""
 
 
 class ImageDataset(Dataset):
-    """Decodes and transforms images; one that cannot be read gives the reason in place of pixels.
+    """Decodes images and transforms them with their targets.
 
-    With `seed`, what a random transform draws depends on seed, `epoch` and row alone, so it is the same
-    for any number of worker processes. With `digests` the images' bytes are hashed on the way.
+    Args:
+        images: the images.
+        transform: takes an image and its target (None without `targets`) and returns both.
+        targets: loaded beside the images.
+        seed: what a random transform draws depends on seed, `epoch` and row alone, so it is the same for any
+            number of worker processes.
+        digests: hash the images' bytes on the way.
     """
 
     def __init__(
-        self, images: Any, transform: Transform, seed: int | None = None, digests: bool = False
+        self,
+        images: Any,
+        transform: JointTransform,
+        targets: Targets | None = None,
+        seed: int | None = None,
+        digests: bool = False,
     ) -> None:
         self.images = images
         self.transform = transform
+        self.targets = targets
         self.seed = seed
         self.digests = digests
         self.epoch = 0
@@ -42,35 +61,31 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, row: int) -> _Item:
+    def __getitem__(self, row: int) -> Item:
         try:
             image = self.images.load(row)
+            target = None if self.targets is None else self.targets.load(row)
             digest = self.images.digest(row) if self.digests else b""
         except UnreadableImage as error:
-            return row, str(error), b""
+            return Item(row, failure=str(error))
         if self.seed is not None:
             seed_everything(self.seed, self.epoch, row)
-        return row, self.transform(image), digest
+        return Item(row, *self.transform(image, target), digest)
 
-
-def collate(items: Sequence[_Item]) -> Batch:
-    """Stack what could be read."""
-    rows, images, digests, failures = [], [], [], []
-    for row, image, digest in items:
-        if isinstance(image, str):
-            failures.append((row, image))
-        else:
-            rows.append(row)
-            images.append(image)
-            digests.append(
-                torch.frombuffer(bytearray(digest), dtype=torch.uint8) if digest else torch.empty(0)
-            )
-    return Batch(
-        torch.tensor(rows, dtype=torch.int64),
-        torch.stack(images) if images else torch.empty(0),
-        torch.stack(digests) if images else torch.empty(0),
-        failures,
-    )
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Stack what could be read."""
+        read = [item for item in items if item.image is not None]
+        images = [item.image for item in read if item.image is not None]
+        digests = [
+            torch.frombuffer(bytearray(item.digest), dtype=torch.uint8) for item in read if item.digest
+        ]
+        return Batch(
+            torch.tensor([item.row for item in read], dtype=torch.int64),
+            torch.stack(images) if images else torch.empty(0),
+            None if self.targets is None else self.targets.collate([item.target for item in read]),
+            torch.stack(digests) if digests else torch.empty(0),
+            [(item.row, item.failure) for item in items if item.image is None],
+        )
 
 
 def batches(dataset: ImageDataset, groups: Sequence[list[int]], workers: int) -> Iterator[Batch]:
@@ -83,17 +98,18 @@ def batches(dataset: ImageDataset, groups: Sequence[list[int]], workers: int) ->
     if workers == 0 and dataset.seed is None:
         yield from _ahead(dataset, groups)
         return
-    yield from in_workers(dataset, groups, collate, workers)
+    yield from in_workers(dataset, groups, dataset.collate, workers)
 
 
 def _ahead(dataset: ImageDataset, groups: Sequence[list[int]]) -> Iterator[Batch]:
     with ThreadPoolExecutor(1) as thread:
         loading: deque[Future[Batch]] = deque()
-        for group in [*groups, *([None] * AHEAD)]:
-            if group is not None:
-                loading.append(thread.submit(lambda rows: collate([dataset[row] for row in rows]), group))
-            if loading and (group is None or len(loading) > AHEAD):
+        for group in groups:
+            loading.append(thread.submit(lambda rows: dataset.collate([dataset[row] for row in rows]), group))
+            if len(loading) > AHEAD:
                 yield loading.popleft().result()
+        while loading:
+            yield loading.popleft().result()
 
 
 def in_groups(rows: Sequence[int], size: int) -> list[list[int]]:

@@ -6,6 +6,7 @@ which times the files had when their bytes had which digest. Where the times are
 here, the bytes are hashed again before a result is called finished.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -18,7 +19,6 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.data.dataset import TaskData
 from mixmim_bench.data.images import Part, UnreadableImage
-from mixmim_bench.data.index import stamp
 from mixmim_bench.specs import ROLES, digest
 
 HASHING_THREADS = 4  # that wait for the disk
@@ -56,9 +56,9 @@ class Seen:
 
     def __init__(self, name: str, data: TaskData) -> None:
         self.data = data
-        key = digest({"root": data.root, "layout": data.layout, "fingerprint": data.fingerprint}, 8)
+        key = digest(dataclasses.asdict(data.source), 8)
         self.path = cache_folder() / "seen" / f"{name}-{key}.json"
-        self.stamps = {role: data.stamps.get(role) or stamp(part) for role, part in data.parts.items()}
+        self.stamps = {role: split.stamp for role, split in data.splits.items()}
 
     def hash_again(self, advance: Callable[[int], None] = lambda _: None) -> str:
         """Hash the bytes of all images, and remember the digest."""

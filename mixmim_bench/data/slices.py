@@ -67,8 +67,8 @@ class Slice:
                     f"the slice asks for image {max(cut.bounds(n))} of the {n} of part {self.part!r}"
                 )
 
-    def rows(self, order: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Choose among the rows of a part, which stand in `order` (n,); labels (n,) are those of the part.
+    def rows(self, order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
+        """Choose among the rows of a part, given in `order` (n,); strata (n,) are the classes of its images.
 
         Raises ValueError for images beyond those there are. Of a class that has fewer, all are taken.
         """
@@ -76,7 +76,9 @@ class Slice:
         for cut in self.cuts:
             if cut.per_class:
                 start, stop = cut.bounds(len(order))
-                rank = _rank_in_class(labels[order])
+                if strata is None:
+                    raise ValueError("images without a single label each cannot be counted by class")
+                rank = _rank_in_class(strata[order])
                 order = order[(rank >= start) & (rank < stop)]
                 continue
             start, stop = cut.bounds(len(order))
@@ -92,8 +94,6 @@ def _rows(bound: str, n: int) -> int:
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
     """Count for each row those of its class before it."""
-    if labels.ndim != 1:
-        raise ValueError("images with several labels cannot be counted by class")
     by_class = np.argsort(labels, kind="stable")
     ordered = labels[by_class]
     rank = np.empty(len(labels), dtype=np.int64)
@@ -138,18 +138,19 @@ def _number(image_id: str) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def stratified_order(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def stratified_order(ids: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
     """Order images so that every prefix is stratified: the rows, (n,).
 
     Within a class images are ranked by a hash of their id; an image of rank r among n of its class
-    stands at (r + 1/2) / n of the whole. Where images have several labels (n, K) the hash alone decides.
+    stands at (r + 1/2) / n of the whole. Without strata (n,), the class of each image, the hash alone
+    decides.
     """
     hashes = np.fromiter(map(_number, ids.tolist()), dtype=np.uint64, count=len(ids))
-    if labels.ndim > 1:
+    if strata is None:
         return np.argsort(hashes, kind="stable")
-    by_class = np.lexsort((hashes, labels))
-    sizes = np.bincount(labels, minlength=1)
+    by_class = np.lexsort((hashes, strata))
+    sizes = np.bincount(strata, minlength=1)
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     rank = np.empty(len(ids))
-    rank[by_class] = np.arange(len(ids)) - first[labels[by_class]]
-    return np.lexsort((hashes, (rank + 0.5) / sizes[labels]))
+    rank[by_class] = np.arange(len(ids)) - first[strata[by_class]]
+    return np.lexsort((hashes, (rank + 0.5) / sizes[strata]))

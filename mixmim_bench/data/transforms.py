@@ -1,7 +1,7 @@
 """Transforms, made by timm from a model's preprocessing; nothing in them is a closure."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,29 +12,42 @@ from timm.data.transforms import MaybeToTensor
 from torchvision import transforms
 
 from mixmim_bench.data import FUSED
+from mixmim_bench.specs import Preprocessing
 
 Transform = Callable[[Image.Image], torch.Tensor]
+# of an image and its target, as the transforms of torchvision's v2 take `tv_tensors` together
+JointTransform = Callable[[Image.Image, Any], tuple[torch.Tensor, Any]]
 
 
-def eval_transform(preprocessing: Mapping[str, Any]) -> Transform:
+class ImageOnly:
+    """Transforms images and leaves their targets, such as labels, as they are."""
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, target: Any) -> tuple[torch.Tensor, Any]:
+        return self.transform(image), target
+
+
+def eval_transform(preprocessing: Preprocessing) -> Transform:
     """Resize, crop the centre and normalise: an image becomes (3, H, W).
 
-    With `"resize": "fused"` in the preprocessing only what the crop leaves is computed: pixels differ by
+    With `resize="fused"` in the preprocessing only what the crop leaves is computed: pixels differ by
     at most 2 of 255 from those of the two steps.
     """
     steps = create_transform(
-        input_size=(3, *preprocessing["size"]),
-        interpolation=preprocessing["interpolation"],
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
-        crop_pct=preprocessing["crop_pct"],
-        crop_mode=preprocessing["crop_mode"],
+        input_size=(3, *preprocessing.size),
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
         is_training=False,
     ).transforms
     *geometry, to_tensor, normalize = steps
     assert isinstance(to_tensor, MaybeToTensor) and isinstance(normalize, transforms.Normalize)
     plain = [type(step) for step in geometry] == [transforms.Resize, transforms.CenterCrop]
-    if preprocessing.get("resize") == FUSED and plain and isinstance(geometry[0].size, int):
+    if preprocessing.resize == FUSED and plain and isinstance(geometry[0].size, int):
         geometry = [ResizeAndCrop(geometry[0].size, geometry[1].size, geometry[0].interpolation)]
     return transforms.Compose([*geometry, ToNormalised(normalize.mean, normalize.std)])
 
@@ -74,7 +87,7 @@ class ResizeAndCrop:
 
 
 def train_transform(
-    preprocessing: Mapping[str, Any],
+    preprocessing: Preprocessing,
     *,
     crop_scale: Sequence[float],
     crop_ratio: Sequence[float],
@@ -87,11 +100,11 @@ def train_transform(
     Draws from the global generators of Python, NumPy and torch, as timm's augmentations do.
     """
     transform = create_transform(
-        input_size=(3, *preprocessing["size"]),
+        input_size=(3, *preprocessing.size),
         is_training=True,
-        interpolation=preprocessing["interpolation"],
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         scale=tuple(crop_scale),
         ratio=tuple(crop_ratio),
         hflip=hflip,

@@ -10,43 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from mixmim_bench.data.batch import Batch, as_arrays, as_tensors
 from mixmim_bench.errors import BenchError
 
 STALLED_S = 600  # without a batch
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Transformed images (b, 3, H, W), the rows (b,) they came from, and those that failed.
-
-    digests: of the images' bytes (b, 16), if they were asked for.
-    """
-
-    rows: Tensor
-    images: Tensor
-    digests: Tensor
-    failures: list[tuple[int, str]]
-
-    def pin_memory(self) -> "Batch":
-        return Batch(self.rows, self.images.pin_memory(), self.digests, self.failures)
-
-
-@dataclass(frozen=True)
 class _Piped:
-    """A batch as arrays, which are pickled and not shared."""
+    """A batch as arrays, which goes through a pipe, and why."""
 
-    arrays: tuple[np.ndarray, ...]
-    failures: list[tuple[int, str]]
+    batch: Batch
     reason: str
-
-    def unpack(self) -> Batch:
-        rows, images, digests = map(torch.from_numpy, self.arrays)
-        return Batch(rows, images, digests, self.failures)
 
 
 @dataclass(frozen=True)
@@ -62,13 +41,10 @@ class _HandOver:
         batch = self.collate(items)
         if get_worker_info() is None:
             return batch
-        tensors = (batch.rows, batch.images, batch.digests)
         try:
-            for tensor in tensors:
-                tensor.share_memory_()
+            return batch.map(Tensor.share_memory_)
         except (RuntimeError, OSError) as error:
-            return _Piped(tuple(tensor.numpy() for tensor in tensors), batch.failures, str(error))
-        return batch
+            return _Piped(as_arrays(batch), str(error))
 
 
 def in_workers(
@@ -96,7 +72,7 @@ def in_workers(
         for batch in loaded:
             if isinstance(batch, _Piped):
                 _warn_of_pipes(workers, batch.reason)
-                batch = batch.unpack()
+                batch = as_tensors(batch.batch)
             yield batch
     except RuntimeError as error:
         reason = _reason(f"{error} {error.__cause__}", workers)

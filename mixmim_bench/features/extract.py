@@ -1,6 +1,6 @@
 """One pass of a backbone over images, in memory or into the feature store."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +9,12 @@ from torch import nn
 
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
-from mixmim_bench.data.transforms import Transform
+from mixmim_bench.data.transforms import ImageOnly, Transform
 from mixmim_bench.features import OWN
 from mixmim_bench.features.layers import Taps
 from mixmim_bench.features.store import Entry, Piece, filling
 from mixmim_bench.machine import Machine, is_out_of_memory
-
-Advance = Callable[[int], None]
+from mixmim_bench.progress import Advance
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def forward_all(
     When memory runs out the batch is halved and the pass goes on from there. Where unreadable images are
     not allowed, what follows the first one is only decoded, to name all that fail: such outputs have no rows.
     """
-    dataset = ImageDataset(unreadable.images, transform, digests=digests)
+    dataset = ImageDataset(unreadable.images, ImageOnly(transform), digests=digests)
     network = network.to(machine.device).eval()
     taps = Taps(network)
     batch_size, done = machine.batch_size, start

@@ -1,7 +1,6 @@
 """Backbones as runs describe them: preprocessing, and networks with their weights."""
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -11,7 +10,7 @@ from torch import nn
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.checkpoints import checked_state, classes_in, load_weights
-from mixmim_bench.specs import ModelSpec
+from mixmim_bench.specs import ModelSpec, Preprocessing, Weights
 
 
 def _timm_config(model: ModelSpec) -> dict[str, Any]:
@@ -21,23 +20,23 @@ def _timm_config(model: ModelSpec) -> dict[str, Any]:
     return config.to_dict()
 
 
-def preprocessing(model: ModelSpec) -> dict[str, Any]:
-    """Describe how a model wants its images made ready; `size` is (h, w)."""
+def preprocessing(model: ModelSpec) -> Preprocessing:
+    """Return the preprocessing of a model's timm configuration."""
     config = resolve_data_config({}, pretrained_cfg=_timm_config(model))
-    return {
-        "size": list(config["input_size"][-2:]),
-        "crop_pct": config["crop_pct"],
-        "crop_mode": config["crop_mode"],
-        "interpolation": config["interpolation"],
-        "mean": list(config["mean"]),
-        "std": list(config["std"]),
-    }
+    height, width = config["input_size"][-2:]
+    return Preprocessing(
+        size=(height, width),
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
 
 
 def own_size(model: ModelSpec) -> tuple[int, int]:
     """Return the image size (h, w) that a model is made for."""
-    height, width = preprocessing(model)["size"]
-    return height, width
+    return preprocessing(model).size
 
 
 def own_classes(model: ModelSpec) -> int:
@@ -84,33 +83,31 @@ def _cannot(what: str, model: ModelSpec, size: tuple[int, int], error: Exception
     return BenchError(f"{model.name} cannot be {what} for images of {size[0]} x {size[1]} pixels: {reason}")
 
 
-def classes_of(model: ModelSpec, weights: Mapping[str, Any]) -> int:
+def classes_of(model: ModelSpec, weights: Weights) -> int:
     """Count the classes of the classifier that weights hold, 0 if they have none."""
-    if weights["kind"] != "file":
+    if weights.kind != "file":
         return own_classes(model)
     with torch.device("meta"):
         network = create(model, own_size(model))
-    return classes_in(network, weights["path"], model.arch)
+    return classes_in(network, weights.path, model.arch)
 
 
-def check_weights(
-    model: ModelSpec, weights: Mapping[str, Any], image_size: tuple[int, int] | None = None
-) -> None:
+def check_weights(model: ModelSpec, weights: Weights, image_size: tuple[int, int] | None = None) -> None:
     """See that a checkpoint fits a model, by default at its own size, without building it.
 
     Raises BenchError.
     """
-    if weights["kind"] == "file":
+    if weights.kind == "file":
         with torch.device("meta"):
             network = create(model, image_size or own_size(model))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # they are notes of what uses the weights
-            checked_state(network, weights["path"], model.arch)
+            checked_state(network, weights.path, model.arch)
 
 
 def build(
     model: ModelSpec,
-    weights: Mapping[str, Any],
+    weights: Weights,
     image_size: tuple[int, int],
     seed: int,
     num_classes: int = 0,
@@ -124,8 +121,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create(model, image_size, num_classes, **kwargs)
-    if weights["kind"] == "file":
-        unfilled = load_weights(network, weights["path"], model.arch)
+    if weights.kind == "file":
+        unfilled = load_weights(network, weights.path, model.arch)
         if notes is not None:
             notes += unfilled
     return network

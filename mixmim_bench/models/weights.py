@@ -1,23 +1,20 @@
 """Where the weights of a model come from: a file here, an address to fetch from, or nowhere."""
 
 from pathlib import Path
-from typing import Any
 
 import timm
 
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.models.download import Bar, DownloadError, answers, fetch, file_sha256
 from mixmim_bench.registry import is_present, place_of
-from mixmim_bench.specs import RANDOM_INIT, ModelSpec, WeightsSpec
+from mixmim_bench.specs import RANDOM, ModelSpec, Weights, WeightsSpec
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-
-RANDOM = {"kind": "random", "name": RANDOM_INIT, "sha256": ""}
 
 
 def resolve_weights(
     model: ModelSpec, choice: str, bar: Bar | None = None, finetuned: bool = False
-) -> dict[str, Any]:
+) -> Weights:
     """Find the weights: 'random', the path of a file, or 'auto' for the registered ones.
 
     With 'auto' the first registered checkpoint that is here is taken, else the first that can be fetched:
@@ -27,7 +24,7 @@ def resolve_weights(
     Raises MissingWeights, which says what to put where, if there is none.
     """
     if choice == "random":
-        return dict(RANDOM)
+        return RANDOM
     if choice != "auto":
         path = Path(choice).expanduser()
         if not path.is_file():
@@ -39,14 +36,14 @@ def resolve_weights(
     return found
 
 
-def _described(path: Path, name: str = "") -> dict[str, Any]:
+def _described(path: Path, name: str = "") -> Weights:
     """Describe a checkpoint file; one without a published name is named with its digest."""
     sha256 = file_sha256(path)
     name = name or f"{path.name} ({sha256[:8]})"
-    return {"kind": "file", "name": name, "sha256": sha256, "path": str(path)}
+    return Weights(kind="file", name=name, sha256=sha256, path=str(path))
 
 
-def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> dict[str, Any] | None:
+def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> Weights | None:
     """Take the first registered checkpoint that is here, else fetch the first that has an address."""
     by_choice = sorted(model.weights, key=lambda weights: weights.finetuned)
     if finetuned:
@@ -61,7 +58,7 @@ def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> dict[str,
     if bar is None:
         if not answers(weights.url):
             return None
-        return {"kind": "remote", "name": weights.name, "sha256": weights.sha256}
+        return Weights(kind="remote", name=weights.name, sha256=weights.sha256)
     try:
         fetch(weights.url, place_of(weights), weights.sha256, bar)
     except DownloadError as error:
@@ -69,18 +66,18 @@ def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> dict[str,
     return checked(weights)
 
 
-def checked(weights: WeightsSpec) -> dict[str, Any]:
+def checked(weights: WeightsSpec) -> Weights:
     """Describe a published checkpoint that is here; raises BenchError if the file is another one."""
     found = _described(place_of(weights), weights.name)
-    if not found["sha256"].startswith(weights.sha256):
+    if not found.sha256.startswith(weights.sha256):
         raise BenchError(
-            f"{found['path']} is not {weights.name}: its SHA-256 starts with {found['sha256'][:8]}, not "
+            f"{found.path} is not {weights.name}: its SHA-256 starts with {found.sha256[:8]}, not "
             f"{weights.sha256}; remove the file"
         )
     return found
 
 
-def _from_hub(model: ModelSpec, bar: Bar | None) -> dict[str, Any] | None:
+def _from_hub(model: ModelSpec, bar: Bar | None) -> Weights | None:
     """Find the file that timm would load from the Hugging Face hub, downloading it if it can."""
     config = timm.models.get_pretrained_cfg(model.arch)
     if config is None or not config.hf_hub_id:
@@ -96,7 +93,7 @@ def _from_hub(model: ModelSpec, bar: Bar | None) -> dict[str, Any] | None:
     if constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT):
         return None
     if bar is None:
-        return {"kind": "remote", "name": name, "sha256": ""}
+        return Weights(kind="remote", name=name)
     for file in HUB_FILES:
         try:
             return _described(Path(hf_hub_download(config.hf_hub_id, file)), name)

@@ -1,77 +1,39 @@
-"""How a backbone is judged: one module a protocol, found by scanning this folder.
+"""Protocols: how a backbone is evaluated. One module per protocol and kind of task, found by scanning.
 
-A module names its class in `PROTOCOL`: a frozen dataclass whose fields are the hyper-parameters, with the
-class variables of `Judge`. The effective values are: defaults < preset < the task file's `[recipe.<name>]`.
-
-A protocol is given train and val only. It chooses on val what there is to choose and returns a `Fitted`,
-which is then asked once for the scores of test. Its module's top-level imports are the standard library's.
+A module in a folder here (`classification`, `multilabel`: the kinds of task) names its class in `PROTOCOL`, a
+subclass of `contract.Protocol`. Its top-level imports are those of the standard library and of the contract.
+The effective hyper-parameters are: defaults < preset < the task file's `[recipe.<name>]`.
 """
 
 import dataclasses
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any
 
 from mixmim_bench.errors import BenchError, nearest
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from mixmim_bench.protocols.workbench import Split, Workbench
-    from mixmim_bench.scoring.predictions import Predictions
+from mixmim_bench.protocols.contract import Protocol
 
 AUTO = "auto"
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A judged backbone: what was chosen, and how to score images that were not seen."""
-
-    predict: "Callable[[Split], Predictions]"
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    arrays: "Mapping[str, np.ndarray]" = field(default_factory=dict)  # curves, kept beside the record
-    notes: tuple[str, ...] = ()
-    head_params: int = 0  # what judging an image costs behind the backbone: numbers kept, and
-    head_macs: int = 0  # multiply-adds
-
-
-class Judge(Protocol):
-    """What a protocol class offers."""
-
-    name: ClassVar[str]
-    title: ClassVar[str]  # as it stands in plots
-    kind: ClassVar[str]  # of task
-    version: ClassVar[int]  # raised when scores may change
-    stochastic: ClassVar[bool]  # whether the seed matters with weights that are given
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> what changes
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Count the images that pass through the backbone: `forward` and `train` (also backward).
-
-        counts: role -> images.
-        """
-
-    def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
-        """Judge the backbone of the bench on train and val."""
+# -- the table -------------------------------------------------------------------------------------
 
 
 @cache
-def load_protocols() -> Mapping[tuple[str, str], type[Judge]]:
-    """Scan this folder: (name, kind) -> protocol class; raises ValueError if two share a key."""
-    table: dict[tuple[str, str], type[Judge]] = {}
-    names = [
+def load_protocols() -> Mapping[tuple[str, str], type[Protocol]]:
+    """Scan the folders here: (name, kind) -> protocol class; raises ValueError if two share a key."""
+    modules = [
         module.name
         for kind in pkgutil.iter_modules(__path__, f"{__name__}.")
         if kind.ispkg
         for module in pkgutil.iter_modules(importlib.import_module(kind.name).__path__, f"{kind.name}.")
     ]
-    for name in names:
+    table: dict[tuple[str, str], type[Protocol]] = {}
+    for name in modules:
         found = getattr(importlib.import_module(name), "PROTOCOL", None)
         if found is None:
             continue
@@ -82,11 +44,21 @@ def load_protocols() -> Mapping[tuple[str, str], type[Judge]]:
 
 
 def kinds() -> tuple[str, ...]:
-    """Name the kinds of task that some protocol can judge."""
+    """Name the kinds of task that some protocol evaluates."""
     return tuple(sorted({kind for _, kind in load_protocols()}))
 
 
-def find_protocol(name: str, kind: str) -> type[Judge]:
+def protocol_names() -> tuple[str, ...]:
+    """Name the protocols of all kinds of task."""
+    return tuple(dict.fromkeys(name for name, _ in load_protocols()))
+
+
+def all_presets() -> tuple[str, ...]:
+    """Name the presets of all protocols."""
+    return tuple(sorted({preset for cls in load_protocols().values() for preset in cls.presets}))
+
+
+def find_protocol(name: str, kind: str) -> type[Protocol]:
     """Find a protocol by name and kind of task; raises BenchError."""
     table = load_protocols()
     if (name, kind) not in table:
@@ -102,7 +74,7 @@ def judging(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
     """
     table = load_protocols()
     for name in names:
-        if name not in {known for known, _ in table}:
+        if name not in protocol_names():
             find_protocol(name, kind)
     there = [name for name in names if (name, kind) in table]
     if not there:
@@ -110,7 +82,10 @@ def judging(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
     return there, [name for name in names if name not in there]
 
 
-def check_values(cls: type[Judge], values: Mapping[str, Any]) -> dict[str, Any]:
+# -- hyper-parameters ------------------------------------------------------------------------------
+
+
+def check_values(cls: type[Protocol], values: Mapping[str, Any]) -> dict[str, Any]:
     """Check the names and types of hyper-parameters; raises BenchError, which names the wrong one."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     checked = {}
@@ -147,7 +122,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_recipe(name: str, kind: str, recipe: object) -> None:
-    """See that what a task changes of a protocol goes with every preset; raises BenchError."""
+    """Check that what a task changes of a protocol goes with every preset; raises BenchError."""
     if not isinstance(recipe, Mapping):
         raise BenchError(f"must be a table of hyper-parameters, not {recipe!r}")
     cls = find_protocol(name, kind)
@@ -157,8 +132,8 @@ def check_recipe(name: str, kind: str, recipe: object) -> None:
 
 def resolve_protocol(
     name: str, kind: str, preset: str, recipe: Mapping[str, Any], random_weights: bool
-) -> dict[str, Any]:
-    """Give every hyper-parameter its value, with the protocol's name and version.
+) -> Protocol:
+    """Give every hyper-parameter its value; raises BenchError.
 
     preset: a name, or 'auto' for the one named 'random' if the weights are random and there is one.
     """
@@ -170,19 +145,11 @@ def resolve_protocol(
         changes = cls.presets[preset]
     elif preset not in all_presets():
         raise BenchError(f"no preset {preset!r}; {nearest(preset, [AUTO, *all_presets()])}")
-    protocol = cls(**check_values(cls, {**changes, **recipe}))
-    values = {f.name: getattr(protocol, f.name) for f in dataclasses.fields(cls)}
-    values = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-    return {"name": name, "version": cls.version, **values}
+    return cls(**check_values(cls, {**changes, **recipe}))
 
 
-def all_presets() -> tuple[str, ...]:
-    """Name the presets of all protocols."""
-    return tuple(sorted({preset for cls in load_protocols().values() for preset in cls.presets}))
-
-
-def build_protocol(values: Mapping[str, Any], kind: str) -> Judge:
-    """Make the protocol that `resolve_protocol` described."""
+def build_protocol(values: Mapping[str, Any], kind: str) -> Protocol:
+    """Make the protocol that `Protocol.to_dict` described."""
     cls = find_protocol(values["name"], kind)
     own = {key: value for key, value in values.items() if key not in ("name", "version")}
     return cls(**check_values(cls, own))

@@ -8,7 +8,6 @@ with 1, 0, and -1 for what is neither (VOC's difficult objects). Scores are (n, 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from mixmim_bench.scoring.intervals import (
     spread_of_mean,
     spread_of_ranking,
 )
+from mixmim_bench.specs import Score
 
 Items = Sequence[np.ndarray]  # each (n, …)
 KEPT_CLASSES = 5  # of each image's scores, the best are kept beside the record
@@ -39,7 +39,7 @@ class Metric:
 
     items: Callable[[np.ndarray, np.ndarray], Items]  # of labels and scores
     reduce: Callable[[Items, np.ndarray], np.ndarray]  # with weights (r, n): values (r,)
-    spread: Callable[[Sequence[Items]], tuple[Spread, dict[str, Any]]]  # over draws; and what to record of it
+    spread: Callable[[Sequence[Items]], tuple[Spread, Score]]  # over draws; and what to record of it
     interval: str  # the name of the method, which a record states
     best: int = 0  # how many of the best classes of each item decide it; 0: all scores do
     shares: Callable[[Items], np.ndarray] | None = None
@@ -52,7 +52,7 @@ def value(name: str, y: np.ndarray, scores: np.ndarray) -> float:
     return _value(name, [_items(name, y, scores)])
 
 
-def score(name: str, y: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
+def score(name: str, y: np.ndarray, scores: np.ndarray) -> Score:
     """Score predictions: value as a fraction, its 95 % interval and how that was made, and n.
 
     Raises ValueError.
@@ -60,7 +60,7 @@ def score(name: str, y: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
     return score_items(name, [_items(name, y, scores)])
 
 
-def score_draws(name: str, y: np.ndarray, draws: Sequence[np.ndarray]) -> dict[str, Any]:
+def score_draws(name: str, y: np.ndarray, draws: Sequence[np.ndarray]) -> Score:
     """Score what was learnt from several random draws: the mean, with an interval that covers the draws too.
 
     draws: scores (n, K) of the same items after each.
@@ -68,7 +68,7 @@ def score_draws(name: str, y: np.ndarray, draws: Sequence[np.ndarray]) -> dict[s
     return score_items(name, [_items(name, y, scores) for scores in draws])
 
 
-def score_items(name: str, every: Sequence[Items]) -> dict[str, Any]:
+def score_items(name: str, every: Sequence[Items]) -> Score:
     """Score the statistics of the same items after each of several draws, or of one."""
     metric = METRICS[name]
     values = np.array([_value(name, [items]) for items in every])
@@ -96,7 +96,7 @@ def guess(name: str, y: np.ndarray, learnt_from: np.ndarray, num_classes: int) -
     return value(name, y, np.broadcast_to(frequencies, (len(y), num_classes)))
 
 
-def is_a_guess(score: Mapping[str, Any]) -> bool:
+def is_a_guess(score: Score) -> bool:
     """Whether a score is not shown to be better than the class frequencies."""
     return "guess" in score and score["low"] <= score["guess"]
 
@@ -171,7 +171,7 @@ def _equal_shares(items: Items) -> np.ndarray:
     return np.full(len(items[0]), 1 / len(items[0]))
 
 
-def _spread_of_mean(every: Sequence[Items]) -> tuple[Spread, dict[str, Any]]:
+def _spread_of_mean(every: Sequence[Items]) -> tuple[Spread, Score]:
     return spread_of_mean(np.array([items[0] for items in every], dtype=np.float64)), {}
 
 
@@ -195,7 +195,7 @@ def _shares_of_classes(items: Items) -> np.ndarray:
     return 1 / (len(counts) * counts[codes])
 
 
-def _spread_of_class_means(every: Sequence[Items]) -> tuple[Spread, dict[str, Any]]:
+def _spread_of_class_means(every: Sequence[Items]) -> tuple[Spread, Score]:
     hits = np.array([items[0] for items in every], dtype=np.float64)
     spread, smallest = spread_of_class_means(hits, every[0][1])
     return spread, {"smallest_class": smallest}
@@ -254,7 +254,7 @@ def _mean_of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> 
 
 def _spread_of_ranking(
     of_column: OfColumn, prior: Callable[..., np.ndarray], every: Sequence[Items]
-) -> tuple[Spread, dict[str, Any]]:
+) -> tuple[Spread, Score]:
     labels = every[0][0]
     ranked = labels[:, _ranked(labels)]
     positives, negatives = (ranked == 1).sum(0), (ranked == 0).sum(0)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mixmim_bench.scoring import metrics
+from mixmim_bench.specs import Score
 
 
 def of_all_classes(scores: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -23,11 +24,11 @@ class Predictions(Protocol):
 
     def __len__(self) -> int: ...
 
-    def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
         """Score by official metrics: value, 95 % interval (low, high) and how it was made, n of each."""
 
-    def guesses(self, names: Sequence[str], learnt_from: np.ndarray) -> dict[str, float]:
-        """Score what knows only how frequent the classes are in the labels that were learnt from."""
+    def guesses(self, names: Sequence[str], learnt_from: Any) -> dict[str, float]:
+        """Score what knows only how frequent the classes are in the targets that were learnt from."""
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return what is kept beside the record, to compare two models without running them again."""
@@ -44,12 +45,12 @@ class ClassScores:
     def __len__(self) -> int:
         return len(self.y)
 
-    def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
         return {name: metrics.score(name, self.y, self.scores) for name in names}
 
-    def guesses(self, names: Sequence[str], learnt_from: np.ndarray) -> dict[str, float]:
+    def guesses(self, names: Sequence[str], learnt_from: Any) -> dict[str, float]:
         K = self.scores.shape[1]
-        return {name: metrics.guess(name, self.y, learnt_from, K) for name in names}
+        return {name: metrics.guess(name, self.y, learnt_from.values, K) for name in names}
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         return {"ids": self.ids, **metrics.kept(names, self.y, self.scores)}
@@ -70,15 +71,16 @@ class DrawScores:
     def __len__(self) -> int:
         return len(self.y)
 
-    def scores_by(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
         found = {name: self._score(name, self.draws) for name in names}
         first = names[0]
         for other, draws in self.others.items():  # in short: what is said of the first holds for them too
             score = self._score(first, draws)
-            found[f"{first} {other}"] = {key: round(score[key], 5) for key in ("value", "low", "high", "std")}
+            value, low, high, std = (round(score[k], 5) for k in ("value", "low", "high", "std"))
+            found[f"{first} {other}"] = {"value": value, "low": low, "high": high, "std": std}
         return found
 
-    def _score(self, name: str, draws: Sequence[np.ndarray]) -> dict[str, Any]:
+    def _score(self, name: str, draws: Sequence[np.ndarray]) -> Score:
         values = np.array([metrics.value(name, self.y, scores) for scores in draws])
         return {
             **metrics.score_draws(name, self.y, draws),
@@ -86,7 +88,7 @@ class DrawScores:
             "draws": len(values),
         }
 
-    def guesses(self, names: Sequence[str], learnt_from: np.ndarray) -> dict[str, float]:
+    def guesses(self, names: Sequence[str], learnt_from: Any) -> dict[str, float]:
         return ClassScores(self.ids, self.y, self.draws[0]).guesses(names, learnt_from)
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:

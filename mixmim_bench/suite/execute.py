@@ -4,18 +4,18 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 
-from mixmim_bench.data.dataset import TaskData
+from mixmim_bench.data.dataset import Split, TaskData
+from mixmim_bench.data.images import join
 from mixmim_bench.data.seen import WIDTH, digest_of_bytes
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import memory_errors, provenance
 from mixmim_bench.protocols import build_protocol, find_protocol
-from mixmim_bench.protocols.workbench import Split, Workbench
+from mixmim_bench.protocols.workbench import Workbench
 from mixmim_bench.scoring.metrics import is_a_guess
-from mixmim_bench.specs import ROLES, Run, RunRecord
+from mixmim_bench.specs import ROLES, Run, RunRecord, Score
 
 
 def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict[str, np.ndarray]]:
@@ -25,7 +25,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
     """
     started = datetime.now(UTC)
     clock = time.perf_counter()
-    splits = {role: Split(role, data.parts[role], data.stamps.get(role, "")) for role in ROLES}
+    splits = data.splits
     protocol = build_protocol(run.protocol, run.task.kind)
     with memory_errors(bench.machine):
         fitted = protocol.fit(bench, splits["train"], splits["val"])
@@ -34,7 +34,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
     total_s = time.perf_counter() - clock
     duplicates, data_bytes, trouble = _look_at_bytes(bench, splits)
     scores = predicted.scores_by(run.task.metrics)
-    learnt_from = np.concatenate([data.parts[role].labels for role in ("train", "val")])
+    learnt_from = join([splits[role].part for role in ("train", "val")]).targets
     for name, guess in predicted.guesses(run.task.metrics, learnt_from).items():
         scores[name]["guess"] = guess
     record = dataclasses.replace(
@@ -43,7 +43,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         scores=scores,
         chosen=dict(fitted.chosen),
         counts={
-            **{f"n_{role}": len(part) for role, part in data.parts.items()},
+            **{f"n_{role}": count for role, count in data.counts.items()},
             **{f"skipped_{role}": count for role, count in bench.skipped.items()},
             **duplicates,
             "head_params": fitted.head_params,
@@ -59,8 +59,8 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         provenance={
             **provenance(),
             **bench.machine.describe(),
-            "layout": run.data["layout"],
-            "root": run.data["root"],
+            "layout": run.data.layout,
+            "root": run.data.root,
             "started": started.isoformat(timespec="milliseconds"),
         },
     )
@@ -88,7 +88,7 @@ def _look_at_bytes(
     return counts, digest_of_bytes(digests), ()
 
 
-def _guessing(run: Run, scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _guessing(run: Run, scores: Mapping[str, Score]) -> list[str]:
     """Note a score that is not shown to be better than that of knowing the frequencies of the classes."""
     metric = run.task.metrics[0]
     score = scores[metric]
@@ -119,8 +119,8 @@ def blank_record(run: Run) -> RunRecord:
         run_id=run.run_id,
         identity=run.identity(),
         model=run.model.name,
-        weights=run.weights["name"],
-        random_init=run.weights["kind"] == "random",
+        weights=run.weights.name,
+        random_init=run.weights.random,
         task_title=run.task.title,
         suites=run.task.suites,
         protocol_title=find_protocol(run.protocol["name"], run.task.kind).title,

@@ -1,11 +1,12 @@
 """From what was resolved to the list of runs; pure, so that a plan can be shown before any work."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mixmim_bench.protocols import build_protocol, find_protocol, judging, resolve_protocol
-from mixmim_bench.specs import ModelSpec, Run, TaskSpec
+from mixmim_bench.protocols import resolve_protocol
+from mixmim_bench.protocols.contract import Protocol, Workload
+from mixmim_bench.specs import DataSource, ModelSpec, Preprocessing, Run, TaskSpec, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,85 +14,88 @@ class ModelChoice:
     """A model with the weights that were found and its own preprocessing."""
 
     spec: ModelSpec
-    weights: Mapping[str, Any]
-    preprocessing: Mapping[str, Any]
+    weights: Weights
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class ProtocolChoice:
+    """A protocol with its hyper-parameters for a task: a preset may depend on whether weights are random."""
+
+    for_weights: Protocol
+    for_random: Protocol
+
+    def for_model(self, model: ModelChoice) -> Protocol:
+        """Return the protocol for a model."""
+        return self.for_random if model.weights.random else self.for_weights
+
+
+def choose_protocol(task: TaskSpec, name: str, preset: str, layers: str = "") -> ProtocolChoice:
+    """Give a protocol its hyper-parameters for a task; raises BenchError.
+
+    layers: read in place of the protocol's own, where it reads frozen features.
+    """
+    recipe = dict(task.recipe.get(name, {}))
+    chosen = [resolve_protocol(name, task.kind, preset, recipe, random_weights=r) for r in (False, True)]
+    if layers:
+        recipe |= chosen[0].reading(layers)
+        chosen = [resolve_protocol(name, task.kind, preset, recipe, random_weights=r) for r in (False, True)]
+    return ProtocolChoice(*chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskChoice:
-    """A task with the data that were found: fingerprint, layout, root, and images a role."""
+    """A task with the data that were found, its images per role, and its protocols."""
 
     spec: TaskSpec
-    data: Mapping[str, Any]
+    data: DataSource
     counts: Mapping[str, int]
+    protocols: Sequence[ProtocolChoice]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A run and the images that will pass through its backbone."""
+    """A run, its protocol, and the images that will pass through its backbone."""
 
     run: Run
-    forward: int
-    train: int
+    protocol: Protocol
+    work: Workload
 
 
 def plan(
-    models: Sequence[ModelChoice],
-    tasks: Sequence[TaskChoice],
-    protocols: Sequence[str],
-    seeds: Sequence[int],
-    preset: str,
-    precision: str,
-    layers: str = "",
+    models: Sequence[ModelChoice], tasks: Sequence[TaskChoice], seeds: Sequence[int], precision: str
 ) -> list[Planned]:
     """List the runs, ordered by model, task, protocol and seed, each once.
 
     So a backbone is built once, and the features of a task are extracted once. Where nothing is random
-    all seeds are one run. Raises BenchError for a protocol that does not exist for the kind of a task.
+    all seeds are one run.
     """
     planned: dict[str, Planned] = {}
     for model in models:
         for task in tasks:
-            for protocol in judging(protocols, task.spec.kind)[0]:
-                values = resolve_protocol(
-                    protocol,
-                    task.spec.kind,
-                    preset,
-                    effective_recipe(task.spec, protocol, layers),
-                    random_weights=model.weights["kind"] == "random",
-                )
-                protocol_here = build_protocol(values, task.spec.kind)
-                images = protocol_here.images(task.counts)
-                random = protocol_here.stochastic or model.weights["kind"] == "random"
+            for choice in task.protocols:
+                protocol = choice.for_model(model)
+                random = protocol.stochastic or model.weights.random
                 for seed in seeds if random else [None]:
                     run = Run(
                         model=model.spec,
                         weights=model.weights,
-                        preprocessing=_at_size_of(task.spec, model.preprocessing),
+                        preprocessing=_preprocessing(model, task.spec, protocol),
                         task=task.spec,
                         data=task.data,
-                        protocol=values,
+                        protocol=protocol.to_dict(),
                         seed=seed,
                         precision=precision,
                     )
-                    planned.setdefault(run.run_id, Planned(run=run, **images))
+                    work = protocol.images(task.counts)
+                    planned.setdefault(run.run_id, Planned(run=run, protocol=protocol, work=work))
     return list(planned.values())
 
 
-def effective_recipe(task: TaskSpec, protocol: str, layers: str) -> dict[str, Any]:
-    """Say what is changed of a protocol: by the task, and by layers that were asked for."""
-    recipe = dict(task.recipe.get(protocol, {}))
-    default = getattr(find_protocol(protocol, task.kind), "layers", None)
-    if layers and default is not None:
-        recipe["layers"] = layers if isinstance(default, str) else [layers]
-    return recipe
-
-
-def _at_size_of(task: TaskSpec, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """Use the image size and the crop that the task states, else the model's own."""
-    changed = dict(preprocessing)
-    if task.image_size:
-        changed["size"] = [task.image_size, task.image_size]
-    if task.crop_pct:
-        changed["crop_pct"] = task.crop_pct
-    return changed
+def _preprocessing(model: ModelChoice, task: TaskSpec, protocol: Protocol) -> Preprocessing:
+    """Use the image size of the protocol, else of the task, else of the model; and the task's crop."""
+    found = model.preprocessing
+    side = protocol.input_size() or task.image_size
+    return dataclasses.replace(
+        found, size=(side, side) if side else found.size, crop_pct=task.crop_pct or found.crop_pct
+    )

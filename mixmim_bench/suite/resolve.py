@@ -16,11 +16,11 @@ from mixmim_bench.features import OWN
 from mixmim_bench.features.check import check_layers
 from mixmim_bench.models.build import check_weights, own_size, preprocessing
 from mixmim_bench.models.download import Bar
-from mixmim_bench.models.weights import RANDOM, resolve_weights
-from mixmim_bench.protocols import AUTO, judging, resolve_protocol
+from mixmim_bench.models.weights import resolve_weights
+from mixmim_bench.protocols import AUTO, judging
 from mixmim_bench.registry import find_model
-from mixmim_bench.specs import ModelSpec, TaskSpec, describe_preprocessing
-from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, effective_recipe, plan
+from mixmim_bench.specs import RANDOM, ModelSpec, TaskSpec
+from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, choose_protocol, plan
 from mixmim_bench.suite.selection import select_tasks
 
 EMBEDDED = "embedded"
@@ -62,41 +62,32 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     """
     models = [find_model(name) for name in dict.fromkeys(selection.models)]
     tasks = _tasks(selection, say, planning=bar is None)
+    protocols = {}
     for task in tasks:
-        there, absent = judging(selection.protocols, task.kind)
+        there, absent = judging(list(dict.fromkeys(selection.protocols)), task.kind)
         if absent:
             say(f"{task.name}: no {' and no '.join(absent)} for {task.kind} tasks; left out")
-        for protocol in there:
-            recipe = effective_recipe(task, protocol, selection.layers)
-            resolve_protocol(protocol, task.kind, selection.preset, recipe, random_weights=False)
+        protocols[task.name] = [
+            choose_protocol(task, name, selection.preset, selection.layers) for name in there
+        ]
     data = {task.name: open_task(task, selection.roots) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
     if selection.fused_resize:
         chosen_models = [
-            dataclasses.replace(choice, preprocessing={**choice.preprocessing, "resize": FUSED})
+            dataclasses.replace(choice, preprocessing=dataclasses.replace(choice.preprocessing, resize=FUSED))
             for choice in chosen_models
         ]
     chosen_tasks = [
         TaskChoice(
             spec=task,
-            data={
-                "fingerprint": data[task.name].fingerprint,
-                "layout": data[task.name].layout,
-                "root": data[task.name].root,
-            },
-            counts={role: len(part) for role, part in data[task.name].parts.items()},
+            data=data[task.name].source,
+            counts=data[task.name].counts,
+            protocols=protocols[task.name],
         )
         for task in tasks
     ]
-    planned = plan(
-        chosen_models,
-        chosen_tasks,
-        list(dict.fromkeys(selection.protocols)),
-        list(dict.fromkeys(selection.seeds)),
-        selection.preset,
-        selection.precision,
-        selection.layers,
-    )
+    seeds = list(dict.fromkeys(selection.seeds))
+    planned = plan(chosen_models, chosen_tasks, seeds, selection.precision)
     _check_weights(planned)
     _check_layers(planned)
     _say_preprocessing(planned, say)
@@ -118,7 +109,7 @@ def _say_preprocessing(planned: Sequence[Planned], say: Say) -> None:
     """Say how images are prepared: no checkpoint tells what it was trained with."""
     tasks: dict[tuple[str, str], dict[str, None]] = {}
     for each in planned:
-        line = describe_preprocessing(each.run.preprocessing)
+        line = each.run.preprocessing.describe()
         tasks.setdefault((each.run.model.name, line), {})[each.run.task.name] = None
     for (model, line), names in tasks.items():
         say(f"{model} on {', '.join(names)}: {line}")
@@ -128,8 +119,7 @@ def _check_layers(planned: Sequence[Planned]) -> None:
     """See that each model has the layers that are asked of it, before anything is computed."""
     asked = {}
     for each in planned:
-        layers = each.run.protocol.get("layers", OWN)
-        names = tuple([layers] if isinstance(layers, str) else layers)
+        names = each.protocol.frozen_layers()
         if set(names) - {OWN}:
             asked[each.run.model.name, each.run.size, names] = each.run.model
     for (_, size, names), model in asked.items():
@@ -178,7 +168,7 @@ def _choose_weights(
         own = [task.name for task in tasks if EMBEDDED not in task.suites]
         if own:
             raise MissingWeights(f"{error} (asked for by {', '.join(own)})", error.reason) from error
-        weights = dict(RANDOM)
+        weights = RANDOM
         say(
             f"{model.name}: {error.reason}"
             + (" (`mixmim-bench models` tells what to put where)" if model.weights else "")

@@ -12,11 +12,11 @@ from mixmim_bench.cost import count_on_meta, measure
 from mixmim_bench.data.seen import Seen
 from mixmim_bench.errors import BenchError, counted
 from mixmim_bench.features import OWN
+from mixmim_bench.features.keys import entry_of
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import feature_width, own_size
 from mixmim_bench.progress import View, line_printer
-from mixmim_bench.protocols import build_protocol
-from mixmim_bench.protocols.workbench import Shelf, Split, Workbench
+from mixmim_bench.protocols.workbench import Shelf, Workbench
 from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
 from mixmim_bench.suite.execute import check_kept, execute, failed_record
 from mixmim_bench.suite.plan import Planned
@@ -52,7 +52,8 @@ class Estimate:
     @property
     def work(self) -> float:
         """GMACs of the whole run."""
-        return self.gmacs * (self.planned.forward - self.at_hand + TRAIN_WORK * self.planned.train)
+        work = self.planned.work
+        return self.gmacs * (work.forward - self.at_hand + TRAIN_WORK * work.train)
 
 
 class Suite:
@@ -100,7 +101,7 @@ class Suite:
             current = seen.known()
             if not current:
                 view.say(f"{name}: hashing the images, whose times are new to this machine")
-                with view.stage("hashing", sum(map(len, data.parts.values())), 0.0) as advance:
+                with view.stage("hashing", sum(data.counts.values()), 0.0) as advance:
                     current = seen.hash_again(advance)
             for run in runs:
                 record = made.get(run.run_id)
@@ -116,7 +117,7 @@ class Suite:
         gmacs = self._count(run.model, run.size)
         if isinstance(gmacs, BenchError):
             return Estimate(planned, finished, error=gmacs)
-        at_hand, lacking = (0, 0) if finished else self._features(run, extracted)
+        at_hand, lacking = (0, 0) if finished else self._features(planned, extracted)
         estimate = Estimate(
             planned, finished, gmacs, at_hand, features_bytes=lacking * feature_width(run.model) * 4
         )
@@ -127,20 +128,17 @@ class Suite:
             speed = TYPICAL_SHARE_OF_PEAK * self.machine.matmul_gmacs_per_s
         return dataclasses.replace(estimate, seconds=estimate.work / speed)
 
-    def _features(self, run: Run, extracted: set[str]) -> tuple[int, int]:
+    def _features(self, planned: Planned, extracted: set[str]) -> tuple[int, int]:
         """Count the images whose features a run finds, and those whose features it will write."""
-        layer = getattr(build_protocol(run.protocol, run.task.kind), "layers", None)
-        if layer != OWN:  # other layers are told by the network alone
+        if planned.protocol.frozen_layers() != (OWN,):  # other layers are known to the network alone
             return 0, 0
-        bench = Workbench(run, self.machine, View(self.console, 0), 0.0, Shelf())
-        data = self.resolved.data[run.task.name]
-        found = lacking = 0
-        for role, part in data.parts.items():
-            entry = bench.entry(Split(role, part, data.stamps.get(role, "")))
+        run, found, lacking = planned.run, 0, 0
+        for split in self.resolved.data[run.task.name].splits.values():
+            entry = entry_of(run, split)
             if entry.key in extracted or entry.manifest() is not None:
-                found += len(part)
+                found += len(split.part)
             else:
-                lacking += len(part)
+                lacking += len(split.part)
             extracted.add(entry.key)
         return found, lacking
 
@@ -210,7 +208,7 @@ class Suite:
         while left:
             place, estimate, wait = left.pop(0)
             run = estimate.planned.run
-            random_init = " (random init)" if run.weights["kind"] == "random" else ""
+            random_init = " (random init)" if run.weights.random else ""
             view.say(f"[{place}/{len(pending)}] {run.label}{random_init}")
             if wait:
                 view.say("  waiting for the other process")

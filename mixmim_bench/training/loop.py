@@ -13,14 +13,14 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
+from mixmim_bench.data.batch import Batch
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.seen import WIDTH
-from mixmim_bench.data.transforms import Transform
-from mixmim_bench.data.workers import Batch
+from mixmim_bench.data.transforms import JointTransform
 from mixmim_bench.errors import BenchError
-from mixmim_bench.machine import Machine, is_out_of_memory
-from mixmim_bench.protocols.workbench import Advance, Workbench
+from mixmim_bench.machine import Machine, halved, is_out_of_memory
+from mixmim_bench.progress import Advance, Stages
 from mixmim_bench.seeding import generator, seed_everything
 
 TRAIN_WORK = 3.0  # a training step costs about three forward passes
@@ -28,14 +28,29 @@ TRAIN_WORK = 3.0  # a training step costs about three forward passes
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training: the mean loss of each epoch, and what was read.
+    """The result of a training.
 
-    `digests` (n, 16) are those of the images' bytes, zeros for images that were not read.
+    Attributes:
+        losses: the mean loss of each epoch.
+        unreadable: row and reason of images that could not be read.
+        digests: of the images' bytes (n, 16), zeros for images that were not read.
+        notes: for the record.
     """
 
     losses: list[float]
     unreadable: dict[int, str]
     digests: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What a training runs with, besides its recipe."""
+
+    machine: Machine
+    seed: int
+    stages: Stages
+    skip_unreadable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,33 +72,48 @@ MakeOptimizer = Callable[[nn.Module, Schedule], torch.optim.Optimizer]
 
 
 class Objective(Protocol):
-    """What is learnt from images."""
+    """What is minimised."""
 
-    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Make a batch (B, 3, H, W) with its labels (B,) ready, mixing images if the recipe does."""
+    def prepare(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        """Prepare a batch (B, 3, H, W) with its targets, mixing images if the recipe does."""
 
-    def loss(self, network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
-        """Return the mean loss of some images of a prepared batch."""
+    def weight(self, targets: Any) -> float:
+        """Return how much some targets of a prepared batch count: images, valid pixels, boxes."""
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
+        """Return the loss of some images of a prepared batch, averaged over their weight."""
 
 
 def train(
     network: nn.Module,
     part: Part,
-    transform: Transform,
+    transform: JointTransform,
     objective: Objective,
     schedule: Schedule,
-    bench: Workbench,
+    environment: Environment,
     name: str,
+    work: float,
     make_optimizer: MakeOptimizer | None = None,
-    work: float = TRAIN_WORK,
 ) -> Trained:
     """Train a network in place.
 
-    make_optimizer: in place of timm's by the schedule's name. work: what an image costs, in forward passes.
+    When memory runs out, training starts again with half as many images at a time, their gradients summed:
+    the batch that the schedule states stays the same, and so does what is mixed in it. Batch norm then has
+    the statistics of fewer images, which is noted, and needs at least two.
 
-    When memory runs out training starts again with half as many images at a time, their gradients summed:
-    the batch that the schedule states stays what it is, and so does what is mixed in it. Batch norm then has
-    the statistics of fewer images, which is noted, and needs two. Raises BenchError where that is too much.
+    Args:
+        network: the network.
+        part: images and targets.
+        transform: of an image and its target.
+        objective: what is minimised.
+        schedule: optimizer, learning rate, epochs.
+        environment: machine, seed, progress, and what to do with unreadable images.
+        name: shown with the progress.
+        work: GMACs of a forward pass of one image and of what follows it; see TRAIN_WORK.
+        make_optimizer: in place of timm's by the schedule's name.
+
+    Raises:
+        BenchError: where memory runs out with the fewest images at a time, and for a loss that diverges.
     """
     fewest = fewest_at_once(network)
     fresh = copy.deepcopy(network.state_dict())
@@ -91,7 +121,9 @@ def train(
     at_once = asked
     while True:
         try:
-            trainer = Trainer(network, part, transform, objective, schedule, bench, at_once, make_optimizer)
+            trainer = Trainer(
+                network, part, transform, objective, schedule, environment, at_once, make_optimizer
+            )
             losses = trainer.run(name, work)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -106,13 +138,18 @@ def train(
             network.load_state_dict(fresh)
             network.zero_grad(set_to_none=True)
         else:
-            if at_once < asked:
-                bench.note_batch(name, asked, at_once)
-                if fewest > 1:
-                    bench.notes.append(
-                        f"{name}: batch norm had the statistics of {at_once} images at a time, not of {asked}"
-                    )
-            return Trained(losses, trainer.unreadable.found, trainer.digests)
+            notes = _notes(name, asked, at_once, fewest)
+            return Trained(losses, trainer.unreadable.found, trainer.digests, notes)
+
+
+def _notes(name: str, asked: int, at_once: int, fewest: int) -> tuple[str, ...]:
+    """Note what had to be done with fewer images at a time."""
+    if at_once == asked:
+        return ()
+    note = halved(name, asked, at_once)
+    if fewest == 1:
+        return (note,)
+    return note, f"{name}: batch norm had the statistics of {at_once} images at a time, not of {asked}"
 
 
 def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -139,26 +176,26 @@ class Trainer:
         self,
         network: nn.Module,
         part: Part,
-        transform: Transform,
+        transform: JointTransform,
         objective: Objective,
         schedule: Schedule,
-        bench: Workbench,
+        environment: Environment,
         at_once: int,
         make_optimizer: MakeOptimizer | None = None,
     ) -> None:
         self.part = part
         self.objective = objective
         self.schedule = schedule
-        self.bench = bench
+        self.environment = environment
+        self.seed = environment.seed
         self.at_once = at_once
         self.fewest = fewest_at_once(network)
-        self.labels = torch.from_numpy(part.labels)
         self.batch_size = min(schedule.batch_size, len(part))
         self.steps_per_epoch = len(part) // self.batch_size
-        self.unreadable = Unreadable(part.images, bench.run.task.skip_unreadable)
-        self.dataset = ImageDataset(part.images, transform, bench.seed)
+        self.unreadable = Unreadable(part.images, environment.skip_unreadable)
+        self.dataset = ImageDataset(part.images, transform, part.targets, environment.seed)
         self.digests = np.zeros((len(part), WIDTH), dtype=np.uint8)
-        self.accelerator = make_accelerator(bench.machine)
+        self.accelerator = make_accelerator(environment.machine)
         optimizer = (make_optimizer or _timm_optimizer)(network, schedule)
         # timm's scheduler is what applies the layer decay, to the optimizer's own groups
         self.scheduler, _ = create_scheduler_v2(
@@ -174,10 +211,10 @@ class Trainer:
         )
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
 
-    def run(self, name: str, work: float = TRAIN_WORK) -> list[float]:
-        """Train for all epochs; return the mean loss of each."""
+    def run(self, name: str, work: float) -> list[float]:
+        """Train for all epochs, each image at `work` GMACs; return the mean loss of each."""
         seen = self.schedule.epochs * self.steps_per_epoch * self.batch_size
-        with self.bench.stages.stage(name, seen, work * self.bench.gmacs) as advance:
+        with self.environment.stages.stage(name, seen, work) as advance:
             return [self._epoch(epoch, advance) for epoch in range(self.schedule.epochs)]
 
     def _epoch(self, epoch: int, advance: Advance) -> float:
@@ -198,19 +235,25 @@ class Trainer:
     def _batches(self, epoch: int) -> Iterator[Batch]:
         self.dataset.epoch = epoch
         self.dataset.digests = epoch == 0
-        order = torch.randperm(len(self.part), generator=generator(self.bench.seed, epoch)).tolist()
+        order = torch.randperm(len(self.part), generator=generator(self.seed, epoch)).tolist()
         groups = in_groups(order[: self.steps_per_epoch * self.batch_size], self.batch_size)
-        return batches(self.dataset, groups, self.bench.machine.workers)
+        return batches(self.dataset, groups, self.environment.machine.workers)
 
     def _step(self, batch: Batch, update: int) -> float:
         """Sum the gradients of one batch, `at_once` images at a time, and take a step; return its loss."""
-        seed_everything(self.bench.seed, update)
+        seed_everything(self.seed, update)
         device = self.accelerator.device
-        images, target = self.objective.prepare(batch.images.to(device), self.labels[batch.rows].to(device))
-        total = 0.0
+        batch = batch.map(lambda tensor: tensor.to(device))
+        images, targets = self.objective.prepare(batch.images, batch.targets)
+        total, whole = 0.0, self.objective.weight(targets)
+        if not whole:  # such as masks without a valid pixel
+            return 0.0
         for piece in pieces(len(images), self.at_once, self.fewest):
-            seed_everything(self.bench.seed, update, piece.start)
-            loss = self._loss(images[piece], target[piece]) * (len(images[piece]) / len(images))
+            seed_everything(self.seed, update, piece.start)
+            share = self.objective.weight(targets[piece]) / whole
+            if not share:
+                continue
+            loss = self._loss(images[piece], targets[piece]) * share
             self.accelerator.backward(loss)
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -221,9 +264,9 @@ class Trainer:
         self.optimizer.zero_grad()
         return total
 
-    def _loss(self, images: Tensor, target: Tensor) -> Tensor:
+    def _loss(self, images: Tensor, targets: Any) -> Tensor:
         with self.accelerator.autocast():
-            return self.objective.loss(self.network, images, target)
+            return self.objective.loss(self.network, images, targets)
 
 
 def pieces(images: int, at_once: int, fewest: int = 1) -> Iterator[slice]:

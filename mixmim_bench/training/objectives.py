@@ -33,10 +33,14 @@ class Classifying:
                 images, target = torch.cat([mixed, images[even:]]), torch.cat([mixed_target, target[even:]])
         return images, target
 
-    def loss(self, network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    def weight(self, targets: Tensor) -> float:
+        """Count images."""
+        return len(targets)
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy, computed in float32."""
         logits = network(images).float()
-        return -(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+        return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
 class ClassifyingByHeads:
@@ -46,6 +50,10 @@ class ClassifyingByHeads:
         """Leave images (B, 3, H, W) and labels (B,) as they are."""
         return images, labels
 
-    def loss(self, network: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    def weight(self, targets: Tensor) -> float:
+        """Count images."""
+        return len(targets)
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over heads of their mean cross-entropy, in float32."""
-        return torch.stack([F.cross_entropy(logits.float(), target) for logits in network(images)]).sum()
+        return torch.stack([F.cross_entropy(logits.float(), targets) for logits in network(images)]).sum()

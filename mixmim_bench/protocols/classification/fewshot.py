@@ -4,20 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols import require
+from mixmim_bench.protocols.contract import Fitted, FrozenProtocol
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mixmim_bench.data.dataset import Split
     from mixmim_bench.features.extract import Features
-    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.protocols.workbench import Workbench
 
 HEADLINE = 10  # shots of the score in tables, as in big_vision's few-shot evaluation
 HEADS = ("ridge", "logistic")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShot:
+class FewShot(FrozenProtocol):
     """Ridge and logistic regression on `shots` images of each class, `draws` times.
 
     A draw orders the images of each class, and its first ones are taken, so more shots hold the fewer. The
@@ -47,13 +49,11 @@ class FewShot:
             require(len(values) > 0 and min(values) > 0.0, f"{name} must be numbers above 0")
         require(self.layers != "auto", "layers must be one layer: a few images cannot choose among them")
 
-    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {"forward": sum(counts.values()), "train": 0}
-
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Choose the penalty of each head and number of shots on val."""
         import numpy as np
 
+        from mixmim_bench.protocols.classification import score_path
         from mixmim_bench.scoring.predictions import DrawScores, of_all_classes
 
         (layer,) = bench.layers(self.layers)
@@ -69,7 +69,7 @@ class FewShot:
                         self._path(bench, head, of_train, order[order_rank < shots])
                         for order, order_rank in orders
                     ]
-                    scores = np.mean([bench.score_path(path, of_val) for path in paths], axis=0)
+                    scores = np.mean([score_path(bench, path, of_val) for path in paths], axis=0)
                     best = int(np.argmax(scores))
                     penalty = (sorted(self.C) if head == "logistic" else self.alpha)[best]
                     chosen[f"{head} {shots}-shot"] = penalty
@@ -114,8 +114,8 @@ class FewShot:
         with noting_unsolved():
             path.fit(x, y)
         note = "few-shot probes: not every C was solved to its tolerance"
-        if path.unsolved_ and note not in bench.notes:
-            bench.notes.append(note)
+        if path.unsolved_:
+            bench.note(note)
         return path
 
 

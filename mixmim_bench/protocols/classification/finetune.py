@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols import require
+from mixmim_bench.protocols.contract import Fitted, Protocol, Workload, later
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mixmim_bench.data.dataset import Split
     from mixmim_bench.data.images import Part
-    from mixmim_bench.data.transforms import Transform
+    from mixmim_bench.data.transforms import JointTransform
     from mixmim_bench.features.extract import Features
-    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.protocols.workbench import Workbench
     from mixmim_bench.scoring.predictions import ClassScores
     from mixmim_bench.training.loop import Schedule
 
@@ -21,7 +23,7 @@ CHECKED = 200  # images of train that are scored after training, to see that som
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune:
+class Finetune(Protocol):
     """MixMIM-B's fine-tuning on ImageNet-1K (Sense-X/MixMIM, exp/base_600ep/finetune.sh).
 
     Nothing is chosen, so the fit is on train and val together, as in the papers. The learning rate is
@@ -71,12 +73,14 @@ class Finetune:
     crop_scale: tuple[float, ...] = (0.08, 1.0)
     crop_ratio: tuple[float, ...] = (0.75, 4 / 3)
     head_init_std: float = 2e-5
+    image_size: int = later(0)  # 0: that of task or model
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1")
         for name in ("base_lr", "head_init_std", "layer_decay"):
             require(getattr(self, name) > 0.0, f"{name} must be above 0")
+        require(self.image_size >= 0, "image_size must be at least 0")
         for name in ("min_lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup", "cutmix"):
             require(getattr(self, name) >= 0.0, f"{name} must be at least 0")
         for name in ("drop_path", "smoothing", "reprob", "hflip"):
@@ -89,41 +93,41 @@ class Finetune:
             f"warmup_epochs is {self.warmup_epochs} and must be below epochs, which is {self.epochs}",
         )
 
-    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
+    def input_size(self) -> int:
+        return self.image_size
+
+    def images(self, counts: Mapping[str, int]) -> Workload:
         seen = counts["train"] + counts["val"]
         checked = min(CHECKED, counts["train"])
-        return {"forward": counts["test"] + checked, "train": seen * self.epochs}
+        return Workload(forward=counts["test"] + checked, train=seen * self.epochs)
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Train on train and val; the scores are logits."""
         import numpy as np
 
         from mixmim_bench.data.images import join
-        from mixmim_bench.training import loop as training
+        from mixmim_bench.training import loop
         from mixmim_bench.training.objectives import Classifying
 
         network, notes = self._network(bench)
         objective = Classifying(bench.num_classes, self.mixup, self.cutmix, self.smoothing)
-        trained = training.train(
+        trained = loop.train(
             network,
             join([train.part, val.part]),
             self._transform(bench),
             objective,
             self._schedule(len(train.part) + len(val.part)),
-            bench,
+            bench.environment,
             "fine-tuning",
+            loop.TRAIN_WORK * bench.gmacs,
         )
-        of_train = sum(row < len(train.part) for row in trained.unreadable)
-        bench.skipped.update(train=of_train, val=len(trained.unreadable) - of_train)
-        n = len(train.part)
-        for split, digests in ((train, trained.digests[:n]), (val, trained.digests[n:])):
-            bench.note_digests(split, np.arange(len(digests)), digests)
+        bench.note_training([train, val], trained)
         accuracy, more = _check_learning(network, train, bench)
 
         def predict(split: "Split") -> "ClassScores":
             return score(network, split, bench)
 
-        head = training.classifier(network)
+        head = loop.classifier(network)
         params = sum(parameter.numel() for parameter in head.parameters())
         macs = sum(parameter.numel() for parameter in head.parameters() if parameter.ndim > 1)
         arrays = {"train_loss": np.array(trained.losses), "train_top1": np.array(accuracy)}
@@ -145,16 +149,18 @@ class Finetune:
         _initialise(classifier(network), self.head_init_std, bench.seed)
         return network, notes
 
-    def _transform(self, bench: "Workbench") -> "Transform":
-        from mixmim_bench.data.transforms import train_transform
+    def _transform(self, bench: "Workbench") -> "JointTransform":
+        from mixmim_bench.data.transforms import ImageOnly, train_transform
 
-        return train_transform(
-            bench.run.preprocessing,
-            crop_scale=self.crop_scale,
-            crop_ratio=self.crop_ratio,
-            hflip=0.0 if "hflip" in bench.run.task.forbid else self.hflip,
-            auto_augment=self.auto_augment,
-            reprob=self.reprob,
+        return ImageOnly(
+            train_transform(
+                bench.run.preprocessing,
+                crop_scale=self.crop_scale,
+                crop_ratio=self.crop_ratio,
+                hflip=0.0 if "hflip" in bench.run.task.forbid else self.hflip,
+                auto_augment=self.auto_augment,
+                reprob=self.reprob,
+            )
         )
 
     def _schedule(self, images: int) -> "Schedule":

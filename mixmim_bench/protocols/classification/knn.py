@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols import require
+from mixmim_bench.protocols.contract import Fitted, FrozenProtocol
 
 if TYPE_CHECKING:
-    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.data.dataset import Split
+    from mixmim_bench.protocols.workbench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
-class KNN:
+class KNN(FrozenProtocol):
     """Vote of the k nearest by cosine, each weighted by exp(similarity / temperature).
 
     DINO's evaluation (arXiv 2104.14294); k is chosen on val, and train and val vote on test. `layers` is as
@@ -33,15 +35,13 @@ class KNN:
         require(len(self.k) > 0 and min(self.k) >= 1, "k must be whole numbers of at least 1")
         require(self.temperature > 0.0, "temperature must be above 0")
 
-    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {"forward": sum(counts.values()), "train": 0}
-
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Choose the layer and k on val; then train and val vote."""
         import numpy as np
 
         from mixmim_bench.probes.neighbours import nearest, vote
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.scoring.metrics import value
         from mixmim_bench.scoring.predictions import ClassScores
 
         layers = bench.layers(self.layers)
@@ -53,7 +53,7 @@ class KNN:
             cosines, rows = nearest(bank.x, asked.x, max(self.k), bench.machine.device)
             for k in self.k:
                 scores = vote(cosines, bank.y[rows], k, self.temperature, bench.num_classes)
-                tried.append((bench.score(asked.y, scores), layer, k))
+                tried.append((value(bench.metric, asked.y, scores), layer, k))
         best, layer, k = max(tried, key=lambda each: each[0])  # the first of those that are best
         both = Stacked([banks[layer].x, queries[layer].x])
         labels = np.concatenate([banks[layer].y, queries[layer].y])

@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols import require
+from mixmim_bench.protocols.contract import Fitted, FrozenProtocol
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mixmim_bench.data.dataset import Split
     from mixmim_bench.features.extract import Features
-    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.protocols.workbench import Workbench
 
 RIDGE = tuple(10.0**exponent for exponent in range(-5, 3))  # of the penalties that layers are ranked with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(FrozenProtocol):
     """Logistic regression on standardised features; C is chosen on val, then train and val are refitted.
 
     `steps` values of C (the inverse of the L2 penalty) from 10^low to 10^high: 45 from -6 to 5 are those
@@ -49,9 +51,6 @@ class Linear:
         require(self.steps >= 1 and self.max_iter >= 1, "steps and max_iter must be at least 1")
         require(self.tol > 0.0, "tol must be above 0")
         require(self.patience >= 0, "patience must be at least 0")
-
-    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {"forward": sum(counts.values()), "train": 0}
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Choose the layer and C on val; refit on train and val."""
@@ -114,6 +113,7 @@ class Linear:
     ) -> "tuple[str, Features, Features, dict[str, float]]":
         """Rank layers by ridge regression; returns the best, its features, and each one's score on val."""
         from mixmim_bench.probes.ridge import RidgePath
+        from mixmim_bench.protocols.classification import score_path
 
         layers = bench.layers(self.layers)
         fit_on = bench.features_of_layers(train, layers)
@@ -121,7 +121,7 @@ class Linear:
         scores = {}
         for layer in layers if len(layers) > 1 else ():
             ridge = RidgePath(RIDGE, device=bench.machine.device).fit(fit_on[layer].x, fit_on[layer].y)
-            scores[layer] = max(bench.score_path(ridge, choose_on[layer]))
+            scores[layer] = max(score_path(bench, ridge, choose_on[layer]))
         best = max(scores, key=lambda layer: scores[layer]) if scores else layers[0]
         tried = {f"ridge_val_{bench.metric} {layer}": score for layer, score in scores.items()}
         return best, fit_on[best], choose_on[best], tried

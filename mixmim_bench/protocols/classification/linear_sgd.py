@@ -1,16 +1,17 @@
 """`linear-sgd` for classification: linear heads trained on augmented images behind a frozen backbone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols import require
+from mixmim_bench.protocols.contract import Fitted, FrozenProtocol, Workload
 
 if TYPE_CHECKING:
     import torch
 
-    from mixmim_bench.data.images import Part
-    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.data.dataset import Split
+    from mixmim_bench.protocols.workbench import Workbench
     from mixmim_bench.training.frozen import FrozenProbe
     from mixmim_bench.training.loop import Trained
 
@@ -19,7 +20,7 @@ NORMS = ("batch", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearSGD:
+class LinearSGD(FrozenProtocol):
     """The recipe of MAE's linear probing; the preset `dinov2` is that of DINOv2.
 
     Defaults: LARS with momentum 0.9 and without weight decay, 90 epochs, 10 of warm-up and a cosine to 0,
@@ -83,16 +84,16 @@ class LinearSGD:
     def _chooses(self) -> bool:
         return len(self.base_lr) > 1 or len(self.layers) > 1 or "auto" in self.layers
 
-    def images(self, counts: Mapping[str, int]) -> dict[str, int]:
+    def images(self, counts: Mapping[str, int]) -> Workload:
         seen = self.epochs * (counts["train"] + counts["val"])  # forward only: the backbone does not learn
         tried = self.epochs * counts["train"] + counts["val"] if self._chooses else 0
-        return {"forward": seen + tried + counts["test"], "train": 0}
+        return Workload(forward=seen + tried + counts["test"])
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Train all heads on train, choose one on val, train it on both."""
         import numpy as np
 
-        from mixmim_bench.data.images import join
+        from mixmim_bench.scoring.metrics import value
         from mixmim_bench.scoring.predictions import ClassScores
 
         names = [name for choice in self.layers for name in bench.layers(choice)]
@@ -100,10 +101,10 @@ class LinearSGD:
         arrays: dict[str, Any] = {}
         chosen: dict[str, Any] = {}
         if len(heads) > 1:
-            probe, _ = self._train(bench, train.part, heads, "training all heads")
+            probe, _ = self._train(bench, [train], heads, "training all heads")
             of_val = bench.features_of_layers(val, list(dict.fromkeys(layer for layer, _ in heads)))
             scores = [
-                bench.score(of_val[layer].y, probe.logits(i, of_val[layer].x))
+                value(bench.metric, of_val[layer].y, probe.logits(i, of_val[layer].x))
                 for i, (layer, _) in enumerate(heads)
             ]
             arrays = {
@@ -114,11 +115,7 @@ class LinearSGD:
             chosen[f"val_{bench.metric}"] = max(scores)
             heads = [heads[int(np.argmax(scores))]]
         layer, base_lr = heads[0]
-        both = join([train.part, val.part])
-        probe, trained = self._train(bench, both, heads, "training the head")
-        n = len(train.part)
-        for split, digests in ((train, trained.digests[:n]), (val, trained.digests[n:])):
-            bench.note_digests(split, np.arange(len(digests)), digests)
+        probe, trained = self._train(bench, [train, val], heads, "training the head")
 
         def predict(split: "Split") -> ClassScores:
             features = bench.features(split, layer)
@@ -135,10 +132,11 @@ class LinearSGD:
         )
 
     def _train(
-        self, bench: "Workbench", part: "Part", heads: list[tuple[str, float]], name: str
+        self, bench: "Workbench", splits: "Sequence[Split]", heads: list[tuple[str, float]], name: str
     ) -> "tuple[FrozenProbe, Trained]":
-        from mixmim_bench.data.transforms import train_transform
-        from mixmim_bench.training import loop as training
+        from mixmim_bench.data.images import join
+        from mixmim_bench.data.transforms import ImageOnly, train_transform
+        from mixmim_bench.training import loop
         from mixmim_bench.training.frozen import FrozenProbe
         from mixmim_bench.training.objectives import ClassifyingByHeads
 
@@ -152,34 +150,37 @@ class LinearSGD:
             machine=bench.machine,
             size=bench.run.size,
         )
+        part = join([split.part for split in splits])
         batch_size = min(self.batch_size, len(part))
-        rates = [training.scaled(base_lr, batch_size) for _, base_lr in heads]
+        rates = [loop.scaled(base_lr, batch_size) for _, base_lr in heads]
 
-        def optimizer(network: Any, schedule: training.Schedule) -> "torch.optim.Optimizer":
+        def optimizer(network: Any, schedule: loop.Schedule) -> "torch.optim.Optimizer":
             del network, schedule  # each head has a rate of its own
             return probe.optimizer(self.optimizer, rates, self.momentum)
 
-        trained = training.train(
+        transform = train_transform(
+            bench.run.preprocessing,
+            crop_scale=self.crop_scale,
+            crop_ratio=self.crop_ratio,
+            hflip=0.0 if "hflip" in bench.run.task.forbid else self.hflip,
+            auto_augment="",
+            reprob=0.0,
+        )
+        schedule = loop.Schedule(
+            epochs=self.epochs, batch_size=batch_size, lr=max(rates), warmup_epochs=self.warmup_epochs
+        )
+        trained = loop.train(
             probe,
             part,
-            train_transform(
-                bench.run.preprocessing,
-                crop_scale=self.crop_scale,
-                crop_ratio=self.crop_ratio,
-                hflip=0.0 if "hflip" in bench.run.task.forbid else self.hflip,
-                auto_augment="",
-                reprob=0.0,
-            ),
+            ImageOnly(transform),
             ClassifyingByHeads(),
-            training.Schedule(
-                epochs=self.epochs, batch_size=batch_size, lr=max(rates), warmup_epochs=self.warmup_epochs
-            ),
-            bench,
+            schedule,
+            bench.environment,
             name,
-            optimizer,
-            work=1.0,
+            work=bench.gmacs,
+            make_optimizer=optimizer,
         )
-        bench.skipped["train"] = len(trained.unreadable)
+        bench.note_training(splits, trained)
         return probe, trained
 
 

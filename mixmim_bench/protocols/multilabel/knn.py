@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols import require
 from mixmim_bench.protocols.classification.knn import KNN
+from mixmim_bench.protocols.contract import Fitted
 
 if TYPE_CHECKING:
-    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.data.dataset import Split
+    from mixmim_bench.protocols.workbench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,15 @@ class KNNMultilabel(KNN):
 
         from mixmim_bench.probes.neighbours import nearest, shares
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.scoring.metrics import value
         from mixmim_bench.scoring.predictions import ClassScores
 
         (layer,) = bench.layers(self.layers)
         bank, asked = bench.features(train, layer), bench.features(val, layer)
         cosines, rows = nearest(bank.x, asked.x, max(self.k), bench.machine.device)
-        on_val = [bench.score(asked.y, shares(cosines, bank.y[rows], k, self.temperature)) for k in self.k]
+        on_val = [
+            value(bench.metric, asked.y, shares(cosines, bank.y[rows], k, self.temperature)) for k in self.k
+        ]
         k = self.k[int(np.argmax(on_val))]
         both, labels = Stacked([bank.x, asked.x]), np.concatenate([bank.y, asked.y])
 

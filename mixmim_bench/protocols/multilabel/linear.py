@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mixmim_bench.protocols import Fitted, require
+from mixmim_bench.protocols import require
 from mixmim_bench.protocols.classification.linear import Linear
+from mixmim_bench.protocols.contract import Fitted
 
 if TYPE_CHECKING:
-    from mixmim_bench.protocols.workbench import Split, Workbench
+    from mixmim_bench.data.dataset import Split
+    from mixmim_bench.protocols.workbench import Workbench
 
 
 @dataclass(frozen=True, kw_only=True)

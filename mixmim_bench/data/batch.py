@@ -1,0 +1,52 @@
+"""Batches: what images and their targets become on the way to a network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transformed images and their targets, and the images that could not be read.
+
+    Attributes:
+        rows: rows of the dataset (b,).
+        images: (b, 3, H, W).
+        targets: as `Targets.collate` made them, None where they were not asked for.
+        digests: of the images' bytes (b, 16), empty where they were not asked for.
+        failures: row and reason of each image that could not be read.
+    """
+
+    rows: Tensor
+    images: Tensor
+    targets: Any
+    digests: Tensor
+    failures: list[tuple[int, str]]
+
+    def map(self, change: Callable[[Tensor], Any]) -> "Batch":
+        """Apply a function to every tensor."""
+        return _mapped(torch.Tensor, change, self)
+
+    def pin_memory(self) -> "Batch":
+        return self.map(Tensor.pin_memory)
+
+
+def as_arrays(batch: Batch) -> Batch:
+    """Turn tensors into arrays, which are pickled and not shared."""
+    return batch.map(Tensor.numpy)
+
+
+def as_tensors(batch: Batch) -> Batch:
+    """Undo `as_arrays`."""
+    return _mapped(np.ndarray, torch.from_numpy, batch)
+
+
+def _mapped(kind: type, change: Callable[[Any], Any], batch: Batch) -> Batch:
+    values = (batch.rows, batch.images, batch.targets, batch.digests)
+    rows, images, targets, digests = tree_map_only(kind, change, values)
+    return Batch(rows, images, targets, digests, batch.failures)

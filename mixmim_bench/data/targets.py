@@ -1,0 +1,112 @@
+"""Targets: what is learnt of each image, such as its class. They mirror `Images`.
+
+Each kind of target is a class here. It says how images are split, fingerprinted and counted by it, what a
+dataset loads beside an image, and how the targets of a batch are put together.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+
+class Targets(Protocol):
+    """The targets of n images."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, row: int) -> Any:
+        """Return the target of one image, as a transform takes it beside the image."""
+
+    def collate(self, loaded: Sequence[Any]) -> Any:
+        """Put the (transformed) targets of a batch together; what is returned can be sliced by image."""
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Keep some rows, in the order given."""
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """Append the targets of other images of the same kind."""
+
+    def contents(self) -> Iterator[str]:
+        """Describe each target in fingerprints and stamps: another text for another target."""
+
+    def summary(self) -> bytes:
+        """Hash all targets."""
+
+    def strata(self) -> np.ndarray | None:
+        """Return the class (n,) by which slices are stratified; None to order images by hash alone."""
+
+    def per_class(self, num_classes: int) -> np.ndarray | None:
+        """Count the images of each class (K,); None where that takes loading them."""
+
+    def first_wrong(self, num_classes: int) -> tuple[int, str] | None:
+        """Return the row of the first target that is not valid for K classes, and the target as text."""
+
+
+class _ArrayTargets:
+    """Targets in one array, whose rows are the targets."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def load(self, row: int) -> Any:
+        return self.values[row]
+
+    def collate(self, loaded: Sequence[Any]) -> Any:
+        import torch  # listing datasets does without it
+
+        return torch.from_numpy(np.asarray(loaded, dtype=self.values.dtype))
+
+    def take(self, rows: np.ndarray) -> Self:
+        return type(self)(self.values[rows])
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        return type(self)(np.concatenate([self.values, *(each.values for each in others)]))
+
+    def contents(self) -> Iterator[str]:
+        return map(str, self.values.tolist())
+
+    def summary(self) -> bytes:
+        return hashlib.sha256(f"{self.values.shape}".encode() + self.values.tobytes()).digest()
+
+
+class Labels(_ArrayTargets):
+    """One class per image: values (n,) int64."""
+
+    def strata(self) -> np.ndarray | None:
+        return self.values
+
+    def per_class(self, num_classes: int) -> np.ndarray | None:
+        valid = self.values[(self.values >= 0) & (self.values < num_classes)]
+        return np.bincount(valid, minlength=num_classes)
+
+    def first_wrong(self, num_classes: int) -> tuple[int, str] | None:
+        wrong = np.flatnonzero((self.values < 0) | (self.values >= num_classes))
+        return (int(wrong[0]), str(self.values[wrong[0]])) if len(wrong) else None
+
+
+class LabelVectors(_ArrayTargets):
+    """Several classes per image: values (n, K) int64: 1, 0, or -1 for VOC's difficult objects."""
+
+    def strata(self) -> np.ndarray | None:
+        return None
+
+    def per_class(self, num_classes: int) -> np.ndarray | None:
+        del num_classes
+        return (self.values == 1).sum(0)
+
+    def first_wrong(self, num_classes: int) -> tuple[int, str] | None:
+        values = self.values
+        wrong = np.flatnonzero(((values < -1) | (values > 1)).any(1) | (values.shape[1] != num_classes))
+        return (int(wrong[0]), str(values[wrong[0]])) if len(wrong) else None
+
+
+def as_targets(values: Targets | np.ndarray) -> Targets:
+    """Take targets as they are, an array (n,) as `Labels` and one (n, K) as `LabelVectors`."""
+    if not isinstance(values, np.ndarray):
+        return values
+    return Labels(values) if values.ndim == 1 else LabelVectors(values)
