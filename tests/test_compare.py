@@ -11,9 +11,9 @@ from scipy.stats import bootstrap, false_discovery_control, norm
 from test_report import made
 
 from mixmim_bench.errors import BenchError
+from mixmim_bench.report.compare import compare
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring import metrics
-from mixmim_bench.scoring.compare import compare
 from mixmim_bench.scoring.intervals import resample
 from mixmim_bench.scoring.predictions import ClassScores, DrawScores
 from mixmim_bench.scoring.statistics import (

@@ -15,6 +15,7 @@ from test_store import bench_of
 
 from mixmim_bench.data.dataset import Split, TaskData, open_task
 from mixmim_bench.data.images import Arrays, Part
+from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features.extract import Features
 from mixmim_bench.machine import Machine
@@ -31,9 +32,9 @@ from mixmim_bench.protocols.classification.fewshot import _order as draw_order
 from mixmim_bench.protocols.classification.knn import KNN
 from mixmim_bench.protocols.classification.linear import Linear
 from mixmim_bench.protocols.classification.linear_sgd import LinearSGD
-from mixmim_bench.protocols.contract import Workload
-from mixmim_bench.specs import DataSource
-from mixmim_bench.suite.execute import execute
+from mixmim_bench.protocols.contract import Workload, later
+from mixmim_bench.specs import DataSource, Run
+from mixmim_bench.suite.execute import execute, execute_json
 from mixmim_bench.suite.taskfile import read_task
 
 PROTOCOLS = load_protocols()
@@ -434,3 +435,48 @@ def test_wrong_protocols_and_presets_bring_the_nearest():
 def test_values_out_of_range_are_refused(protocol, values, told):
     with pytest.raises(BenchError, match=told):
         resolve_protocol(protocol, "classification", "paper", values, False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearWithMore(Linear):
+    """A protocol to which hyper-parameters were added."""
+
+    added: int = later(3)
+    bounds: tuple[float, ...] = later((0.0, 1.0))
+
+
+def test_a_new_hyper_parameter_leaves_finished_runs_as_they_are():
+    assert LinearWithMore().to_dict() == Linear().to_dict()
+    changed = LinearWithMore(added=4).to_dict()
+    assert changed == {**Linear().to_dict(), "added": 4}
+    assert LinearWithMore(bounds=(0.0, 2.0)).to_dict()["bounds"] == [0.0, 2.0]
+
+
+def test_the_image_size_may_come_from_the_protocol(my_task):
+    task = read_task(my_task)
+    sized = dataclasses.replace(task, recipe={"finetune": {**task.recipe["finetune"], "image_size": 64}})
+    own = bench_of(task, protocol="finetune")[0].run
+    larger = bench_of(sized, protocol="finetune")[0].run
+    assert own.size == (32, 32) and "image_size" not in own.protocol
+    assert larger.size == (64, 64) and larger.run_id != own.run_id
+    assert bench_of(sized, protocol="linear")[0].run.size == (32, 32)
+    with pytest.raises(BenchError, match="image_size must be at least 0"):
+        build_protocol({**own.protocol, "image_size": -1}, "classification")
+
+
+def test_a_run_is_done_from_its_json_alone(my_task, tmp_path):
+    """As another process does it, with the data root of its machine."""
+    bench, _ = bench_of(read_task(my_task))
+    expected, arrays = execute(bench.run, open_task(read_task(my_task)), bench)
+    text = bench.run.to_json()
+    assert Run.from_json(text) == bench.run and Run.from_json(text).run_id == bench.run.run_id
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "images", elsewhere)
+    roots = DataRoots(of_task={"mine": elsewhere})
+    record, again = execute_json(text, roots, bench.machine, bench.stages)
+    assert record.run_id == expected.run_id and record.scores == expected.scores
+    assert record.provenance["root"] == str(elsewhere)
+    assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
+    sorted(elsewhere.rglob("*.png"))[0].unlink()
+    with pytest.raises(BenchError, match="are not those of the run"):
+        execute_json(text, roots, bench.machine, bench.stages)

@@ -17,6 +17,7 @@ from sklearn.metrics import (
 from mixmim_bench.scoring import metrics
 from mixmim_bench.scoring.intervals import wilson
 from mixmim_bench.scoring.metrics import METRICS, score, value
+from mixmim_bench.scoring.predictions import ClassScores
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -149,8 +150,8 @@ def test_weights_are_as_good_as_copies(seed, name):
 def test_what_is_kept_gives_the_score_again(name):
     rng = np.random.default_rng(0)
     y, scores = rng.integers(0, 8, 100), rng.normal(size=(100, 8)).astype(np.float32)
-    arrays = metrics.kept([name], y, scores)
-    again = METRICS[name].reduce(metrics.kept_items(name, arrays), np.ones((1, 100)))[0]
+    arrays = ClassScores(np.arange(100).astype(str), y, scores).kept([name])
+    again = METRICS[name].reduce(ClassScores.restore(name, arrays).draws[0], np.ones((1, 100)))[0]
     assert again == pytest.approx(value(name, y, scores))
 
 

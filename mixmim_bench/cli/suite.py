@@ -209,7 +209,7 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from mixmim_bench.scoring.compare import compare as compared
+    from mixmim_bench.report.compare import compare as compared
     from mixmim_bench.suite.records import RunStore
 
     found = compared(RunStore(_existing(results)), first, second, lambda text: click.echo(text, err=True))

@@ -113,11 +113,12 @@ class MixMIMPretraining(MixMIM):
         mean, variance = cells.mean(-1, keepdim=True), cells.var(-1, keepdim=True)
         return (cells - mean) / (variance + 1e-6).sqrt()
 
-    def reconstruct(
+    def forward(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Reconstruction:
         """Mix images (B, 3, H, W), encode, decode, and compare each cell with what was hidden there.
 
+        The loss is computed here, since distributed training synchronises gradients of `forward` alone.
         mask: (h, w), drawn at random if it is not given; all images of the batch share it.
         """
         mask = self.random_mask(generator=generator) if mask is None else mask

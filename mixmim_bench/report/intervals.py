@@ -3,7 +3,8 @@
 import dataclasses
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.scoring.metrics import METRICS, interval_method, kept_draws, score_items
+from mixmim_bench.scoring.metrics import METRICS, interval_method, score_items
+from mixmim_bench.scoring.predictions import restore
 from mixmim_bench.specs import RunRecord
 from mixmim_bench.suite.records import RunStore
 
@@ -22,7 +23,8 @@ def with_current_intervals(store: RunStore, record: RunRecord) -> RunRecord:
         if score["interval"] == interval_method(name, score.get("draws", 1)):
             continue
         try:
-            found = score_items(name, kept_draws(name, store.arrays(record.run_id)))
+            arrays = store.arrays(record.run_id)
+            found = score_items(name, restore(record.identity["task"]["kind"], name, arrays).draws)
         except BenchError:
             continue
         scores[name] = {**score, **found, "value": score["value"]}

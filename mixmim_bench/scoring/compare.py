@@ -1,155 +1,82 @@
-"""Two models on the same test images: paired differences, from the predictions that are kept."""
+"""Two models on the same test images: paired tests of what was kept of their predictions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mixmim_bench.errors import BenchError, UnknownName
-from mixmim_bench.report.leaderboard import Cell, Row, leaderboard
-from mixmim_bench.scoring import metrics
+from mixmim_bench.errors import BenchError
 from mixmim_bench.scoring.intervals import Z95, resample
+from mixmim_bench.scoring.metrics import METRICS, Items, is_mean
 from mixmim_bench.scoring.statistics import (
     Z80,
     detectable_difference,
-    holm,
     mcnemar_mid_p,
     paired_bootstrap,
     paired_z_p,
     seeds_t,
     z_p,
 )
-from mixmim_bench.suite.records import RunStore
-
-LEVEL = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A task and protocol: the scores of two models on the n images that both have, and their difference."""
-
-    task: str
-    protocol: str
-    metric: str
-    n: int
-    seeds: int  # pairs of seeds or draws that the difference is averaged over
-    first: float
-    second: float
-    difference: float  # first - second, a fraction
-    low: float  # its 95 % interval
-    high: float
-    test: str
-    p: float
-    p_holm: float  # corrected for the number of comparisons
-    detectable: float  # the difference that n images like these would show in 80 % of cases
-    verdict: str
-
-
-def compare(
-    store: RunStore, first: str, second: str, say: Callable[[str], None] = lambda _: None
-) -> list[Comparison]:
-    """Compare two models wherever both have results; a name is MODEL, or MODEL/WEIGHTS if it has several.
-
-    `say` is given what could not be compared, and why. Raises BenchError for names without results, for
-    models that share no task and protocol, and where nothing could be compared.
-    """
-    board = leaderboard(store.records())
-    rows = [row for row in board.rows if not row.settings]
-    a, b = (_find(rows, name) for name in (first, second))
-    shared = [column for column in board.columns if column in a.cells and column in b.cells]
-    if not shared:
-        raise BenchError(f"{first} and {second} share no task and protocol; run both on one")
-    pairs = {}
-    for column in shared:
-        try:
-            pairs[column] = _Pair(store, a.cells[column], b.cells[column])
-        except BenchError as error:
-            if column == shared[-1] and not pairs:
-                raise
-            say(f"{' '.join(column)} is left out: {error}")
-    corrected = holm([pair.p for pair in pairs.values()])
-    return [
-        Comparison(
-            task=task,
-            protocol=protocol,
-            metric=pair.metric,
-            n=pair.n,
-            seeds=pair.seeds,
-            first=pair.first,
-            second=pair.second,
-            difference=pair.first - pair.second,
-            low=pair.low,
-            high=pair.high,
-            test=pair.test,
-            p=pair.p,
-            p_holm=p_holm,
-            detectable=pair.detectable,
-            verdict=_verdict(first, second, pair, p_holm),
-        )
-        for ((task, protocol), pair), p_holm in zip(pairs.items(), corrected, strict=True)
-    ]
-
-
-def _find(rows: Sequence[Row], name: str) -> Row:
-    names: dict[str, list[Row]] = {}
-    for row in rows:
-        for known in (row.model, f"{row.model}/{row.weights}"):
-            names.setdefault(known, []).append(row)
-    if name not in names:
-        raise UnknownName("results of", name, names)
-    found = names[name]
-    if len({row.weights for row in found}) > 1:
-        choices = ", ".join(sorted(f"{row.model}/{row.weights}" for row in found))
-        raise BenchError(f"{name} has results with several weights; name one of {choices}")
-    return found[0]  # float32 before other precisions
 
 
 @dataclass(frozen=True)
-class _Unit:
+class Unit:
     """What is kept of one seed or draw: ids (n,), and the statistics of the items of all draws in it."""
 
     ids: np.ndarray
-    every: Sequence[metrics.Items]
+    every: Sequence[Items]
 
-    def ordered(self, ids: Sequence[str]) -> "_Unit":
+    def ordered(self, ids: Sequence[str]) -> "Unit":
         """Take some images, in the order given."""
         places = {image: row for row, image in enumerate(self.ids.tolist())}
         rows = np.array([places[image] for image in ids])
-        return _Unit(self.ids[rows], [[values[rows] for values in items] for items in self.every])
+        return Unit(self.ids[rows], [[values[rows] for values in items] for items in self.every])
 
 
-class _Pair:
+@dataclass(frozen=True)
+class Side:
+    """What is known of one of two models.
+
+    Attributes:
+        units: (seed, draw) -> its predictions.
+        drawn: whether seeds matter.
+        one_network: whether it is one random network: several draws say nothing of other networks.
+    """
+
+    units: Mapping[tuple[int, int], Unit]
+    drawn: bool
+    one_network: bool
+
+
+class Pair:
     """What two models make of the images, and with the seeds or draws, that both have."""
 
-    def __init__(self, store: RunStore, a: Cell, b: Cell) -> None:
-        self.metric = a.record.metric
-        self.drawn = a.record.identity["seed"] is not None or b.record.identity["seed"] is not None
-        ours, theirs = _units(store, a), _units(store, b)
-        if a.record.identity["seed"] is None:
+    def __init__(self, metric: str, a: Side, b: Side) -> None:
+        self.metric = metric
+        self.drawn = a.drawn or b.drawn
+        ours, theirs = a.units, b.units
+        if not a.drawn:
             ours = dict.fromkeys(theirs, ours[0, 0])  # what is not drawn is the same for every seed
-        if b.record.identity["seed"] is None:
+        if not b.drawn:
             theirs = dict.fromkeys(ours, theirs[0, 0])
         # the same seed draws the same images for few-shot probes; where no seed is shared any pairs will do
         keys = sorted(set(ours) & set(theirs))
         sides = [ours[key] for key in keys or sorted(ours)], [theirs[key] for key in keys or sorted(theirs)]
         self.seeds = min(map(len, sides))
-        # several draws of one random network say nothing of other networks
-        self.one_seed = self.drawn and (
-            self.seeds == 1 or any(each.record.random_init and each.seeds == 1 for each in (a, b))
-        )
+        self.one_seed = self.drawn and (self.seeds == 1 or a.one_network or b.one_network)
         x, y = (side[: self.seeds] for side in sides)
         ids = sorted(set.intersection(*(set(unit.ids.tolist()) for unit in [*x, *y])))
         if not ids:
-            raise BenchError(f"{a.record.task} {a.record.protocol}: the two have no test image in common")
+            raise BenchError("the two have no test image in common")
         self.n = len(ids)
         x, y = ([unit.ordered(ids) for unit in side] for side in (x, y))
         try:
-            if metrics.is_mean(self.metric):
+            if is_mean(self.metric):
                 self._compare_means(*(np.array([_mean_hits(unit) for unit in side]) for side in (x, y)))
             else:
                 self._compare_reduced(x, y)
         except ValueError as error:  # such as no class with both positives and negatives
-            raise BenchError(f"{a.record.task} {a.record.protocol}: {error}") from error
+            raise BenchError(str(error)) from error
 
     def _compare_means(self, x: np.ndarray, y: np.ndarray) -> None:
         """Compare how often each image was right, (S, n)."""
@@ -170,11 +97,11 @@ class _Pair:
         else:
             self.test, self.p = "paired z", paired_z_p(differences)
 
-    def _compare_reduced(self, x: Sequence[_Unit], y: Sequence[_Unit]) -> None:
+    def _compare_reduced(self, x: Sequence[Unit], y: Sequence[Unit]) -> None:
         """Compare by resampling the images, the same ones for both."""
-        reduce = metrics.METRICS[self.metric].reduce
+        reduce = METRICS[self.metric].reduce
 
-        def values(side: Sequence[_Unit], weights: np.ndarray) -> np.ndarray:
+        def values(side: Sequence[Unit], weights: np.ndarray) -> np.ndarray:
             """Return the value of each unit, (S, r)."""
             return np.array([np.mean([reduce(items, weights) for items in u.every], axis=0) for u in side])
 
@@ -199,39 +126,6 @@ class _Pair:
         self.detectable = max(half * (1 + Z80 / Z95), 1 / self.n)
 
 
-def _units(store: RunStore, cell: Cell) -> dict[tuple[int, int], _Unit]:
-    """Read what was kept of each seed and draw: (seed, draw) -> its predictions.
-
-    The draws of one random network are no independent ones, so with several seeds they make one unit.
-    """
-    found = {}
-    for record in cell.records:
-        arrays = store.arrays(record.run_id)
-        every = metrics.kept_draws(record.metric, arrays)
-        seed = record.identity["seed"] or 0
-        if record.random_init and cell.seeds > 1:
-            found[seed, 0] = _Unit(arrays["ids"], every)
-        else:
-            found.update({(seed, draw): _Unit(arrays["ids"], [items]) for draw, items in enumerate(every)})
-    return found
-
-
-def _mean_hits(unit: _Unit) -> np.ndarray:
+def _mean_hits(unit: Unit) -> np.ndarray:
     """Return how often each image was right, (n,)."""
     return np.mean([items[0] for items in unit.every], axis=0)
-
-
-def _verdict(first: str, second: str, pair: _Pair, p: float) -> str:
-    found = _finding(first, second, pair, p)
-    if pair.one_seed:
-        return f"{found} (one seed: the spread of other seeds is not covered)"
-    return found
-
-
-def _finding(first: str, second: str, pair: _Pair, p: float) -> str:
-    if p < LEVEL:
-        return f"{first if pair.first > pair.second else second} is better"
-    if 0.5**pair.differing >= LEVEL:
-        return "too few images differ to tell anything"
-    such = f"{pair.n} images" + (f" and {pair.seeds} seeds" if pair.seeds > 1 else "")
-    return f"no difference shown; {such} tell {100 * pair.detectable:.1f} points or more"

@@ -5,13 +5,12 @@ how often each was drawn for a bootstrap resample. Labels are (n,), or for sever
 with 1, 0, and -1 for what is neither (VOC's difficult objects). Scores are (n, K), the higher the likelier.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from mixmim_bench.errors import BenchError
 from mixmim_bench.scoring.intervals import (
     RESAMPLES,
     Spread,
@@ -24,7 +23,6 @@ from mixmim_bench.scoring.intervals import (
 from mixmim_bench.specs import Score
 
 Items = Sequence[np.ndarray]  # each (n, …)
-KEPT_CLASSES = 5  # of each image's scores, the best are kept beside the record
 
 CLASSIFICATION = "classification"
 MULTILABEL = "multilabel"
@@ -49,7 +47,7 @@ class Metric:
 
 def value(name: str, y: np.ndarray, scores: np.ndarray) -> float:
     """Return a metric as a fraction; raises ValueError for scores that are not numbers."""
-    return _value(name, [_items(name, y, scores)])
+    return _value(name, [items_of(name, y, scores)])
 
 
 def score(name: str, y: np.ndarray, scores: np.ndarray) -> Score:
@@ -57,7 +55,7 @@ def score(name: str, y: np.ndarray, scores: np.ndarray) -> Score:
 
     Raises ValueError.
     """
-    return score_items(name, [_items(name, y, scores)])
+    return score_items(name, [items_of(name, y, scores)])
 
 
 def score_draws(name: str, y: np.ndarray, draws: Sequence[np.ndarray]) -> Score:
@@ -65,7 +63,7 @@ def score_draws(name: str, y: np.ndarray, draws: Sequence[np.ndarray]) -> Score:
 
     draws: scores (n, K) of the same items after each.
     """
-    return score_items(name, [_items(name, y, scores) for scores in draws])
+    return score_items(name, [items_of(name, y, scores) for scores in draws])
 
 
 def score_items(name: str, every: Sequence[Items]) -> Score:
@@ -106,39 +104,8 @@ def is_mean(name: str) -> bool:
     return METRICS[name].reduce is _mean
 
 
-def kept(names: Sequence[str], y: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
-    """Return of predictions what is needed to reduce metrics again: the best classes, or all scores."""
-    if any(METRICS[name].best == 0 for name in names):
-        return {"y": y.astype(np.int32), "scores": scores.astype(np.float32)}
-    best = np.argsort(-scores, axis=1, kind="stable")[
-        :, : max(KEPT_CLASSES, *(METRICS[n].best for n in names))
-    ]
-    return {
-        "y": y.astype(np.int32),
-        "best": best.astype(np.int32),
-        "best_scores": np.take_along_axis(scores, best, 1).astype(np.float32),
-    }
-
-
-def kept_draws(name: str, arrays: Mapping[str, np.ndarray]) -> list[Items]:
-    """Make the statistics of each item from what was kept, of each draw or of one; raises BenchError."""
-    key = "best" if "best" in arrays else "scores"
-    if key not in arrays or "y" not in arrays:
-        raise BenchError(f"the predictions hold no {key if 'y' in arrays else 'y'}, only {', '.join(arrays)}")
-    every = arrays[key] if arrays[key].ndim == 3 else arrays[key][None]
-    return [kept_items(name, {"y": arrays["y"], key: each}) for each in every]
-
-
-def kept_items(name: str, arrays: Mapping[str, np.ndarray]) -> Items:
-    """Make the statistics of each item again from what was kept of one draw."""
-    y, metric = arrays["y"], METRICS[name]
-    if "best" not in arrays:  # another metric of the task needs all scores
-        return metric.items(y, arrays["scores"])
-    hits = (arrays["best"][:, : metric.best] == y[:, None]).any(axis=1)
-    return [hits] if is_mean(name) else [hits, y]
-
-
-def _items(name: str, y: np.ndarray, scores: np.ndarray) -> Items:
+def items_of(name: str, y: np.ndarray, scores: np.ndarray) -> Items:
+    """Make the statistics of each item; raises ValueError for scores that are not numbers."""
     if np.isnan(scores).any():
         raise ValueError("some scores of the classes are not numbers: the training diverged")
     return METRICS[name].items(y, scores)

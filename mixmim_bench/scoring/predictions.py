@@ -1,4 +1,8 @@
-"""What a judged backbone says of images; each kind of task has a class that scores and keeps it."""
+"""Predictions: each kind of task has a class that scores them, keeps them, and restores what was kept.
+
+A metric is computed from statistics of each item (`Metric.items`), so what is kept beside a record need only
+give these again: `compare` and recomputed intervals know nothing of how a kind of task stores them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,8 +10,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mixmim_bench.errors import BenchError
 from mixmim_bench.scoring import metrics
+from mixmim_bench.scoring.metrics import METRICS, Items
 from mixmim_bench.specs import Score
+
+KEPT_CLASSES = 5  # of each image's scores, the best are kept
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was kept of one run for one metric: ids (n,), and the statistics of the items of each draw."""
+
+    ids: np.ndarray
+    draws: list[Items]
 
 
 def of_all_classes(scores: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -33,6 +49,10 @@ class Predictions(Protocol):
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return what is kept beside the record, to compare two models without running them again."""
 
+    @staticmethod
+    def restore(name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
+        """Make the statistics of a metric again from what was kept; raises BenchError."""
+
 
 @dataclass(frozen=True)
 class ClassScores:
@@ -53,7 +73,16 @@ class ClassScores:
         return {name: metrics.guess(name, self.y, learnt_from.values, K) for name in names}
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        return {"ids": self.ids, **metrics.kept(names, self.y, self.scores)}
+        return {"ids": self.ids, "y": self.y.astype(np.int32), **_kept(names, self.scores)}
+
+    @staticmethod
+    def restore(name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
+        key = "best" if "best" in arrays else "scores"
+        for wanted in ("ids", "y", key):
+            if wanted not in arrays:
+                raise BenchError(f"the predictions hold no {wanted}, only {', '.join(arrays)}")
+        every = arrays[key] if arrays[key].ndim == 3 else arrays[key][None]  # of one draw, or of several
+        return Kept(arrays["ids"], [_restored(name, arrays["y"], key, each) for each in every])
 
 
 @dataclass(frozen=True)
@@ -92,6 +121,39 @@ class DrawScores:
         return ClassScores(self.ids, self.y, self.draws[0]).guesses(names, learnt_from)
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        every = [metrics.kept(names, self.y, scores) for scores in self.draws]
-        stacked = {key: np.stack([arrays[key] for arrays in every]) for key in every[0] if key != "y"}
-        return {"ids": self.ids, "y": every[0]["y"], **stacked}
+        every = [_kept(names, scores) for scores in self.draws]
+        stacked = {key: np.stack([arrays[key] for arrays in every]) for key in every[0]}
+        return {"ids": self.ids, "y": self.y.astype(np.int32), **stacked}
+
+    @staticmethod
+    def restore(name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
+        return ClassScores.restore(name, arrays)
+
+
+# kind of task -> the class that restores what was kept of it
+PREDICTIONS: dict[str, type[Predictions]] = {"classification": ClassScores, "multilabel": ClassScores}
+
+
+def restore(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
+    """Restore what was kept of a run on a kind of task, for one metric; raises BenchError."""
+    return PREDICTIONS[kind].restore(name, arrays)
+
+
+def _kept(names: Sequence[str], scores: np.ndarray) -> dict[str, np.ndarray]:
+    """Keep of scores (n, K) what is needed to reduce metrics again: the best classes, or all scores."""
+    if any(METRICS[name].best == 0 for name in names):
+        return {"scores": scores.astype(np.float32)}
+    most = max(KEPT_CLASSES, *(METRICS[name].best for name in names))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :most]
+    return {
+        "best": best.astype(np.int32),
+        "best_scores": np.take_along_axis(scores, best, 1).astype(np.float32),
+    }
+
+
+def _restored(name: str, y: np.ndarray, key: str, values: np.ndarray) -> Items:
+    metric = METRICS[name]
+    if key == "scores":  # another metric of the task needs all of them
+        return metric.items(y, values)
+    hits = (values[:, : metric.best] == y[:, None]).any(axis=1)
+    return [hits] if metrics.is_mean(name) else [hits, y]

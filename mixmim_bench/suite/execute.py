@@ -7,15 +7,61 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from mixmim_bench.data.dataset import Split, TaskData
+from mixmim_bench.cost import count_on_meta
+from mixmim_bench.data.dataset import Split, TaskData, open_task
 from mixmim_bench.data.images import join
+from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.seen import WIDTH, digest_of_bytes
 from mixmim_bench.errors import BenchError
-from mixmim_bench.machine import memory_errors, provenance
+from mixmim_bench.machine import Machine, memory_errors, provenance
+from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol, find_protocol
-from mixmim_bench.protocols.workbench import Workbench
+from mixmim_bench.protocols.workbench import Shelf, Workbench
 from mixmim_bench.scoring.metrics import is_a_guess
 from mixmim_bench.specs import ROLES, Run, RunRecord, Score
+
+
+def open_run(
+    run: Run,
+    data: TaskData,
+    machine: Machine,
+    stages: Stages,
+    shelf: Shelf | None = None,
+    gmacs: float | None = None,
+) -> Workbench:
+    """Make the workbench on which a run is done.
+
+    Args:
+        run: the run.
+        data: the images of its task, which must be those of the run.
+        machine: where it computes.
+        stages: where progress is shown.
+        shelf: keeps the backbone for the next run.
+        gmacs: of one image, counted unless given.
+
+    Raises:
+        BenchError: for other images than those of the run, and a model that cannot be built at its size.
+    """
+    if data.source.fingerprint != run.data.fingerprint:
+        raise BenchError(
+            f"{run.task.name}: the images in {data.source.root} are not those of the run (fingerprint "
+            f"{data.source.fingerprint}, not {run.data.fingerprint})"
+        )
+    gmacs = count_on_meta(run.model, run.size).total / 1e9 if gmacs is None else gmacs
+    here = dataclasses.replace(run, data=data.source)
+    return Workbench(here, machine, stages, gmacs, shelf or Shelf())
+
+
+def execute_json(
+    text: str, roots: DataRoots, machine: Machine, stages: Stages
+) -> tuple[RunRecord, dict[str, np.ndarray]]:
+    """Do a run that was written by `Run.to_json`, in another process or on another machine.
+
+    The images are found by the data roots, the weights by their path. Raises BenchError.
+    """
+    run = Run.from_json(text)
+    data = open_task(run.task, roots)
+    return execute(run, data, open_run(run, data, machine, stages))
 
 
 def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict[str, np.ndarray]]:
@@ -59,8 +105,8 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         provenance={
             **provenance(),
             **bench.machine.describe(),
-            "layout": run.data.layout,
-            "root": run.data.root,
+            "layout": data.source.layout,
+            "root": data.source.root,
             "started": started.isoformat(timespec="milliseconds"),
         },
     )

@@ -16,9 +16,9 @@ from mixmim_bench.features.keys import entry_of
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import feature_width, own_size
 from mixmim_bench.progress import View, line_printer
-from mixmim_bench.protocols.workbench import Shelf, Workbench
+from mixmim_bench.protocols.workbench import Shelf
 from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
-from mixmim_bench.suite.execute import check_kept, execute, failed_record
+from mixmim_bench.suite.execute import check_kept, execute, failed_record, open_run
 from mixmim_bench.suite.plan import Planned
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import Resolved
@@ -241,8 +241,9 @@ class Suite:
         try:
             if estimate.error is not None:
                 raise estimate.error
-            bench = Workbench(run, self.machine, view, estimate.gmacs, shelf)
-            record, arrays = execute(run, self.resolved.data[run.task.name], bench)
+            data = self.resolved.data[run.task.name]
+            bench = open_run(run, data, self.machine, view, shelf, estimate.gmacs)
+            record, arrays = execute(run, data, bench)
             check_kept(record, arrays)
             self._seen(run.task.name).note(record.data_bytes)
         except Exception as error:

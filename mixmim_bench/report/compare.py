@@ -1,0 +1,127 @@
+"""The comparison of two models of the leaderboard, wherever both have results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mixmim_bench.errors import BenchError, UnknownName
+from mixmim_bench.report.leaderboard import Cell, Row, leaderboard
+from mixmim_bench.scoring.compare import Pair, Side, Unit
+from mixmim_bench.scoring.predictions import restore
+from mixmim_bench.scoring.statistics import holm
+from mixmim_bench.suite.records import RunStore
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A task and protocol: the scores of two models on the n images that both have, and their difference."""
+
+    task: str
+    protocol: str
+    metric: str
+    n: int
+    seeds: int  # pairs of seeds or draws that the difference is averaged over
+    first: float
+    second: float
+    difference: float  # first - second, a fraction
+    low: float  # its 95 % interval
+    high: float
+    test: str
+    p: float
+    p_holm: float  # corrected for the number of comparisons
+    detectable: float  # the difference that n images like these would show in 80 % of cases
+    verdict: str
+
+
+def compare(
+    store: RunStore, first: str, second: str, say: Callable[[str], None] = lambda _: None
+) -> list[Comparison]:
+    """Compare two models wherever both have results; a name is MODEL, or MODEL/WEIGHTS if it has several.
+
+    `say` is given what could not be compared, and why. Raises BenchError for names without results, for
+    models that share no task and protocol, and where nothing could be compared.
+    """
+    board = leaderboard(store.records())
+    rows = [row for row in board.rows if not row.settings]
+    a, b = (_find(rows, name) for name in (first, second))
+    shared = [column for column in board.columns if column in a.cells and column in b.cells]
+    if not shared:
+        raise BenchError(f"{first} and {second} share no task and protocol; run both on one")
+    pairs = {}
+    for column in shared:
+        try:
+            sides = [_side(store, row.cells[column]) for row in (a, b)]
+            pairs[column] = Pair(a.cells[column].record.metric, *sides)
+        except BenchError as error:
+            if column == shared[-1] and not pairs:
+                raise BenchError(f"{' '.join(column)}: {error}") from error
+            say(f"{' '.join(column)} is left out: {error}")
+    corrected = holm([pair.p for pair in pairs.values()])
+    return [
+        Comparison(
+            task=task,
+            protocol=protocol,
+            metric=pair.metric,
+            n=pair.n,
+            seeds=pair.seeds,
+            first=pair.first,
+            second=pair.second,
+            difference=pair.first - pair.second,
+            low=pair.low,
+            high=pair.high,
+            test=pair.test,
+            p=pair.p,
+            p_holm=p_holm,
+            detectable=pair.detectable,
+            verdict=_verdict(first, second, pair, p_holm),
+        )
+        for ((task, protocol), pair), p_holm in zip(pairs.items(), corrected, strict=True)
+    ]
+
+
+def _find(rows: Sequence[Row], name: str) -> Row:
+    names: dict[str, list[Row]] = {}
+    for row in rows:
+        for known in (row.model, f"{row.model}/{row.weights}"):
+            names.setdefault(known, []).append(row)
+    if name not in names:
+        raise UnknownName("results of", name, names)
+    found = names[name]
+    if len({row.weights for row in found}) > 1:
+        choices = ", ".join(sorted(f"{row.model}/{row.weights}" for row in found))
+        raise BenchError(f"{name} has results with several weights; name one of {choices}")
+    return found[0]  # float32 before other precisions
+
+
+def _side(store: RunStore, cell: Cell) -> Side:
+    """Read what was kept of each seed and draw.
+
+    The draws of one random network are not independent, so with several seeds they make one unit.
+    """
+    found = {}
+    for record in cell.records:
+        kept = restore(record.identity["task"]["kind"], record.metric, store.arrays(record.run_id))
+        seed = record.identity["seed"] or 0
+        if record.random_init and cell.seeds > 1:
+            found[seed, 0] = Unit(kept.ids, kept.draws)
+        else:
+            found.update({(seed, draw): Unit(kept.ids, [items]) for draw, items in enumerate(kept.draws)})
+    drawn = cell.record.identity["seed"] is not None
+    return Side(found, drawn, cell.record.random_init and cell.seeds == 1)
+
+
+def _verdict(first: str, second: str, pair: Pair, p: float) -> str:
+    found = _finding(first, second, pair, p)
+    if pair.one_seed:
+        return f"{found} (one seed: the spread of other seeds is not covered)"
+    return found
+
+
+def _finding(first: str, second: str, pair: Pair, p: float) -> str:
+    if p < LEVEL:
+        return f"{first if pair.first > pair.second else second} is better"
+    if 0.5**pair.differing >= LEVEL:
+        return "too few images differ to tell anything"
+    such = f"{pair.n} images" + (f" and {pair.seeds} seeds" if pair.seeds > 1 else "")
+    return f"no difference shown; {such} tell {100 * pair.detectable:.1f} points or more"
