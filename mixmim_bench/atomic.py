@@ -1,10 +1,11 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -26,3 +27,12 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     with writing_whole(path) as file:
         file.write(data)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that can be made again; an empty one if it is missing or damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

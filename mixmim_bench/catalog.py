@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from mixmim_bench.data.dataset import is_present
+from mixmim_bench.data.dataset import has_data
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.registry import MODELS, place_of
-from mixmim_bench.registry import is_present as weights_are_present
+from mixmim_bench.registry import MODELS, has_weights, place_of
 from mixmim_bench.specs import ModelSpec
 from mixmim_bench.suite.selection import load_tasks
 
 
-def list_models() -> list[dict[str, Any]]:
+def describe_models() -> list[dict[str, Any]]:
     """Describe the registered models."""
     return [_model_row(model) for model in MODELS]
 
@@ -33,14 +32,14 @@ def _model_row(model: ModelSpec) -> dict[str, Any]:
                 "sha256": weights.sha256,
                 "published": dict(weights.published),
                 "path": str(place_of(weights)),
-                "present": weights_are_present(weights),
+                "present": has_weights(weights),
             }
             for weights in model.weights
         ],
     }
 
 
-def list_tasks(roots: DataRoots) -> list[dict[str, Any]]:
+def describe_tasks(roots: DataRoots) -> list[dict[str, Any]]:
     """Describe the suite's tasks, and whether their images are on this machine."""
     return [
         {
@@ -50,7 +49,7 @@ def list_tasks(roots: DataRoots) -> list[dict[str, Any]]:
             "classes": task.num_classes,
             "images": sum(task.counts.values()) or None,
             "metric": task.metrics[0],
-            "present": is_present(task, roots),
+            "present": has_data(task, roots),
         }
         for task in load_tasks().values()
     ]

@@ -2,8 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 
 from mixmim_bench.cache import cache_folder, free_bytes
 from mixmim_bench.data.dataset import find_data, list_task, slices_of
-from mixmim_bench.data.images import Part, UnreadableImage
+from mixmim_bench.data.hashing import WIDTH, count_duplicates, read_images
+from mixmim_bench.data.images import Part
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, a_few, counted
 from mixmim_bench.machine import Machine, available_bytes, computes_in_bfloat16, provenance
@@ -24,7 +24,6 @@ from mixmim_bench.specs import ModelSpec, TaskSpec
 OK, MISSING, WRONG = "ok", "missing", "wrong"
 SAMPLE = 200  # images of a role that are decoded, of all evenly, unless all are
 FEW = 20_000  # images: of fewer, all bytes are compared without being asked to
-AHEAD = 1024  # images that wait for a thread at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,47 +125,27 @@ class Doctor:
 
     def _read(self, task: TaskSpec, parts: Mapping[str, Part]) -> "_Read":
         """Decode a sample of each role, or all, and compare the bytes where all are read."""
-        total = sum(map(len, parts.values()))
-        hashing = self.full or total <= FEW
-        chosen = [
-            (role, row, self.full or row in sample)
+        hashing = self.full or sum(map(len, parts.values())) <= FEW
+        sampled = {
+            role: np.arange(len(part)) if self.full else _evenly(len(part), SAMPLE)
             for role, part in parts.items()
-            for sample in [set(_evenly(len(part), SAMPLE).tolist())]
-            for row in (range(len(part)) if hashing else sorted(sample))
-        ]
-        read = _Read()
-        digests: dict[str, list[bytes]] = {role: [] for role in parts}
-        with self.stages.stage(f"reading {task.name}", len(chosen), 0.0) as step:
-            for (role, row, decode), (digest, error) in zip(
-                chosen, self._look_at(parts, chosen), strict=True
-            ):
-                read.decoded += decode
-                if error:
-                    read.unreadable.append(f"{parts[role].images.name(row)} ({error})")
-                elif hashing:
-                    digests[role].append(digest)
-                step(1)
+        }
+        rows = {role: np.arange(len(part)) if hashing else sampled[role] for role, part in parts.items()}
+        read = _Read(decoded=sum(map(len, sampled.values())))
+        digests: dict[str, np.ndarray] = {}
+        with self.stages.stage(f"reading {task.name}", sum(map(len, rows.values())), 0.0) as step:
+            for role, part in parts.items():
+                digests[role] = np.zeros((len(rows[role]), WIDTH), dtype=np.uint8)
+                images = read_images(part, rows[role], frozenset(sampled[role].tolist()), self.threads)
+                for place, (digest, error) in enumerate(images):
+                    if error:
+                        read.unreadable.append(f"{part.images.name(int(rows[role][place]))} ({error})")
+                    else:
+                        digests[role][place] = np.frombuffer(digest, dtype=np.uint8)
+                    step(1)
         if hashing:
-            read.duplicates = _shared({role: np.array(found, dtype="V16") for role, found in digests.items()})
+            read.duplicates = count_duplicates(digests)
         return read
-
-    def _look_at(
-        self, parts: Mapping[str, Part], chosen: Sequence[tuple[str, int, bool]]
-    ) -> Iterator[tuple[bytes, str]]:
-        """Give the digest of each image, or why it cannot be read."""
-
-        def look(role: str, row: int, decode: bool) -> tuple[bytes, str]:
-            images = parts[role].images
-            try:
-                if decode:
-                    images.load(row)
-                return images.digest(row), ""
-            except UnreadableImage as error:
-                return b"", str(error)
-
-        with ThreadPoolExecutor(self.threads) as threads:
-            for start in range(0, len(chosen), AHEAD):
-                yield from threads.map(lambda each: look(*each), chosen[start : start + AHEAD])
 
     # -- the rest --------------------------------------------------------------------------------------
 
@@ -219,16 +198,6 @@ def _balance(part: Part | None, classes: Sequence[str]) -> tuple[dict[str, float
         return {}, []
     lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
     return {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())}, lacking
-
-
-def _shared(digests: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Count the images of val that are also in train, and those of test in either, byte for byte."""
-    nothing = np.empty(0, dtype="V16")
-    train, val, test = (digests.get(role, nothing) for role in ("train", "val", "test"))
-    return {
-        "val_in_train": int(np.isin(val, train).sum()),
-        "test_in_train_or_val": int(np.isin(test, np.concatenate([train, val])).sum()),
-    }
 
 
 def _empty(part: Part) -> list[str]:

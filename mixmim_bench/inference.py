@@ -32,7 +32,7 @@ from mixmim_bench.models.build import build, classes_of, own_size, preprocessing
 from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.progress import download_bar
 from mixmim_bench.registry import MODELS, find_model
-from mixmim_bench.specs import RANDOM, ModelSpec, Weights
+from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, Weights
 
 
 class ReadyModel(nn.Module):
@@ -112,7 +112,7 @@ def get_model(
     if pretrained is False:
         weights = RANDOM
     else:
-        choice = "auto" if pretrained is True else str(pretrained)
+        choice = AUTO if pretrained is True else str(pretrained)
         bar = download_bar(Console(stderr=True))
         weights = resolve_weights(spec, choice, bar, finetuned=not for_features)
     size = own_size(spec) if img_size is None else _pair(img_size)

@@ -17,6 +17,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 import mixmim_bench
 from mixmim_bench.errors import BenchError
+from mixmim_bench.specs import AUTO
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "accelerate", "pillow")
 
@@ -63,7 +64,7 @@ def measure_matmul_peak(device: str, precision: str) -> float:
 
 
 def open_machine(
-    device: str = "auto",
+    device: str = AUTO,
     precision: str = "float32",
     threads: int | None = None,
     batch_size: int = 64,
@@ -76,7 +77,7 @@ def open_machine(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    if device == "auto":
+    if device == AUTO:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=device)
@@ -84,7 +85,7 @@ def open_machine(
             torch.cuda.set_device(device)  # Accelerate takes the current one
     except (RuntimeError, AssertionError) as error:
         raise BenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    if precision == "auto":
+    if precision == AUTO:
         precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
     return Machine(device=device, precision=precision, batch_size=batch_size, workers=workers)
 

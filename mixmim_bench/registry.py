@@ -170,6 +170,6 @@ def place_of(weights: WeightsSpec) -> Path:
     return weights_folder() / weights.file
 
 
-def is_present(weights: WeightsSpec) -> bool:
+def has_weights(weights: WeightsSpec) -> bool:
     """Whether the file of a published checkpoint is on this machine."""
     return place_of(weights).is_file()

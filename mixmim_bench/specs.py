@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 RECORD_SCHEMA = 1
+AUTO = "auto"  # of weights, presets, layers, devices: chosen by what is known
 RANDOM_INIT = "random init"  # how tables and plots name weights that were never trained
 
 ROLES = ("train", "val", "test")

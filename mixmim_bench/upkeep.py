@@ -1,7 +1,6 @@
 """Looking after the feature store: what is in it, whether it is still true, and what can go."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mixmim_bench.data.dataset import TaskData, open_task
-from mixmim_bench.data.images import Part, UnreadableImage
+from mixmim_bench.data.hashing import hash_images
+from mixmim_bench.data.images import Part
 from mixmim_bench.data.index import stamp
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, nearest
@@ -18,8 +18,6 @@ from mixmim_bench.features import EXTRACTOR_VERSION
 from mixmim_bench.features.store import Entry, FeatureStore
 from mixmim_bench.suite.selection import in_variant
 from mixmim_bench.suite.taskfile import read_task
-
-READING_THREADS = 4  # that wait for the disk
 
 
 @dataclass(frozen=True)
@@ -103,14 +101,7 @@ def _compare(entry: Entry, part: Part) -> Finding:
     """Hash the images again."""
     stored = entry.open()
 
-    def same(place: int) -> bool:
-        try:
-            return part.images.digest(int(stored.rows[place])) == stored.digests[place].tobytes()
-        except UnreadableImage:
-            return False
-
-    with ThreadPoolExecutor(READING_THREADS) as threads:
-        right = np.fromiter(threads.map(same, range(len(stored.rows))), dtype=bool, count=len(stored.rows))
+    right = (hash_images(part, stored.rows) == stored.digests).all(1)
     if right.all():
         return Finding(entry, f"whole; {len(right)} images are as they were")
     first = part.images.name(int(stored.rows[np.argmin(right)]))

@@ -115,7 +115,7 @@ def test_a_finetuning_reads_no_image_a_second_time(bitmaps, run, tmp_path, monke
         hashed.append(len(rows))
         return hash_images(part, rows, advance)
 
-    from mixmim_bench.data.seen import hash_images
+    from mixmim_bench.data.hashing import hash_images
 
     monkeypatch.setattr("mixmim_bench.protocols.workbench.hash_images", count)
     args = ("run", "-m", "test_vit", "--weights", "random", "-p", "finetune")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 @JSON
 def models(as_json: bool) -> None:
     """List the models that the suite knows by name; any timm model is accepted too."""
-    from mixmim_bench.catalog import list_models
+    from mixmim_bench.catalog import describe_models
 
-    rows = list_models()
+    rows = describe_models()
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
@@ -54,7 +54,7 @@ def models(as_json: bool) -> None:
 @JSON
 def tasks(roots: "DataRoots", as_json: bool) -> None:
     """List the tasks, and whether their images are on this machine."""
-    from mixmim_bench.catalog import list_tasks
+    from mixmim_bench.catalog import describe_tasks
 
-    rows = list_tasks(roots)
+    rows = describe_tasks(roots)
     click.echo(json.dumps(rows, indent=1)) if as_json else print_table(rows)

@@ -58,6 +58,7 @@ def protocol_names() -> Iterable[str]:
 
 def preset_names() -> Iterable[str]:
     """Names of the presets of all protocols, and `auto`."""
-    from mixmim_bench.protocols import AUTO, all_presets
+    from mixmim_bench.protocols import all_presets
+    from mixmim_bench.specs import AUTO
 
     return (AUTO, *all_presets())

@@ -121,7 +121,7 @@ def _holds(task: TaskSpec, roots: DataRoots, folder: Path) -> bool:
         return False
 
 
-def is_present(task: TaskSpec, roots: DataRoots) -> bool:
+def has_data(task: TaskSpec, roots: DataRoots) -> bool:
     """Whether the images of a task seem to be on this machine."""
     try:
         find_data(task, roots)

@@ -7,48 +7,17 @@ here, the bytes are hashed again before a result is called finished.
 """
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
 
-from mixmim_bench.atomic import write_whole
+from mixmim_bench.atomic import read_json, write_whole
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.data.dataset import TaskData
-from mixmim_bench.data.images import Part, UnreadableImage
-from mixmim_bench.specs import ROLES, digest
-
-HASHING_THREADS = 4  # that wait for the disk
-WIDTH = 16  # bytes of the digest of an image
-
-
-def hash_images(part: Part, rows: np.ndarray, advance: Callable[[int], None] = lambda _: None) -> np.ndarray:
-    """Hash the bytes of some images, (m, 16) uint8; zeros for one whose bytes cannot be read."""
-
-    def hashed(row: int) -> bytes:
-        try:
-            return part.images.digest(row)
-        except UnreadableImage:
-            return bytes(WIDTH)
-
-    found = np.empty((len(rows), WIDTH), dtype=np.uint8)
-    with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        for place, each in enumerate(threads.map(hashed, rows.tolist())):
-            found[place] = np.frombuffer(each, dtype=np.uint8)
-            advance(1)
-    return found
-
-
-def digest_of_bytes(digests: Mapping[str, np.ndarray]) -> str:
-    """Hash the digests of all images, role -> (n, 16) in the order of the part."""
-    hashed = hashlib.sha256()
-    for role in ROLES:
-        hashed.update(role.encode())
-        hashed.update(np.ascontiguousarray(digests[role]).tobytes())
-    return hashed.hexdigest()[:16]
+from mixmim_bench.data.hashing import digest_of_bytes, hash_images
+from mixmim_bench.specs import digest
 
 
 class Seen:
@@ -70,11 +39,8 @@ class Seen:
 
     def known(self) -> str:
         """Return the digest of the bytes if files have the times that they were seen with, else ''."""
-        try:
-            values = json.loads(self.path.read_text(encoding="utf-8"))
-            return str(values["bytes"]) if values["stamps"] == self.stamps else ""
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return ""
+        values = read_json(self.path)
+        return str(values.get("bytes", "")) if values.get("stamps") == self.stamps else ""
 
     def note(self, digest_of_all: str) -> None:
         """Remember which bytes the files have at these times; what cannot be kept is hashed again."""

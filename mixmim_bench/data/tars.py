@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from mixmim_bench.atomic import write_whole
+from mixmim_bench.atomic import read_json, write_whole
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.data.files import Names
 from mixmim_bench.data.images import decode, decoding, hashed
@@ -165,12 +165,9 @@ def kept(path: Path, how: str, read: Callable[[Path], Any]) -> Any:
     """
     key = digest([VERSION, how, str(path.resolve()), _stamp(path)], 32)
     file = cache_folder() / "listings" / f"{path.stem}-{digest(str(path.resolve()), 8)}.json"
-    try:
-        found = json.loads(file.read_bytes())
-        if found["key"] == key:
-            return found["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    listing = read_json(file)
+    if listing.get("key") == key and "value" in listing:
+        return listing["value"]
     value = read(path)
     with suppress(OSError):  # then it is read again next time
         write_whole(file, json.dumps({"key": key, "value": value}).encode())

@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_map
 
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.features import LOGITS, OWN
+from mixmim_bench.specs import AUTO
 
-AUTO = "auto"
 _LAST = re.compile(r"last(\d+)")
 _STAGE = re.compile(r"stage(\d+)")
 _STEMS = ("act", "bn", "conv", "stem")  # timm lists what comes before the first stage too

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from mixmim_bench.atomic import write_whole, writing_whole
+from mixmim_bench.atomic import read_json, write_whole, writing_whole
 from mixmim_bench.cache import VARIABLE, cache_folder
 from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import digest
@@ -81,7 +81,7 @@ class FeatureStore:
         folders = sorted(path for path in self.folder.iterdir() if path.is_dir())
         found = []
         for path in folders:
-            described = _read_json(path / "made_by.json")
+            described = read_json(path / "made_by.json")
             parts = [described.get(name) for name in ("made_by", "about")]
             found.append(Entry(path, *(part if isinstance(part, dict) else {} for part in parts)))
         return found
@@ -118,7 +118,7 @@ class Entry:
 
     def manifest(self) -> dict[str, Any] | None:
         """Read whole.json if the entry is whole: what it names is there and has its size."""
-        manifest = _read_json(self._file("whole.json"))
+        manifest = read_json(self._file("whole.json"))
         if not _is_manifest(manifest) or digest(dict(self.made_by), 32) != self.key:
             return None
         for name, file in manifest["files"].items():
@@ -343,15 +343,6 @@ def _held(entry: Entry) -> AcquireReturnProxy:
 def _measured(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object, an empty one if there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _is_manifest(values: Mapping[str, Any]) -> bool:

@@ -11,16 +11,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from mixmim_bench.errors import BenchError
+from mixmim_bench.progress import Advance
 
-Advance = Callable[[int], None]
-Bar = Callable[[str, int], Any]  # name, bytes in all -> a context that gives an Advance
+Bar = Callable[[str, int], AbstractContextManager[Advance]]  # name, total bytes
 
 OFFLINE = "MIXMIM_BENCH_OFFLINE"  # set to anything: nothing is ever fetched
 ANSWER_S = 5.0  # to say whether a server is there

@@ -6,8 +6,8 @@ import timm
 
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.models.download import Bar, DownloadError, answers, fetch, file_sha256
-from mixmim_bench.registry import is_present, place_of
-from mixmim_bench.specs import RANDOM, ModelSpec, Weights, WeightsSpec
+from mixmim_bench.registry import has_weights, place_of
+from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, Weights, WeightsSpec
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -25,7 +25,7 @@ def resolve_weights(
     """
     if choice == "random":
         return RANDOM
-    if choice != "auto":
+    if choice != AUTO:
         path = Path(choice).expanduser()
         if not path.is_file():
             raise BenchError(f"--weights {choice}: there is no such file (or say 'auto' or 'random')")
@@ -49,7 +49,7 @@ def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> Weights |
     if finetuned:
         by_choice = [weights for weights in by_choice if weights.finetuned] or by_choice
     for weights in by_choice:
-        if is_present(weights):
+        if has_weights(weights):
             return checked(weights)
     to_fetch = [weights for weights in by_choice if weights.url]
     if not to_fetch:
@@ -105,7 +105,7 @@ def _from_hub(model: ModelSpec, bar: Bar | None) -> Weights | None:
 def here(model: ModelSpec) -> str:
     """Name the weights of a model that are on this machine and that 'auto' would take, '' if none are."""
     for weights in sorted(model.weights, key=lambda weights: weights.finetuned):
-        if is_present(weights):
+        if has_weights(weights):
             return weights.name
     if model.weights:
         return ""

@@ -16,9 +16,7 @@ from typing import Any
 
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.protocols.contract import Protocol
-
-AUTO = "auto"
-
+from mixmim_bench.specs import AUTO
 
 # -- the table -------------------------------------------------------------------------------------
 

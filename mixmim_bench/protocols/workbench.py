@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from mixmim_bench.data.dataset import Split
-from mixmim_bench.data.seen import WIDTH, hash_images
+from mixmim_bench.data.hashing import WIDTH, hash_images
 from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.features import OWN
 from mixmim_bench.features.extract import Features, extract_to_store, features_of

@@ -9,9 +9,9 @@ import numpy as np
 
 from mixmim_bench.cost import count_on_meta
 from mixmim_bench.data.dataset import Split, TaskData, open_task
+from mixmim_bench.data.hashing import count_duplicates, digest_of_bytes
 from mixmim_bench.data.images import join
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.data.seen import WIDTH, digest_of_bytes
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine, memory_errors, provenance
 from mixmim_bench.progress import Stages
@@ -124,14 +124,7 @@ def _look_at_bytes(
         digests = {role: bench.digests(splits[role]) for role in ROLES}
     except (OSError, BenchError) as error:
         return {}, "", (f"duplicate images were not counted: {error}",)
-    train, val, test = (
-        digests[role][digests[role].any(1)].copy().view(f"V{WIDTH}").ravel() for role in ROLES
-    )
-    counts = {
-        "val_in_train": int(np.isin(val, train).sum()),
-        "test_in_train_or_val": int(np.isin(test, np.concatenate([train, val])).sum()),
-    }
-    return counts, digest_of_bytes(digests), ()
+    return count_duplicates(digests), digest_of_bytes(digests), ()
 
 
 def _guessing(run: Run, scores: Mapping[str, Score]) -> list[str]:

@@ -17,9 +17,9 @@ from mixmim_bench.features.check import check_layers
 from mixmim_bench.models.build import check_weights, own_size, preprocessing
 from mixmim_bench.models.download import Bar
 from mixmim_bench.models.weights import resolve_weights
-from mixmim_bench.protocols import AUTO, judging
+from mixmim_bench.protocols import judging
 from mixmim_bench.registry import find_model
-from mixmim_bench.specs import RANDOM, ModelSpec, TaskSpec
+from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, TaskSpec
 from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, choose_protocol, plan
 from mixmim_bench.suite.selection import select_tasks
 

@@ -14,9 +14,9 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 
 from mixmim_bench.data.batch import Batch
+from mixmim_bench.data.hashing import WIDTH
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
-from mixmim_bench.data.seen import WIDTH
 from mixmim_bench.data.transforms import JointTransform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine, halved, is_out_of_memory

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.protocols import require
 from mixmim_bench.protocols.contract import Fitted, FrozenProtocol
+from mixmim_bench.specs import AUTO
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +48,7 @@ class FewShot(FrozenProtocol):
         for name in ("C", "alpha"):
             values = getattr(self, name)
             require(len(values) > 0 and min(values) > 0.0, f"{name} must be numbers above 0")
-        require(self.layers != "auto", "layers must be one layer: a few images cannot choose among them")
+        require(self.layers != AUTO, "layers must be one layer: a few images cannot choose among them")
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Choose the penalty of each head and number of shots on val."""

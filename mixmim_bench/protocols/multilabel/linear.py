@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mixmim_bench.protocols import require
 from mixmim_bench.protocols.classification.linear import Linear
 from mixmim_bench.protocols.contract import Fitted
+from mixmim_bench.specs import AUTO
 
 if TYPE_CHECKING:
     from mixmim_bench.data.dataset import Split
@@ -25,7 +26,7 @@ class LinearMultilabel(Linear):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.layers != "auto", "layers must be one layer for multilabel tasks")
+        require(self.layers != AUTO, "layers must be one layer for multilabel tasks")
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Choose C on val; refit on train and val."""
