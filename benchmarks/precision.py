@@ -24,9 +24,9 @@ from mixmim_bench.data.transforms import eval_transform
 from mixmim_bench.features.extract import extract
 from mixmim_bench.machine import open_machine
 from mixmim_bench.models.build import build, preprocessing
-from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.registry import find_model
 from mixmim_bench.scoring.statistics import mcnemar_mid_p
+from mixmim_bench.weights.find import resolve_weights
 
 
 def read(folder: Path, name: str, n: int) -> Part:

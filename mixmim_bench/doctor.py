@@ -17,9 +17,9 @@ from mixmim_bench.data.images import Part
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, a_few, counted
 from mixmim_bench.machine import Machine, available_bytes, computes_in_bfloat16, provenance
-from mixmim_bench.models.weights import by_hand, here
 from mixmim_bench.progress import Stages
 from mixmim_bench.specs import ModelSpec, TaskSpec
+from mixmim_bench.weights.find import by_hand, here
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
 SAMPLE = 200  # images of a role that are decoded, of all evenly, unless all are

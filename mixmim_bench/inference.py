@@ -29,10 +29,10 @@ from mixmim_bench.features import LOGITS, OWN
 from mixmim_bench.features.extract import forward_all
 from mixmim_bench.machine import Machine, open_machine
 from mixmim_bench.models.build import build, classes_of, own_size, preprocessing
-from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.progress import download_bar
 from mixmim_bench.registry import MODELS, find_model
 from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, Weights
+from mixmim_bench.weights.find import resolve_weights
 
 
 class ReadyModel(nn.Module):

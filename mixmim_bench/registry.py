@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.errors import BenchError, nearest
+from mixmim_bench.kept import fact_of
 from mixmim_bench.specs import ModelSpec, WeightsSpec
 
 _PAPER = "arXiv:2205.13137"
@@ -152,10 +153,16 @@ def find_model(name: str) -> ModelSpec:
     if name in known:
         named = tuple(weights for weights in known[name].weights if weights.name == name)
         return dataclasses.replace(known[name], weights=named or known[name].weights)
+
+    def look_up() -> bool:
+        import timm
+
+        return timm.is_model(name) and (name in timm.list_pretrained() or "." not in name)
+
+    if fact_of(name, "can be named", look_up):
+        return ModelSpec(name=name, arch=name)
     import timm
 
-    if timm.is_model(name) and (name in timm.list_pretrained() or "." not in name):
-        return ModelSpec(name=name, arch=name)
     everything = [*known, *timm.list_models(), *timm.list_pretrained()]
     raise BenchError(f"no model {name!r}; {nearest(name, everything)} Any model that timm knows is accepted.")
 

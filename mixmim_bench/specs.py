@@ -231,7 +231,7 @@ class Run:
     @classmethod
     def from_json(cls, text: str) -> "Run":
         """Read what `to_json` wrote."""
-        return _restored(cls, json.loads(text))
+        return restored(cls, json.loads(text))
 
     @property
     def label(self) -> str:
@@ -240,14 +240,14 @@ class Run:
         return f"{self.model.name} · {self.task.name} · {self.protocol['name']}{seed}"
 
 
-def _restored(kind: Any, value: Any) -> Any:
+def restored(kind: Any, value: Any) -> Any:
     """Turn JSON values back into dataclasses and tuples, by the types of the fields."""
     if dataclasses.is_dataclass(kind):
         types = get_type_hints(kind)
-        return kind(**{name: _restored(types[name], each) for name, each in value.items()})  # type: ignore[operator]
+        return kind(**{name: restored(types[name], each) for name, each in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
         first, *_ = get_args(kind)
-        return tuple(_restored(first, each) for each in value)
+        return tuple(restored(first, each) for each in value)
     return value
 
 

@@ -100,8 +100,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Costs:
 def _costs_once(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands in this process count and measure a model at a size once a session."""
     monkeypatch.setattr("mixmim_bench.suite.runner.measure", costs.measure)
-    for module in ("cost", "suite.runner"):
-        monkeypatch.setattr(f"mixmim_bench.{module}.count_on_meta", costs.count_on_meta)
+    monkeypatch.setattr("mixmim_bench.cost.count_on_meta", costs.count_on_meta)
 
 
 def make_tiny(seed: int = 0, **kwargs: object) -> torch.nn.Module:

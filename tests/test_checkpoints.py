@@ -23,8 +23,8 @@ from mixmim_bench.models.checkpoints import load_weights
 from mixmim_bench.models.formats import convert
 from mixmim_bench.models.positions import resize_positions, sincos_positions
 from mixmim_bench.models.pretraining import pretraining_model
-from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.specs import ModelSpec, Weights
+from mixmim_bench.weights.find import resolve_weights
 
 TINY = ModelSpec(name="tiny", arch="mixmim_base", kwargs=SMALL)
 

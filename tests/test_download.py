@@ -10,8 +10,8 @@ from children import Forked
 from server import Behaviour, serving
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.models import download
-from mixmim_bench.models.download import DownloadError, answers, fetch
+from mixmim_bench.weights import download
+from mixmim_bench.weights.download import DownloadError, answers, fetch
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

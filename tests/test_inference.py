@@ -22,9 +22,9 @@ from mixmim_bench import demo_image, get_model, inference_model, list_models, re
 from mixmim_bench.data.images import UnreadableImage
 from mixmim_bench.data.pictures import Pictures
 from mixmim_bench.errors import BenchError, MissingWeights
-from mixmim_bench.models import download
 from mixmim_bench.registry import place_of
 from mixmim_bench.specs import ModelSpec, WeightsSpec
+from mixmim_bench.weights import download
 
 
 def in_a_file(network):

@@ -16,9 +16,9 @@ from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters, 
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build, create, own_classes, own_size, preprocessing, try_out
-from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.registry import MODELS, by_name, find_model, weights_folder
 from mixmim_bench.specs import RANDOM, DataSource, ModelSpec, Run, TaskSpec
+from mixmim_bench.weights.find import resolve_weights
 
 TINY = ModelSpec(
     name="tiny",

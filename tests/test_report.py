@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.registry import MODELS, by_name
-from mixmim_bench.report import plots
+from mixmim_bench.report import drawing, plots
 from mixmim_bench.report.leaderboard import leaderboard
-from mixmim_bench.report.plots import draw, flops_vs_accuracy
+from mixmim_bench.report.plots import flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.metrics import METRICS
@@ -107,6 +107,22 @@ def test_a_score_of_a_hundred_percent_is_drawn_and_shown(tmp_path):
     board = leaderboard([made(value=1.0)])
     assert "100.0 (98.0 to 100.0)" in to_markdown(board, {})
     assert flops_vs_accuracy(board, {"a-run": cost()}, tmp_path)
+
+
+def test_a_plot_is_drawn_again_only_where_it_changes(tmp_path):
+    def files():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def times():
+        return [path.stat().st_mtime_ns for path in flops_vs_accuracy(board, costs, tmp_path)]
+
+    board, costs = leaderboard([made(value=0.9)]), {"a-run": cost()}
+    first, drawn = times(), files()
+    assert times() == first and files() == drawn
+    (tmp_path / "flops_vs_accuracy.svg").write_text("scribbled over")
+    assert times() != first and files()["flops_vs_accuracy.svg"] == drawn["flops_vs_accuracy.svg"]
+    board = leaderboard([made(value=0.8)])
+    assert times() and files()["flops_vs_accuracy.svg"] != drawn["flops_vs_accuracy.svg"]
 
 
 def test_precisions_have_rows_of_their_own():
@@ -601,7 +617,7 @@ def test_nothing_is_printed_over_something_else():
         for protocol in ("linear", "finetune")
     ]
     costs = {f"{model}-run": cost(model, gmacs) for model, gmacs in models.items()}
-    figure = draw(leaderboard(records), costs)
+    figure = drawing.draw(plots.panels(leaderboard(records), costs))
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.canvas.draw()
     texts = [figure._supxlabel, figure._supylabel, *figure.legends[0].get_texts()]
@@ -616,8 +632,8 @@ def test_nothing_is_printed_over_something_else():
 
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.5), (0.14, 260), (7, 36), (0.001, 1e6), (90, 110)])
 def test_ticks_are_few(low, high):
-    ticks = plots._ticks(low, high)
-    assert len(ticks) <= plots.TICKS and all(low <= tick <= high for tick in ticks)
+    ticks = drawing._ticks(low, high)
+    assert len(ticks) <= drawing.TICKS and all(low <= tick <= high for tick in ticks)
 
 
 def test_settings_follow_their_model_where_models_tie():

@@ -11,11 +11,11 @@ PACKAGE = ROOT / "mixmim_bench"
 
 # From the ground up: a room imports those below it, and itself.
 FLOORS = [
-    ["specs", "errors", "atomic", "cache", "seeding", "progress", "registry"],
-    ["machine"],
-    ["data", "models", "scoring"],
+    ["specs", "errors", "atomic", "cache", "kept", "seeding", "progress"],
+    ["machine", "registry"],
+    ["data", "models", "scoring", "weights"],
     ["cost", "features", "probes"],
-    ["training"],
+    ["facts", "training"],
     ["protocols"],
     ["suite", "inference"],
     ["report", "export"],

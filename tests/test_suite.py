@@ -131,6 +131,23 @@ def test_a_second_start_does_nothing_again(finished, run):
     assert (results / "leaderboard.csv").read_bytes() == table
 
 
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_a_finished_suite_imports_nothing_that_computes(finished, run, command):
+    results = finished.results
+    arguments = ["report"] if command == "report" else list(map(str, QUICK))
+    run(*QUICK, "--results", results)  # works out the facts of this session's cache
+    code = (
+        "import sys\n"
+        "from mixmim_bench.cli import main\n"
+        f"main({[*arguments, '--results', str(results)]!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'sklearn', 'matplotlib', 'fvcore'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "test_vit" in done.stdout
+
+
 def test_the_report_is_made_from_records_alone(finished, run):
     results = finished.results
     made = ["leaderboard.csv", "leaderboard.md", "plots/flops_vs_accuracy.svg"]

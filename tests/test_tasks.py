@@ -21,7 +21,9 @@ from mixmim_bench.data.files import listed_files
 from mixmim_bench.data.images import UnreadableImage
 from mixmim_bench.data.index import stamp
 from mixmim_bench.data.layout import LayoutError, find_layout
+from mixmim_bench.data.layouts import embedded
 from mixmim_bench.data.layouts.embedded import LOADERS
+from mixmim_bench.data.layouts.folder import ImageFolder
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, UnknownName
 from mixmim_bench.suite.selection import load_tasks, select_tasks, task_folder
@@ -292,6 +294,21 @@ def test_processes_that_decode_find_the_code_of_a_trusted_task(strange):
     child = f"import pickle; print(pickle.loads({pickle.dumps(layout)!r}).__name__)"
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "Own"
+
+
+@pytest.mark.parametrize("module", ["folder", "mixmim_bench.data.folder", "mixmim_bench.data.layouts.folder"])
+def test_a_layout_has_a_short_name_and_those_of_earlier_versions(tmp_path, module):
+    assert find_layout(f"{module}:ImageFolder", tmp_path) is ImageFolder
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_embedded_images_are_those_that_their_packages_load(name, monkeypatch):
+    """The files in the packages are read directly; where a version keeps them elsewhere, by the package."""
+    pixels, labels, _ = LOADERS[name]()
+    monkeypatch.setattr(embedded, "_table", lambda *_: None)
+    from_package = getattr(embedded, f"_{name}")()
+    assert np.array_equal(pixels, from_package[0]) and pixels.dtype == from_package[0].dtype == np.uint8
+    assert np.array_equal(labels, from_package[1])
 
 
 def test_two_layout_files_of_one_name_are_two_modules(tmp_path):

@@ -6,7 +6,20 @@ from typing import Any
 
 import click
 
-from mixmim_bench.cli.complete import completing, model_names, suite_names, task_names
+from mixmim_bench.cli.complete import Names, completing, model_names, suite_names, task_names
+
+
+class ByName(click.Option):
+    """An option that takes names, completed in a shell and listed in its help: `{names}` there."""
+
+    def __init__(self, *args: Any, names: Names, **kwargs: Any) -> None:
+        super().__init__(*args, shell_complete=completing(names), **kwargs)
+        self.names = names
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        assert self.help is not None
+        self.help = self.help.replace("{names}", ", ".join(dict.fromkeys(self.names())))
+        return super().get_help_record(ctx)
 
 
 def _find_roots(context: click.Context, _: click.Parameter, texts: tuple[str, ...]) -> Any:
@@ -75,9 +88,10 @@ SUITES = click.option(
     "-s",
     "--suite",
     "suites",
+    cls=ByName,
+    names=suite_names,
     multiple=True,
-    shell_complete=completing(suite_names),
-    help="Suite of tasks: embedded, paper, extended. Repeatable.",
+    help="Suite of tasks: {names}. Repeatable.",
 )
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 PRECISION = click.option(

@@ -1,12 +1,13 @@
 """`run` and `report`: the suite and its leaderboard."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mixmim_bench.cli.complete import completing, preset_names, protocol_names
+from mixmim_bench.cli.complete import preset_names, protocol_names
 from mixmim_bench.cli.options import (
     BATCH_SIZE,
     DATA_ROOT,
@@ -19,6 +20,7 @@ from mixmim_bench.cli.options import (
     TASKS,
     THREADS,
     WORKERS,
+    ByName,
     examples,
     print_table,
 )
@@ -39,11 +41,12 @@ from mixmim_bench.errors import BenchError, counted
     "-p",
     "--protocol",
     "protocols",
+    cls=ByName,
+    names=protocol_names,
     multiple=True,
     default=["linear", "finetune"],
     show_default=True,
-    shell_complete=completing(protocol_names),
-    help="linear, linear-sgd, knn, fewshot, finetune. Repeatable.",
+    help="Protocol: {names}. Repeatable.",
 )
 @click.option(
     "--seed",
@@ -62,10 +65,12 @@ from mixmim_bench.errors import BenchError, counted
 )
 @click.option(
     "--preset",
+    cls=ByName,
+    names=preset_names,
     default="auto",
     show_default=True,
-    shell_complete=completing(preset_names),
-    help="Hyper-parameters: paper, random, dinov2 (of linear-sgd), or auto by the weights.",
+    help="Hyper-parameters, where a protocol has several sets: {names}. auto: 'random' for random weights, "
+    "else the defaults.",
 )
 @click.option(
     "--layers",
@@ -103,24 +108,38 @@ def run(
     """
     from rich.console import Console
 
-    from mixmim_bench.machine import open_machine
-    from mixmim_bench.progress import download_bar, line_printer
+    from mixmim_bench.progress import View, download_bar, line_printer
+    from mixmim_bench.specs import AUTO
+    from mixmim_bench.suite.estimate import finished_runs, nothing_to_do
     from mixmim_bench.suite.records import RunStore
     from mixmim_bench.suite.resolve import Selection, resolve
-    from mixmim_bench.suite.runner import Suite
+
+    @cache
+    def machine() -> Any:  # imports torch, which a finished suite does not need
+        from mixmim_bench.machine import open_machine
+
+        return open_machine(device, precision, threads, batch_size, workers)
 
     console = Console(highlight=False)
-    machine = open_machine(device, precision, threads, batch_size, workers)
     store = RunStore(results)
     if not dry_run:
         store.prepare()
-    selection = Selection(precision=machine.precision, **selected)
+    selection = Selection(precision=machine().precision if precision == AUTO else precision, **selected)
     resolved = resolve(selection, line_printer(console), None if dry_run else download_bar(console))
-    suite = Suite(resolved, store, machine, console)
-    if dry_run:
-        _show_plan(suite.estimates())
+    with View(console, 0) as view:
+        finished = finished_runs(resolved, store, None if dry_run else view)
+    if not dry_run and nothing_to_do(resolved, finished, store):
+        total = len(resolved.planned)
+        click.echo(f"{total} of {counted(total, 'run')} finished already.\n")
+        _write_report(store)
         return
-    outcome = suite.run()
+    from mixmim_bench.suite.runner import Suite
+
+    suite = Suite(resolved, store, machine(), console)
+    if dry_run:
+        _show_plan(suite.estimates(finished))
+        return
+    outcome = suite.run(finished)
     click.echo()
     _write_report(store)
     if outcome.interrupted:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _LATER = "added after version 1"
+TRAIN_WORK = 3.0  # a training step costs about three forward passes
 
 
 def later(default: T) -> T:
@@ -29,7 +30,7 @@ class Workload:
     """How many images pass through the backbone."""
 
     forward: int
-    train: int = 0  # also backward
+    train: int = 0  # also backward, which makes it TRAIN_WORK passes
 
 
 @dataclass(frozen=True)

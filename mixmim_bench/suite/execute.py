@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from mixmim_bench.cost import count_on_meta
 from mixmim_bench.data.dataset import Split, TaskData, open_task
 from mixmim_bench.data.hashing import count_duplicates, digest_of_bytes
 from mixmim_bench.data.images import join
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError
+from mixmim_bench.facts import count_gmacs
 from mixmim_bench.machine import Machine, memory_errors, provenance
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol, find_protocol
@@ -47,7 +47,7 @@ def open_run(
             f"{run.task.name}: the images in {data.source.root} are not those of the run (fingerprint "
             f"{data.source.fingerprint}, not {run.data.fingerprint})"
         )
-    gmacs = count_on_meta(run.model, run.size).total / 1e9 if gmacs is None else gmacs
+    gmacs = count_gmacs(run.model, run.size) if gmacs is None else gmacs
     here = dataclasses.replace(run, data=data.source)
     return Workbench(here, machine, stages, gmacs, shelf or Shelf())
 

@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -69,10 +70,18 @@ class RunStore:
                 np.savez_compressed(buffer, allow_pickle=False, **arrays)
                 write_whole(self._predictions(record.run_id), buffer.getvalue())
             write_whole(self._path(record.run_id), record.to_json().encode())
-            if not record.error:
-                for other in self.records():
-                    if other.error and _same_name(other, record):
-                        self._path(other.run_id).unlink(missing_ok=True)
+            self._failures.pop(record.run_id, None)
+            if record.error:
+                self._failures[record.run_id] = record
+                return
+            for other in [each for each in self._failures.values() if _same_name(each, record)]:
+                self._path(other.run_id).unlink(missing_ok=True)
+                del self._failures[other.run_id]
+
+    @cached_property
+    def _failures(self) -> dict[str, RunRecord]:
+        """The failures on record, by run id: read once, then kept up to date by what is saved here."""
+        return {record.run_id: record for record in self.records() if record.error}
 
     def rewrite(self, record: RunRecord) -> None:
         """Write a record that is there already, after what is made from its predictions was made again."""

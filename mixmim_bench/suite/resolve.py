@@ -8,20 +8,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from mixmim_bench import facts
 from mixmim_bench.data import FUSED
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import MissingData, MissingWeights
 from mixmim_bench.features import OWN
-from mixmim_bench.features.check import check_layers
-from mixmim_bench.models.build import check_weights, own_size, preprocessing
-from mixmim_bench.models.download import Bar
-from mixmim_bench.models.weights import resolve_weights
 from mixmim_bench.protocols import judging
 from mixmim_bench.registry import find_model
 from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, TaskSpec
 from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, choose_protocol, plan
 from mixmim_bench.suite.selection import select_tasks
+from mixmim_bench.weights.download import Bar
+from mixmim_bench.weights.find import resolve_weights
 
 EMBEDDED = "embedded"
 PAPER = "paper"
@@ -99,10 +98,10 @@ def _check_weights(planned: Sequence[Planned]) -> None:
     sizes = {}
     for each in planned:
         run = each.run
-        if run.model.arch.startswith("mixmim") and run.size != own_size(run.model):
+        if run.model.arch.startswith("mixmim") and run.size != facts.own_size(run.model):
             sizes[run.model.name, run.size] = run
     for run in sizes.values():
-        check_weights(run.model, run.weights, run.size)
+        facts.check_weights(run.model, run.weights, run.size)
 
 
 def _say_preprocessing(planned: Sequence[Planned], say: Say) -> None:
@@ -123,7 +122,7 @@ def _check_layers(planned: Sequence[Planned]) -> None:
         if set(names) - {OWN}:
             asked[each.run.model.name, each.run.size, names] = each.run.model
     for (_, size, names), model in asked.items():
-        check_layers(model, size, names)
+        facts.check_layers(model, size, names)
 
 
 def _tasks(selection: Selection, say: Say, planning: bool) -> list[TaskSpec]:
@@ -174,5 +173,5 @@ def _choose_weights(
             + (" (`mixmim-bench models` tells what to put where)" if model.weights else "")
             + ". The embedded suite goes on with RANDOM weights, and every table says so."
         )
-    check_weights(model, weights)
-    return ModelChoice(spec=model, weights=weights, preprocessing=preprocessing(model))
+    facts.check_weights(model, weights)
+    return ModelChoice(spec=model, weights=weights, preprocessing=facts.preprocessing(model))

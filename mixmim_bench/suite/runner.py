@@ -3,29 +3,23 @@
 import dataclasses
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from mixmim_bench.cost import count_on_meta, measure
+from mixmim_bench import facts
+from mixmim_bench.cost import measure
 from mixmim_bench.data.seen import Seen
 from mixmim_bench.errors import BenchError, counted
-from mixmim_bench.features import OWN
-from mixmim_bench.features.keys import entry_of
 from mixmim_bench.machine import Machine
-from mixmim_bench.models.build import feature_width, own_size
 from mixmim_bench.progress import View, line_printer
 from mixmim_bench.protocols.workbench import Shelf
 from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
+from mixmim_bench.suite.estimate import Estimate, estimate
 from mixmim_bench.suite.execute import check_kept, execute, failed_record, open_run
-from mixmim_bench.suite.plan import Planned
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import Resolved
-from mixmim_bench.training.loop import TRAIN_WORK
-
-# Of the machine's matrix-multiply peak, what a forward pass reaches; for estimates before measuring.
-TYPICAL_SHARE_OF_PEAK = 0.5
 
 
 @dataclass
@@ -37,25 +31,6 @@ class Outcome:
     interrupted: bool = False
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will take, or why it cannot be done."""
-
-    planned: Planned
-    finished: bool
-    gmacs: float = 0.0  # of one image
-    at_hand: int = 0  # images whose features are there, or will be after the runs before
-    seconds: float = 0.0  # in the network; what a probe then learns on is not known before
-    features_bytes: int = 0  # that will be written
-    error: BenchError | None = None
-
-    @property
-    def work(self) -> float:
-        """GMACs of the whole run."""
-        work = self.planned.work
-        return self.gmacs * (work.forward - self.at_hand + TRAIN_WORK * work.train)
-
-
 class Suite:
     """The runs of a plan on one machine, with their results folder."""
 
@@ -64,106 +39,27 @@ class Suite:
         self.store = store
         self.machine = machine
         self.console = console
-        self._gmacs: dict[tuple[str, str, tuple[int, int]], float | BenchError] = {}
 
-    # -- before any work ---------------------------------------------------------------------------
-
-    def estimates(self, view: View | None = None) -> list[Estimate]:
-        """Say for each run what it takes and how long, from measured speeds where there are any.
-
-        With a view the images of finished runs are compared with those that the results were made from.
-        """
-        not_counted: list[str] = []
-        finished = self.store.finished(not_counted)
-        if view is not None:
-            for file in not_counted:
-                view.say(f"Its run counts as not done: {file}")
-            finished = self._of_these_images(finished, view)
-        costs = self.store.read_costs()
-        extracted: set[str] = set()  # keys of features that an earlier run will have made
-        return [
-            self._estimate(planned, planned.run.run_id in finished, costs, extracted)
-            for planned in self.resolved.planned
-        ]
-
-    def _of_these_images(self, finished: dict[str, RunRecord], view: View) -> dict[str, RunRecord]:
-        """Leave out the results that were made from images with other bytes than those that are here.
-
-        The bytes are hashed where this machine has not seen the files with the times that they have now.
-        """
-        kept = dict(finished)
-        for name, data in self.resolved.data.items():
-            runs = [each.run for each in self.resolved.planned if each.run.task.name == name]
-            made = {run.run_id: finished[run.run_id] for run in runs if run.run_id in finished}
-            if not any(record.data_bytes for record in made.values()):
-                continue
-            seen = self._seen(name)
-            current = seen.known()
-            if not current:
-                view.say(f"{name}: hashing the images, whose times are new to this machine")
-                with view.stage("hashing", sum(data.counts.values()), 0.0) as advance:
-                    current = seen.hash_again(advance)
-            for run in runs:
-                record = made.get(run.run_id)
-                if record is not None and record.data_bytes not in ("", current):
-                    view.say(f"{run.label}: the images are not those of the result, so it is run again")
-                    kept.pop(run.run_id, None)
-        return kept
-
-    def _estimate(
-        self, planned: Planned, finished: bool, costs: dict[str, Cost], extracted: set[str]
-    ) -> Estimate:
-        run = planned.run
-        gmacs = self._count(run.model, run.size)
-        if isinstance(gmacs, BenchError):
-            return Estimate(planned, finished, error=gmacs)
-        at_hand, lacking = (0, 0) if finished else self._features(planned, extracted)
-        estimate = Estimate(
-            planned, finished, gmacs, at_hand, features_bytes=lacking * feature_width(run.model) * 4
+    def estimates(self, finished: Mapping[str, RunRecord]) -> list[Estimate]:
+        """Say for each run what it takes and how long."""
+        return estimate(
+            self.resolved,
+            finished,
+            self.store.read_costs(),
+            self._cost_key,
+            lambda: self.machine.matmul_gmacs_per_s,
         )
-        cost = costs.get(self._cost_key(run.model, run.size))
-        if cost is not None:
-            speed = cost.images_per_s * gmacs
-        else:
-            speed = TYPICAL_SHARE_OF_PEAK * self.machine.matmul_gmacs_per_s
-        return dataclasses.replace(estimate, seconds=estimate.work / speed)
-
-    def _features(self, planned: Planned, extracted: set[str]) -> tuple[int, int]:
-        """Count the images whose features a run finds, and those whose features it will write."""
-        if planned.protocol.frozen_layers() != (OWN,):  # other layers are known to the network alone
-            return 0, 0
-        run, found, lacking = planned.run, 0, 0
-        for split in self.resolved.data[run.task.name].splits.values():
-            entry = entry_of(run, split)
-            if entry.key in extracted or entry.manifest() is not None:
-                found += len(split.part)
-            else:
-                lacking += len(split.part)
-            extracted.add(entry.key)
-        return found, lacking
-
-    def _count(self, model: ModelSpec, size: tuple[int, int]) -> float | BenchError:
-        """Count the GMACs of one image, once a model and size; an error is what a run then fails with."""
-        key = (model.arch, str(model.kwargs), size)
-        if key not in self._gmacs:
-            try:
-                self._gmacs[key] = count_on_meta(model, size).total / 1e9
-            except BenchError as error:
-                self._gmacs[key] = error
-        return self._gmacs[key]
 
     def _cost_key(self, model: ModelSpec, size: tuple[int, int]) -> str:
         return Cost.key(model.arch, model.kwargs, size, self.machine.precision, self.machine.describe())
 
-    # -- work --------------------------------------------------------------------------------------
-
-    def run(self) -> Outcome:
+    def run(self, finished: Mapping[str, RunRecord]) -> Outcome:
         """Do every run that is not finished; Ctrl-C keeps what is."""
         self.store.prepare()
         outcome = Outcome()
         try:
+            estimates = self.estimates(finished)
             with View(self.console, 0) as view:
-                estimates = self.estimates(view)
                 self._measure_costs([e.planned.run for e in estimates if e.error is None], view)
             pending = [estimate for estimate in estimates if not estimate.finished]
             with View(self.console, sum(estimate.work for estimate in pending)) as view:
@@ -186,7 +82,7 @@ class Suite:
         """Measure each model at its own size and at those of its runs, once a machine."""
         wanted: dict[str, tuple[ModelSpec, tuple[int, int]]] = {}
         for run in runs:
-            for size in (own_size(run.model), run.size):
+            for size in (facts.own_size(run.model), run.size):
                 wanted[self._cost_key(run.model, size)] = (run.model, size)
         known = self.store.read_costs()
         for key, (model, size) in wanted.items():
@@ -251,7 +147,7 @@ class Suite:
             if not isinstance(error, BenchError):
                 view.say(traceback.format_exc().rstrip())
         costs = {
-            "own": self._cost_key(run.model, own_size(run.model)),
+            "own": self._cost_key(run.model, facts.own_size(run.model)),
             "run": self._cost_key(run.model, run.size),
         }
         self.store.save(dataclasses.replace(record, costs=costs), arrays)

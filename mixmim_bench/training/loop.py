@@ -23,8 +23,6 @@ from mixmim_bench.machine import Machine, halved, is_out_of_memory
 from mixmim_bench.progress import Advance, Stages
 from mixmim_bench.seeding import generator, seed_everything
 
-TRAIN_WORK = 3.0  # a training step costs about three forward passes
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -109,7 +107,7 @@ def train(
         schedule: optimizer, learning rate, epochs.
         environment: machine, seed, progress, and what to do with unreadable images.
         name: shown with the progress.
-        work: GMACs of a forward pass of one image and of what follows it; see TRAIN_WORK.
+        work: GMACs of a training step for one image.
         make_optimizer: in place of timm's by the schedule's name.
 
     Raises:

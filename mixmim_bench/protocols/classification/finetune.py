@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.protocols import require
-from mixmim_bench.protocols.contract import Fitted, Protocol, Workload, later
+from mixmim_bench.protocols.contract import TRAIN_WORK, Fitted, Protocol, Workload, later
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,7 +119,7 @@ class Finetune(Protocol):
             self._schedule(len(train.part) + len(val.part)),
             bench.environment,
             "fine-tuning",
-            loop.TRAIN_WORK * bench.gmacs,
+            TRAIN_WORK * bench.gmacs,
         )
         bench.note_training([train, val], trained)
         accuracy, more = _check_learning(network, train, bench)

@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import timm
-
 from mixmim_bench.errors import BenchError, MissingWeights
-from mixmim_bench.models.download import Bar, DownloadError, answers, fetch, file_sha256
+from mixmim_bench.kept import fact_of
 from mixmim_bench.registry import has_weights, place_of
 from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, Weights, WeightsSpec
+from mixmim_bench.weights.download import Bar, DownloadError, answers, fetch, file_sha256
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -77,17 +76,29 @@ def checked(weights: WeightsSpec) -> Weights:
     return found
 
 
+def _hub_id(model: ModelSpec) -> str:
+    """Return the repository on the Hugging Face hub that timm loads weights from, '' if there is none."""
+
+    def look_up() -> str:
+        import timm
+
+        config = timm.models.get_pretrained_cfg(model.arch)
+        return (config.hf_hub_id or "") if config is not None else ""
+
+    return fact_of(model.arch, "hub id", look_up)
+
+
 def _from_hub(model: ModelSpec, bar: Bar | None) -> Weights | None:
     """Find the file that timm would load from the Hugging Face hub, downloading it if it can."""
-    config = timm.models.get_pretrained_cfg(model.arch)
-    if config is None or not config.hf_hub_id:
+    hub = _hub_id(model)
+    if not hub:
         return None
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    name = f"hf-hub:{config.hf_hub_id}"
+    name = f"hf-hub:{hub}"
     for file in HUB_FILES:
-        path = try_to_load_from_cache(config.hf_hub_id, file)
+        path = try_to_load_from_cache(hub, file)
         if isinstance(path, str):
             return _described(Path(path), name)
     if constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT):
@@ -96,7 +107,7 @@ def _from_hub(model: ModelSpec, bar: Bar | None) -> Weights | None:
         return Weights(kind="remote", name=name)
     for file in HUB_FILES:
         try:
-            return _described(Path(hf_hub_download(config.hf_hub_id, file)), name)
+            return _described(Path(hf_hub_download(hub, file)), name)
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
             continue
     return None
@@ -111,8 +122,7 @@ def here(model: ModelSpec) -> str:
         return ""
     from huggingface_hub import try_to_load_from_cache
 
-    config = timm.models.get_pretrained_cfg(model.arch)
-    hub = config.hf_hub_id if config is not None else ""
+    hub = _hub_id(model)
     cached = hub and any(isinstance(try_to_load_from_cache(hub, file), str) for file in HUB_FILES)
     return f"hf-hub:{hub}" if cached else ""
 
@@ -120,9 +130,9 @@ def here(model: ModelSpec) -> str:
 def missing(model: ModelSpec, reason: str) -> MissingWeights:
     """Make the error that says why there are no weights of a model, and every way to get some."""
     ways = [by_hand(weights) for weights in model.weights]
-    config = timm.models.get_pretrained_cfg(model.arch)
-    if config is not None and config.hf_hub_id:
-        ways.append(f"download {config.hf_hub_id} from the Hugging Face hub while online")
+    hub = "" if model.weights else _hub_id(model)
+    if hub:
+        ways.append(f"download {hub} from the Hugging Face hub while online")
     ways.append("give a checkpoint with --weights PATH")
     ways.append("or take random weights on purpose with --weights random")
     return MissingWeights(f"{model.name}: {reason}. What helps: {'; '.join(ways)}", reason)

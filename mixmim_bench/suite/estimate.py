@@ -1,0 +1,139 @@
+"""What of a plan is finished, and what the rest will take. Nothing here computes, or imports torch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mixmim_bench import facts
+from mixmim_bench.data.seen import Seen
+from mixmim_bench.errors import BenchError
+from mixmim_bench.features import OWN
+from mixmim_bench.progress import View
+from mixmim_bench.protocols.contract import TRAIN_WORK
+from mixmim_bench.specs import Cost, ModelSpec, RunRecord
+from mixmim_bench.suite.plan import Planned
+from mixmim_bench.suite.records import RunStore
+from mixmim_bench.suite.resolve import Resolved
+
+# Share of the machine's matrix-multiply peak that a forward pass reaches; for estimates before measuring.
+TYPICAL_SHARE_OF_PEAK = 0.5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take, or why it cannot be done."""
+
+    planned: Planned
+    finished: bool
+    gmacs: float = 0.0  # of one image
+    at_hand: int = 0  # images whose features are there, or will be after the runs before
+    seconds: float = 0.0  # in the network; what a probe then learns on is not known before
+    features_bytes: int = 0  # that will be written
+    error: BenchError | None = None
+
+    @property
+    def work(self) -> float:
+        """GMACs of the whole run."""
+        work = self.planned.work
+        return self.gmacs * (work.forward - self.at_hand + TRAIN_WORK * work.train)
+
+
+def finished_runs(resolved: Resolved, store: RunStore, view: View | None = None) -> dict[str, RunRecord]:
+    """Return the results of a plan that need not be done again, by their run ids.
+
+    With a view the images are compared with those that the results were made from, by the times of the files
+    and, where these are new to this machine, by their bytes.
+    """
+    not_counted: list[str] = []
+    ids = {planned.run.run_id for planned in resolved.planned}
+    finished = {run_id: record for run_id, record in store.finished(not_counted).items() if run_id in ids}
+    if view is None:
+        return finished
+    for file in not_counted:
+        view.say(f"Its run counts as not done: {file}")
+    for name, data in resolved.data.items():
+        runs = [each.run for each in resolved.planned if each.run.task.name == name]
+        made = {run.run_id: finished[run.run_id] for run in runs if run.run_id in finished}
+        if not any(record.data_bytes for record in made.values()):
+            continue
+        seen = Seen(name, data)
+        current = seen.known()
+        if not current:
+            view.say(f"{name}: hashing the images, whose times are new to this machine")
+            with view.stage("hashing", sum(data.counts.values()), 0.0) as advance:
+                current = seen.hash_again(advance)
+        for run in runs:
+            record = made.get(run.run_id)
+            if record is not None and record.data_bytes not in ("", current):
+                view.say(f"{run.label}: the images are not those of the result, so it is run again")
+                finished.pop(run.run_id, None)
+    return finished
+
+
+def nothing_to_do(resolved: Resolved, finished: Mapping[str, RunRecord], store: RunStore) -> bool:
+    """Whether every run is finished and every cost that the results name was measured."""
+    if any(planned.run.run_id not in finished for planned in resolved.planned):
+        return False
+    costs = store.read_costs()
+    return all(key in costs for record in finished.values() for key in record.costs.values())
+
+
+def estimate(
+    resolved: Resolved,
+    finished: Mapping[str, RunRecord],
+    costs: Mapping[str, Cost],
+    cost_key: Callable[[ModelSpec, tuple[int, int]], str],
+    peak: Callable[[], float],
+) -> list[Estimate]:
+    """Say for each run what it takes and how long, from measured speeds where there are any.
+
+    Args:
+        resolved: the plan, with its images.
+        finished: the results that need not be done again.
+        costs: what was measured, by key.
+        cost_key: names the measurement of a model at a size (h, w) on this machine.
+        peak: returns the machine's matrix-multiply peak in GMACs a second.
+    """
+    extracted: set[str] = set()  # keys of features that an earlier run will have made
+    estimates = []
+    for planned in resolved.planned:
+        run = planned.run
+        if run.run_id in finished:
+            estimates.append(_estimate_finished(planned))
+            continue
+        try:
+            gmacs = facts.count_gmacs(run.model, run.size)
+        except BenchError as error:
+            estimates.append(Estimate(planned, finished=False, error=error))
+            continue
+        at_hand, lacking = _features(resolved, planned, extracted)
+        width = facts.feature_width(run.model) if lacking else 0
+        each = Estimate(planned, False, gmacs, at_hand, features_bytes=lacking * width * 4)
+        cost = costs.get(cost_key(run.model, run.size))
+        speed = cost.images_per_s * gmacs if cost is not None else TYPICAL_SHARE_OF_PEAK * peak()
+        estimates.append(dataclasses.replace(each, seconds=each.work / speed))
+    return estimates
+
+
+def _estimate_finished(planned: Planned) -> Estimate:
+    try:
+        return Estimate(planned, finished=True, gmacs=facts.count_gmacs(planned.run.model, planned.run.size))
+    except BenchError:  # a size that this version cannot take
+        return Estimate(planned, finished=True)
+
+
+def _features(resolved: Resolved, planned: Planned, extracted: set[str]) -> tuple[int, int]:
+    """Count the images whose features a run finds, and those whose features it will write."""
+    if planned.protocol.frozen_layers() != (OWN,):  # other layers are known to the network alone
+        return 0, 0
+    from mixmim_bench.features.keys import entry_of
+
+    run, found, lacking = planned.run, 0, 0
+    for split in resolved.data[run.task.name].splits.values():
+        entry = entry_of(run, split)
+        if entry.key in extracted or entry.manifest() is not None:
+            found += len(split.part)
+        else:
+            lacking += len(split.part)
+        extracted.add(entry.key)
+    return found, lacking
