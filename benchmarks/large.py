@@ -84,10 +84,10 @@ def main(rows: int, width: int, classes: int, queries: int) -> None:
             loss = SoftmaxLoss(Prepared(stacked, standardiser, "cpu"), y, classes, torch.float32)
         clock = time.perf_counter()
         with watched("one evaluation and two products with the Hessian"):
-            (point,) = loss.evaluate([loss.origin()], [1e-3])
+            point = loss.evaluate(loss.origin(), 1e-3)
             along = loss.precondition(point, point.gradient)
             for _ in range(2):
-                (along,) = loss.curve([point], [along])
+                along = loss.curve(point, along)
         a_pass = (time.perf_counter() - clock) / loss.passes
         with watched(f"200 neighbours of {queries} queries"):
             nearest(stacked, stacked.take(np.arange(queries)), 200)

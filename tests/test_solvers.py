@@ -134,9 +134,9 @@ def test_the_gap_is_a_bound_at_every_point():
     draw = torch.Generator().manual_seed(0)
     for scale in (0.0, 0.01, 0.1, 1.0):
         noise = torch.randn(loss.size, generator=draw, dtype=torch.float64)
-        (point,) = loss.evaluate([loss.origin() + scale * noise], [0.1])
+        point = loss.evaluate(loss.origin() + scale * noise, 0.1)
         assert point.objective - lowest <= loss.bound(point)
-        (settled,) = loss.evaluate([loss.settle(point)], [0.1])
+        settled = loss.evaluate(loss.settle(point), 0.1)
         assert settled.objective <= point.objective and settled.gradient[:, -1].abs().max() < 1e-8
         assert settled.objective - lowest <= loss.bound(settled)
         weights = settled.gradient[:, :-1]

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,12 +15,6 @@ from torch import Tensor
 from mixmim_bench.probes.path import LinearPath
 from mixmim_bench.probes.rows import Prepared, Standardiser
 from mixmim_bench.probes.softmax import Point, SoftmaxLoss
-
-COLUMNS_A_PASS = 40  # problems with few classes share passes up to this width; wider ones gain nothing
-
-# What a problem asks for: its objective at a point, or its Hessian at a point times a direction.
-Request = Tensor | tuple[Point, Tensor]
-Solving = Generator[Request, Any, "Solution"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ class LogisticPath(LinearPath):
     penalty on intercepts, on features that are standardised here (`standardize`). Each is minimised by a
     truncated Newton method (conjugate gradients, preconditioned in the basis of uncorrelated features) that
     starts from the solutions before it, in float32, until the duality gap is at most `tol` of the objective;
-    where float32 does not get there it goes on in float64. Problems with few classes share passes over X.
+    where float32 does not get there it goes on in float64.
     The gap bounds how far the objective is from its minimum, up to the rounding of float32 (1e-6 of the
     objective).
 
@@ -90,8 +84,8 @@ class LogisticPath(LinearPath):
     ) -> Self:
         """Fit the path on features X (n, d) and labels y (n,).
 
-        coef_init: (coef, intercept) to start from. enough: is given the coefficients (m, K, d) and intercepts
-        (m, K) of each C that is solved, in order, and says whether the path may end there.
+        coef_init: (coef, intercept) to start from. enough: is given the coefficients (1, K, d) and intercepts
+        (1, K) of each C that is solved, in order, and says whether the path may end there.
         """
         self._check_values()
         rows, codes = self._check_data(X, y)
@@ -106,13 +100,13 @@ class LogisticPath(LinearPath):
         start = None if coef_init is None else self._inwards(loss, *coef_init)
         C = [c / 2 if binary else c for c in self.C_path_.tolist()]
 
-        def ends(solutions: Sequence[Solution], loss: SoftmaxLoss) -> bool:
-            return enough is not None and enough(*self._outwards(loss, solutions))
+        def ends(solution: Solution, loss: SoftmaxLoss) -> bool:
+            return enough is not None and enough(*self._outwards(loss, [solution]))
 
-        solutions, wider = _path(loss, C, self.tol, self.max_iter, start, ends)
+        solutions, last = _path(loss, C, self.tol, self.max_iter, start, ends)
         self.C_path_ = self.C_path_[: len(solutions)]
-        self._keep(wider or loss, solutions)
-        self.n_iter_ = loss.passes + (wider.passes if wider else 0)
+        self._keep(last, solutions)
+        self.n_iter_ = loss.passes + (last.passes if last is not loss else 0)
         return self.select(len(solutions) - 1)
 
     def select(self, place: int) -> Self:
@@ -176,45 +170,34 @@ def _path(
     tol: float,
     max_iter: int,
     start: Tensor | None,
-    ends: Callable[[Sequence[Solution], SoftmaxLoss], bool],
-) -> tuple[list[Solution], SoftmaxLoss | None]:
-    """Solve for rising C until one `ends` the path.
+    ends: Callable[[Solution, SoftmaxLoss], bool],
+) -> tuple[list[Solution], SoftmaxLoss]:
+    """Solve for rising C until one `ends` the path; returns the solutions and the loss they belong to.
 
     What float32 cannot solve is solved in float64, and so is all that follows.
     """
-    together = max(1, COLUMNS_A_PASS // loss.num_classes)
     solutions: list[Solution] = []
-    wider: SoftmaxLoss | None = None
-    while len(solutions) < len(C):
-        place = len(solutions)
-        group = C[place : place + together]
-        starts = [_start(loss, solutions, c, start) for c in group]
-        found = _solve_together(wider or loss, starts, group, tol, max_iter)
-        if wider is None and not all(solution.solved for solution in found):
-            wider = SoftmaxLoss(loss.x, loss.y.cpu().numpy(), loss.num_classes, torch.float64)
+    for c in C:
+        solution = _newton(loss, _start(loss, solutions, c, start), c, tol, max_iter)
+        if loss.dtype == torch.float32 and not solution.solved:
+            wide = SoftmaxLoss(loss.x, loss.y.cpu().numpy(), loss.num_classes, torch.float64)
             # the two bases may differ in signs: come back by way of the features
-            turn = loss.basis.double().T @ wider.basis
-            solutions = [_turned(s, turn) for s in solutions]
+            turn = loss.basis.double().T @ wide.basis
+            for before in solutions:
+                before.point.unknowns = _turn(before.point.unknowns, turn)
             start = None if start is None else _turn(start, turn)
-            loss = wider
-            starts = [_turn(s.point.unknowns, turn) for s in found]
-            found = _solve_together(wider, starts, group, tol, max_iter)
-        solutions += found
-        for solution in solutions:
-            solution.point.probabilities = None
-        if ends(found, wider or loss):
+            solution = _newton(wide, _turn(solution.point.unknowns, turn), c, tol, max_iter)
+            loss = wide
+        solution.point.probabilities = None
+        solutions.append(solution)
+        if ends(solution, loss):
             break
-    return solutions, wider
+    return solutions, loss
 
 
 def _turn(unknowns: Tensor, turn: Tensor) -> Tensor:
     wide = unknowns.double()
     return torch.cat([wide[:, :-1] @ turn, wide[:, -1:]], dim=1)
-
-
-def _turned(solution: Solution, turn: Tensor) -> Solution:
-    solution.point.unknowns = _turn(solution.point.unknowns, turn)
-    return solution
 
 
 def _start(loss: SoftmaxLoss, before: Sequence[Solution], c: float, start: Tensor | None) -> Tensor:
@@ -228,38 +211,9 @@ def _start(loss: SoftmaxLoss, before: Sequence[Solution], c: float, start: Tenso
     return last.unknowns + slope * math.log(c / last.C)
 
 
-def _solve_together(
-    loss: SoftmaxLoss, starts: Sequence[Tensor], C: Sequence[float], tol: float, max_iter: int
-) -> list[Solution]:
-    """Drive several problems at once: what they ask for at the same time is answered in one pass."""
-    solving = [_newton(loss, start, tol, max_iter) for start in starts]
-    requests: dict[int, Request] = {i: next(problem) for i, problem in enumerate(solving)}
-    found: dict[int, Solution] = {}
-    while requests:
-        points = [i for i, request in requests.items() if isinstance(request, Tensor)]
-        curves = [i for i in requests if i not in points]
-        answers: dict[int, Any] = {}
-        if points:
-            asked = [requests[i] for i in points]
-            answers.update(zip(points, loss.evaluate(asked, [C[i] for i in points]), strict=True))  # type: ignore[arg-type]
-        if curves:
-            pairs: Any = [requests[i] for i in curves]
-            answers.update(zip(curves, loss.curve(*zip(*pairs, strict=True)), strict=True))
-        requests = {}
-        for i, answer in answers.items():
-            try:
-                requests[i] = solving[i].send(answer)
-            except StopIteration as done:
-                found[i] = done.value
-    return [found[i] for i in range(len(C))]
-
-
-# -- one problem ------------------------------------------------------------------------------------
-
-
-def _newton(loss: SoftmaxLoss, unknowns: Tensor, tol: float, max_iter: int) -> Solving:
+def _newton(loss: SoftmaxLoss, unknowns: Tensor, C: float, tol: float, max_iter: int) -> Solution:
     """Minimise by Newton's method with a truncated conjugate gradient and steps that are cut back."""
-    point: Point = yield unknowns
+    point = loss.evaluate(unknowns, C)
     left, can_settle = max_iter, True
     while True:
         gap, estimate = loss.bound(point), loss.estimate(point)
@@ -268,7 +222,7 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, tol: float, max_iter: int) -> S
         if left <= 0:
             return Solution(point, gap, solved=False)
         if can_settle and estimate <= tol * point.objective and (settled := loss.settle(point)) is not None:
-            before, point = point, (yield settled)  # only the intercepts were in the way
+            before, point = point, loss.evaluate(settled, C)  # only the intercepts were in the way
             can_settle = loss.bound(point) < 0.5 * gap  # else rounding is, of what is kept
             if loss.bound(point) >= gap:
                 point = before
@@ -277,11 +231,11 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, tol: float, max_iter: int) -> S
         enough = max(0.02 * estimate, 0.3 * tol * point.objective)
         if estimate <= tol * point.objective:
             enough = 0.001 * estimate
-        direction, used = yield from _conjugate_gradient(loss, point, enough, left)
+        direction, used = _conjugate_gradient(loss, point, enough, left)
         left -= used
         slope, step = _dot(direction, point.gradient), 1.0
         while True:
-            trial: Point = yield point.unknowns + step * direction
+            trial = loss.evaluate(point.unknowns + step * direction, C)
             rounding = 1e-7 * abs(point.objective) if loss.dtype == torch.float32 else 0.0
             if trial.objective <= point.objective + 1e-4 * step * slope + rounding:
                 break
@@ -293,16 +247,14 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, tol: float, max_iter: int) -> S
         point = trial
 
 
-def _conjugate_gradient(
-    loss: SoftmaxLoss, point: Point, enough: float, most: int
-) -> Generator[Request, Any, tuple[Tensor, int]]:
+def _conjugate_gradient(loss: SoftmaxLoss, point: Point, enough: float, most: int) -> tuple[Tensor, int]:
     """Solve Hessian @ direction = -gradient until the squared residual is at most `enough`."""
     direction = torch.zeros_like(point.unknowns)
     residual = -point.gradient
     along = loss.precondition(point, residual)
     size = first = _dot(residual, along)
     for used in range(1, most + 1):
-        product = yield point, along
+        product = loss.curve(point, along)
         curvature = _dot(along, product)
         if curvature <= 0:  # rounding: the Hessian is positive
             return direction if used > 1 else along, used

@@ -66,36 +66,26 @@ class SoftmaxLoss:
         start[:, -1] -= start[:, -1].mean()
         return start
 
-    def evaluate(self, unknowns: Sequence[Tensor], C: Sequence[float]) -> list[Point]:
-        """Evaluate several problems at one point each, in one pass."""
-        keep = self.n * self.num_classes * len(unknowns) <= KEPT_NUMBERS
-        losses = torch.zeros(len(unknowns), dtype=torch.float64)
-        sums = [torch.zeros(self.num_classes, dtype=torch.float64, device=self.x.device) for _ in unknowns]
-        kept: list[dict[int, Tensor]] = [{} for _ in unknowns]
+    def evaluate(self, unknowns: Tensor, C: float) -> Point:
+        """Evaluate the objective and its gradient at a point, in one pass."""
+        kept: dict[int, Tensor] | None = {} if self.n * self.num_classes <= KEPT_NUMBERS else None
+        sums = torch.zeros(self.num_classes, dtype=torch.float64, device=self.x.device)
+        loss = 0.0
 
-        def residuals(start: int, logits: Sequence[Tensor]) -> list[Tensor]:
-            y = self.y[start : start + len(logits[0])]
-            return [one(start, i, own, y) for i, own in enumerate(logits)]
-
-        def one(start: int, problem: int, logits: Tensor, y: Tensor) -> Tensor:
-            loss, p, residual = _softmax(logits, y)
-            losses[problem] += loss
+        def residuals(start: int, logits: Tensor) -> Tensor:
+            nonlocal loss
+            of_block, p, residual = _softmax(logits, self.y[start : start + len(logits)])
+            loss += of_block
             # 1 - p of the label is not a difference of near numbers: it is what the others have
-            sums[problem].add_((p * torch.where(residual < 0, -residual, 1 - p)).sum(0, dtype=torch.float64))
-            if keep:
-                kept[problem][start] = p
+            sums.add_((p * torch.where(residual < 0, -residual, 1 - p)).sum(0, dtype=torch.float64))
+            if kept is not None:
+                kept[start] = p
             return residual
 
-        gradients = self._pass(unknowns, residuals)
-        points = []
-        for i, (u, c) in enumerate(zip(unknowns, C, strict=True)):
-            gradient = c * gradients[i]
-            gradient[:, :-1] += u[:, :-1]
-            loss = float(losses[i])
-            objective = c * loss + 0.5 * _squared_norm(u[:, :-1])
-            weight = sums[i] / self.n
-            points.append(Point(u, c, objective, loss, gradient, weight, kept[i] if keep else None))
-        return points
+        gradient = C * self._pass(unknowns, residuals)
+        gradient[:, :-1] += unknowns[:, :-1]
+        objective = C * loss + 0.5 * _squared_norm(unknowns[:, :-1])
+        return Point(unknowns, C, objective, loss, gradient, sums / self.n, kept)
 
     def settle(self, point: Point) -> Tensor | None:
         """Minimise over the intercepts alone, from the probabilities that are kept; None if none are.
@@ -146,44 +136,38 @@ class SoftmaxLoss:
             along = residual / scale + size / before * along
         return step - step.mean()
 
-    def curve(self, points: Sequence[Point], directions: Sequence[Tensor]) -> list[Tensor]:
-        """Multiply the Hessian of each problem at its point with a direction, all in one pass."""
-        anew = [i for i, point in enumerate(points) if point.probabilities is None]
-        columns = [*directions, *(points[i].unknowns for i in anew)]
+    def curve(self, point: Point, direction: Tensor) -> Tensor:
+        """Multiply the Hessian at a point with a direction, in one pass."""
 
-        def residuals(start: int, values: Sequence[Tensor]) -> list[Tensor]:
-            made_anew = dict(zip(anew, values[len(points) :], strict=True))
-            made = []
-            for i, (point, along) in enumerate(zip(points, values[: len(points)], strict=True)):
-                kept = point.probabilities
-                p = made_anew[i].softmax(1) if kept is None else kept[start]
-                along -= (p * along).sum(1, keepdim=True)
-                made.append(along.mul_(p))
-            return made
+        def residuals(start: int, along: Tensor) -> Tensor:
+            if point.probabilities is None:
+                along, logits = (half.contiguous() for half in along.split(self.num_classes, dim=1))
+                p = logits.softmax(1)
+            else:
+                p = point.probabilities[start]
+            along -= (p * along).sum(1, keepdim=True)
+            return along.mul_(p)
 
-        products = self._pass(columns, residuals)
-        for i, (point, direction) in enumerate(zip(points, directions, strict=True)):
-            products[i] *= point.C
-            products[i][:, :-1] += direction[:, :-1]
-        return products
+        columns = direction if point.probabilities is not None else torch.cat([direction, point.unknowns])
+        product = point.C * self._pass(columns, residuals)
+        product[:, :-1] += direction[:, :-1]
+        return product
 
-    def _pass(
-        self, columns: Sequence[Tensor], residuals: Callable[[int, Sequence[Tensor]], list[Tensor]]
-    ) -> list[Tensor]:
+    def _pass(self, columns: Tensor, residuals: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Go over the rows once, and multiply residuals with them.
 
-        `residuals` makes them from the first row of a block and the values (m, K) of each of the columns.
+        Args:
+            columns: unknowns (k, d + 1).
+            residuals: makes residuals (m, K) of a block from its first row and its values (m, k).
         """
         self.passes += 1
-        stacked = torch.cat([u[:, :-1] for u in columns])
-        intercepts = torch.cat([u[:, -1] for u in columns])
+        slopes, intercepts = columns[:, :-1], columns[:, -1]
         if self.rotated is None:
-            stacked = stacked @ self.basis.T
+            slopes = slopes @ self.basis.T
         total: Tensor | None = None
         for start, block in self._blocks():
-            # classes lie in rows: narrow products are several times faster so
-            values = torch.addmm(intercepts, block, stacked.T).split(self.num_classes, dim=1)
-            made = torch.cat(residuals(start, [each.contiguous() for each in values]), dim=1)
+            # classes are rows of `slopes`: narrow products are several times faster so
+            made = residuals(start, torch.addmm(intercepts, block, slopes.T))
             if total is None:
                 total = block.new_zeros(made.shape[1], block.shape[1] + 1)
             total[:, :-1] += made.T @ block
@@ -191,7 +175,7 @@ class SoftmaxLoss:
         assert total is not None
         if self.rotated is None:
             total = torch.cat([total[:, :-1] @ self.basis, total[:, -1:]], dim=1)
-        return list(total.split(self.num_classes))
+        return total
 
     def _blocks(self) -> Sequence[tuple[int, Tensor]]:
         if self.rotated is not None:
