@@ -9,7 +9,7 @@ import dataclasses
 import io
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,10 +143,10 @@ def inference_model(model: ReadyModel | str, image: Any) -> Any:
     pictures = Pictures(list(image) if several else [image])
     machine = open_machine(str(next(ready.network.parameters()).device), batch_size=32)
     results = []
-    for outputs in classify(ready, pictures, machine):
-        for row, reason in outputs.failures:
+    for answers in classify(ready, pictures, machine):
+        for row, reason in answers.failures.items():
             raise UnreadableImage(f"{pictures.name(row)}: {reason}")
-        results += [_result(ready, scores) for scores in outputs.values]
+        results += [_result(ready, scores) for scores in answers.values]
     return results if several else results[0]
 
 
@@ -163,11 +163,17 @@ def _result(model: ReadyModel, scores: np.ndarray) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of some pictures: their rows (b,), values (b, d), and those that failed with why."""
+    """The output of a model for some pictures.
+
+    Attributes:
+        rows: (b,) the pictures that could be read.
+        values: (b, d) probabilities or features.
+        failures: the reason for each picture that could not be read.
+    """
 
     rows: np.ndarray
     values: np.ndarray
-    failures: list[tuple[int, str]]
+    failures: Mapping[int, str]
 
 
 def classify(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Answers]:
@@ -192,9 +198,9 @@ def embed(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[A
 
 def _run(model: ReadyModel, pictures: Pictures, machine: Machine, layer: str) -> Iterator[Answers]:
     unreadable = Unreadable(pictures, True)
-    for outputs in forward_all(model.network, model.transform(), unreadable, machine, (layer,)):
-        values = outputs.values.get(layer, np.empty((0, 1), np.float32))
-        yield Answers(outputs.rows, values, outputs.failures)
+    for piece in forward_all(model.network, model.transform(), unreadable, machine, (layer,)):
+        values = piece.values.get(layer, np.empty((0, 1), np.float32))
+        yield Answers(piece.rows, values, piece.failures)
 
 
 def save_features(

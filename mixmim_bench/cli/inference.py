@@ -90,7 +90,7 @@ def predict(
     pictures = _pictures(images)
     ready, computer = _ready(model, weights, seed, image_size, machine)
     found: list[dict[str, Any]] = []  # one entry an image
-    failures: list[tuple[int, str]] = []
+    failures: dict[int, str] = {}
     writer = csv.DictWriter(sys.stdout, ["image", "rank", "label", "synset", "class", "score"])
     if as_csv:
         writer.writeheader()
@@ -102,10 +102,10 @@ def predict(
                     writer.writerows({"image": pictures.name(row), **p} for p in predictions)
                 else:
                     found.append({"image": pictures.name(row), "predictions": predictions})
-            failures += outputs.failures
+            failures |= outputs.failures
             advance(len(outputs.rows) + len(outputs.failures))
     if as_json:
-        found += [{"image": pictures.name(row), "error": reason} for row, reason in failures]
+        found += [{"image": pictures.name(row), "error": reason} for row, reason in failures.items()]
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
     elif not as_csv:
         print_table(
@@ -171,12 +171,12 @@ def embed(
     ready, computer = _ready(model, weights, seed, image_size, machine, for_features=True)
     paths: list[str] = []
     features = []
-    failures: list[tuple[int, str]] = []
+    failures: dict[int, str] = {}
     with _progress(len(pictures)) as advance:
         for outputs in embedded(ready, pictures, computer):
             paths += [pictures.name(row) for row in outputs.rows.tolist()]
             features += list(outputs.values)
-            failures += outputs.failures
+            failures |= outputs.failures
             advance(len(outputs.rows) + len(outputs.failures))
     if features:
         save_features(out, np.stack(features), paths, ready, computer)
@@ -258,9 +258,9 @@ def _progress(total: int) -> Iterator[Any]:
         yield advance
 
 
-def _tell(pictures: Any, failures: list[tuple[int, str]]) -> None:
+def _tell(pictures: Any, failures: dict[int, str]) -> None:
     """Report what could not be read; then the exit status is 1."""
-    for row, reason in failures:
+    for row, reason in failures.items():
         click.echo(f"cannot be read: {pictures.name(row)} ({reason})", err=True)
     if failures:
         sys.exit(1)

@@ -1,6 +1,6 @@
 """Batches: what images and their targets become on the way to a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,14 @@ class Batch:
         images: (b, 3, H, W).
         targets: as `Targets.collate` made them, None where they were not asked for.
         digests: of the images' bytes (b, 16), empty where they were not asked for.
-        failures: row and reason of each image that could not be read.
+        failures: the reason for each row that could not be read.
     """
 
     rows: Tensor
     images: Tensor
     targets: Any
     digests: Tensor
-    failures: list[tuple[int, str]]
+    failures: Mapping[int, str]
 
     def map(self, change: Callable[[Tensor], Any]) -> "Batch":
         """Apply a function to every tensor."""

@@ -1,7 +1,7 @@
 """From images to batches: decoding, transforming and counting what cannot be read."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -84,7 +84,7 @@ class ImageDataset(Dataset):
             torch.stack(images) if images else torch.empty(0),
             None if self.targets is None else self.targets.collate([item.target for item in read]),
             torch.stack(digests) if digests else torch.empty(0),
-            [(item.row, item.failure) for item in items if item.image is None],
+            {item.row: item.failure for item in items if item.image is None},
         )
 
 
@@ -125,7 +125,7 @@ class Unreadable:
     allowed: bool
     found: dict[int, str] = field(default_factory=dict)
 
-    def add(self, failures: Sequence[tuple[int, str]]) -> None:
+    def add(self, failures: Mapping[int, str]) -> None:
         """Remember failures."""
         self.found.update(failures)
 

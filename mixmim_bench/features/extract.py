@@ -33,17 +33,6 @@ class Features:
         return len(self.y)
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """What a network gives for one batch: values (b, d) of each layer for rows (b,), and rows that failed."""
-
-    rows: np.ndarray
-    values: Mapping[str, np.ndarray]
-    digests: np.ndarray  # (b, 16) uint8, if they were asked for
-    failures: list[tuple[int, str]]
-    batch_size: int
-
-
 def forward_all(
     network: nn.Module,
     transform: Transform,
@@ -52,11 +41,11 @@ def forward_all(
     layers: Sequence[str] = (OWN,),
     start: int = 0,
     digests: bool = False,
-) -> Iterator[Outputs]:
+) -> Iterator[Piece]:
     """Run a timm model over images from row `start` on, in their order whatever the number of workers.
 
     When memory runs out the batch is halved and the pass goes on from there. Where unreadable images are
-    not allowed, what follows the first one is only decoded, to name all that fail: such outputs have no rows.
+    not allowed, what follows the first one is only decoded, to name all that fail: such pieces have no rows.
     """
     dataset = ImageDataset(unreadable.images, ImageOnly(transform), digests=digests)
     network = network.to(machine.device).eval()
@@ -72,7 +61,7 @@ def forward_all(
                 done += len(batch.rows) + len(batch.failures)
                 rows = batch.rows if useful else batch.rows[:0]
                 of_rows = batch.digests[: len(rows)].numpy()
-                yield Outputs(rows.numpy(), values, of_rows, batch.failures, batch_size)
+                yield Piece(rows.numpy(), values, of_rows, batch.failures, batch_size)
         except Exception as error:
             if not is_out_of_memory(error) or batch_size == 1:
                 raise
@@ -102,14 +91,14 @@ def extract(
     x = np.empty((0, 0), dtype=np.float32)
     digests = np.zeros((len(part), 16), dtype=np.uint8)
     batch_size = machine.batch_size
-    for outputs in forward_all(backbone, transform, unreadable, machine, (layer,), digests=True):
-        if len(outputs.rows):
-            values = outputs.values[layer]
+    for piece in forward_all(backbone, transform, unreadable, machine, (layer,), digests=True):
+        if len(piece.rows):
+            values = piece.values[layer]
             if not x.size:
                 x = np.empty((len(part), values.shape[1]), dtype=np.float32)
-            x[outputs.rows], digests[outputs.rows] = values, outputs.digests
-        batch_size = outputs.batch_size
-        advance(len(outputs.rows) + len(outputs.failures))
+            x[piece.rows], digests[piece.rows] = values, piece.digests
+        batch_size = piece.batch_size
+        advance(len(piece.rows) + len(piece.failures))
     unreadable.check()
     kept = np.setdiff1d(np.arange(len(part)), list(unreadable.found))
     x = x[kept] if x.size else x
@@ -141,11 +130,11 @@ def extract_to_store(
         unreadable = Unreadable(part.images, skip_unreadable)
         layers = list(lacking.entries)
         passing = forward_all(backbone, transform, unreadable, machine, layers, lacking.start, digests=True)
-        for outputs in passing:
+        for piece in passing:
             if unreadable.allowed or not unreadable.found:
-                lacking.add(Piece(outputs.rows, outputs.values, outputs.digests, dict(outputs.failures)))
-            smallest = outputs.batch_size
-            advance(len(outputs.rows) + len(outputs.failures))
+                lacking.add(piece)
+            smallest = piece.batch_size
+            advance(len(piece.rows) + len(piece.failures))
         unreadable.check()
         lacking.finish()
     return smallest

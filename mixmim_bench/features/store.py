@@ -56,12 +56,21 @@ class Stored:
 
 @dataclass(frozen=True)
 class Piece:
-    """Features of some images: rows (b,), values (b, d) by layer, digests (b, 16), and failures by row."""
+    """Features of some images.
+
+    Attributes:
+        rows: (b,) those of the part that could be read.
+        values: (b, d) float32 per layer.
+        digests: (b, 16) uint8, of the bytes of each image; empty if not asked for.
+        failures: the reason for each row that could not be read.
+        batch_size: images that went through the network at a time.
+    """
 
     rows: np.ndarray
     values: Mapping[str, np.ndarray]
     digests: np.ndarray
     failures: Mapping[int, str]
+    batch_size: int = 0
 
 
 class FeatureStore:

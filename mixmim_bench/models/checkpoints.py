@@ -100,7 +100,8 @@ def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, 
     own = {key: value for key, value in own.items() if not key.endswith("num_batches_tracked")}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     head = _classifier_keys(network)
-    if set(own) ^ set(state) - head:
+    without_head = set(state) - head
+    if set(own) != without_head:
         head |= _head_keys(arch)
     # a classifier is taken whole or not at all: one of another size is left out, one without bias an error
     fits = {key.rpartition(".")[0] for key in head & set(own) if _same_shape(state, own, key)}

@@ -80,12 +80,16 @@ class LogisticPath(LinearPath):
         X: Any,
         y: Any,
         coef_init: tuple[np.ndarray, np.ndarray] | None = None,
-        enough: Callable[[np.ndarray, np.ndarray], bool] | None = None,
+        monitor: Callable[[np.ndarray, np.ndarray], bool] | None = None,
     ) -> Self:
-        """Fit the path on features X (n, d) and labels y (n,).
+        """Fit the path.
 
-        coef_init: (coef, intercept) to start from. enough: is given the coefficients (1, K, d) and intercepts
-        (1, K) of each C that is solved, in order, and says whether the path may end there.
+        Args:
+            X: features (n, d), or `Stacked` ones.
+            y: labels (n,).
+            coef_init: (coef, intercept) to start from.
+            monitor: called after each C, in rising order, with its coefficients (1, K, d) and intercepts
+                (1, K); where it returns True the path ends.
         """
         self._check_values()
         rows, codes = self._check_data(X, y)
@@ -101,7 +105,7 @@ class LogisticPath(LinearPath):
         C = [c / 2 if binary else c for c in self.C_path_.tolist()]
 
         def ends(solution: Solution, loss: SoftmaxLoss) -> bool:
-            return enough is not None and enough(*self._outwards(loss, [solution]))
+            return monitor is not None and monitor(*self._outwards(loss, [solution]))
 
         solutions, last = _path(loss, C, self.tol, self.max_iter, start, ends)
         self.C_path_ = self.C_path_[: len(solutions)]
@@ -228,10 +232,10 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, C: float, tol: float, max_iter:
                 point = before
             continue
         # a residual whose square is a small part of what the gap may be is as good as none
-        enough = max(0.02 * estimate, 0.3 * tol * point.objective)
+        small = max(0.02 * estimate, 0.3 * tol * point.objective)
         if estimate <= tol * point.objective:
-            enough = 0.001 * estimate
-        direction, used = _conjugate_gradient(loss, point, enough, left)
+            small = 0.001 * estimate
+        direction, used = _conjugate_gradient(loss, point, small, left)
         left -= used
         slope, step = _dot(direction, point.gradient), 1.0
         while True:
@@ -247,7 +251,7 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, C: float, tol: float, max_iter:
         point = trial
 
 
-def _conjugate_gradient(loss: SoftmaxLoss, point: Point, enough: float, most: int) -> tuple[Tensor, int]:
+def _conjugate_gradient(loss: SoftmaxLoss, point: Point, small: float, most: int) -> tuple[Tensor, int]:
     """Solve Hessian @ direction = -gradient until the squared residual is at most `enough`."""
     direction = torch.zeros_like(point.unknowns)
     residual = -point.gradient
@@ -262,7 +266,7 @@ def _conjugate_gradient(loss: SoftmaxLoss, point: Point, enough: float, most: in
         residual -= size / curvature * product
         conditioned = loss.precondition(point, residual)
         size, before = _dot(residual, conditioned), size
-        if _dot(residual, residual) <= enough or size <= 0.0025 * first:
+        if _dot(residual, residual) <= small or size <= 0.0025 * first:
             return direction, used
         along = conditioned + size / before * along
     return direction, most

@@ -30,12 +30,15 @@ class OneVsRestPath(BaseEstimator):
         self.device = device
 
     def fit(
-        self, X: Any, Y: np.ndarray, enough: Callable[[np.ndarray, np.ndarray], bool] | None = None
+        self, X: Any, Y: np.ndarray, monitor: Callable[[np.ndarray, np.ndarray], bool] | None = None
     ) -> Self:
-        """Fit on features X (n, d), `Stacked` ones too.
+        """Fit one path per class.
 
-        enough: is given the coefficients (m, K, d) and intercepts (m, K) of each C that is solved, in order,
-        and says whether the path may end there.
+        Args:
+            X: features (n, d), or `Stacked` ones.
+            Y: (n, K) of 1, 0 and -1 for unknown.
+            monitor: called after every few C, in rising order, with their coefficients (m, K, d) and
+                intercepts (m, K); where it returns True the path ends.
         """
         rows = stacked(X)
         if Y.ndim != 2 or len(Y) != len(rows) or not np.isin(Y, (-1, 0, 1)).all():
@@ -59,7 +62,7 @@ class OneVsRestPath(BaseEstimator):
                 starts[k] = (path.coef_path_[-1], path.intercept_path_[-1])
                 self.unsolved_ += path.unsolved_
             done = min(done + TOGETHER, len(Cs))
-            if enough is not None and enough(coefs[here], intercepts[here]):
+            if monitor is not None and monitor(coefs[here], intercepts[here]):
                 break
         self.C_path_ = Cs[:done]
         self.coef_path_, self.intercept_path_ = coefs[:done], intercepts[:done]

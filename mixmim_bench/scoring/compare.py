@@ -7,7 +7,7 @@ import numpy as np
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.scoring.intervals import Z95, resample
-from mixmim_bench.scoring.metrics import METRICS, Items, is_mean
+from mixmim_bench.scoring.metrics import METRICS, Items
 from mixmim_bench.scoring.statistics import (
     Z80,
     detectable_difference,
@@ -71,7 +71,7 @@ class Pair:
         self.n = len(ids)
         x, y = ([unit.ordered(ids) for unit in side] for side in (x, y))
         try:
-            if is_mean(self.metric):
+            if METRICS[self.metric].is_mean:
                 self._compare_means(*(np.array([_mean_hits(unit) for unit in side]) for side in (x, y)))
             else:
                 self._compare_reduced(x, y)

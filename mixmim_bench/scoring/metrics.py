@@ -39,6 +39,7 @@ class Metric:
     reduce: Callable[[Items, np.ndarray], np.ndarray]  # with weights (r, n): values (r,)
     spread: Callable[[Sequence[Items]], tuple[Spread, Score]]  # over draws; and what to record of it
     interval: str  # the name of the method, which a record states
+    is_mean: bool = False  # the plain mean of what is right
     best: int = 0  # how many of the best classes of each item decide it; 0: all scores do
     shares: Callable[[Items], np.ndarray] | None = None
     kinds: tuple[str, ...] = (CLASSIFICATION,)  # of task
@@ -97,11 +98,6 @@ def guess(name: str, y: np.ndarray, learnt_from: np.ndarray, num_classes: int) -
 def is_a_guess(score: Score) -> bool:
     """Whether a score is not shown to be better than the class frequencies."""
     return "guess" in score and score["low"] <= score["guess"]
-
-
-def is_mean(name: str) -> bool:
-    """Whether a metric is the plain mean of what is right."""
-    return METRICS[name].reduce is _mean
 
 
 def items_of(name: str, y: np.ndarray, scores: np.ndarray) -> Items:
@@ -279,7 +275,7 @@ def _roc_auc(positive: np.ndarray, everything: np.ndarray) -> np.ndarray:
 
 
 def _accuracy(k: int) -> Metric:
-    return Metric(_hits(k), _mean, _spread_of_mean, "wilson", best=k, shares=_equal_shares)
+    return Metric(_hits(k), _mean, _spread_of_mean, "wilson", is_mean=True, best=k, shares=_equal_shares)
 
 
 METRICS: dict[str, Metric] = {

@@ -156,4 +156,4 @@ def _restored(name: str, y: np.ndarray, key: str, values: np.ndarray) -> Items:
     if key == "scores":  # another metric of the task needs all of them
         return metric.items(y, values)
     hits = (values[:, : metric.best] == y[:, None]).any(axis=1)
-    return [hits] if metrics.is_mean(name) else [hits, y]
+    return [hits] if metrics.METRICS[name].is_mean else [hits, y]

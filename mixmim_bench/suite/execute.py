@@ -101,7 +101,9 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             "test_s": round(total_s - fit_s - bench.extract_s, 3),
             "total_s": round(total_s, 3),
         },
-        notes=tuple([*bench.notes, *fitted.notes, *_guessing(run, scores), *_told(duplicates), *trouble]),
+        notes=tuple(
+            [*bench.notes, *fitted.notes, *_guessing(run, scores), *_duplicate_notes(duplicates), *trouble]
+        ),
         provenance={
             **provenance(),
             **bench.machine.describe(),
@@ -139,7 +141,7 @@ def _guessing(run: Run, scores: Mapping[str, Score]) -> list[str]:
     ]
 
 
-def _told(duplicates: Mapping[str, int]) -> list[str]:
+def _duplicate_notes(duplicates: Mapping[str, int]) -> list[str]:
     found = duplicates.get("test_in_train_or_val", 0)
     return [f"{found} test images are also in train or val, byte for byte"] if found else []
 

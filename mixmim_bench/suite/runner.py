@@ -151,12 +151,12 @@ class Suite:
             "run": self._cost_key(run.model, run.size),
         }
         self.store.save(dataclasses.replace(record, costs=costs), arrays)
-        view.say(f"  {_told(record)} in {time.perf_counter() - clock:.1f} s")
+        view.say(f"  {_summary(record)} in {time.perf_counter() - clock:.1f} s")
         return record
 
 
-def _told(record: RunRecord) -> str:
-    """Tell the result of a run in one line."""
+def _summary(record: RunRecord) -> str:
+    """Summarise the result of a run in one line."""
     if record.error:
         return f"FAILED: {record.error}"
     scores = [

@@ -67,14 +67,14 @@ class Linear(FrozenProtocol):
         guess = loss_of_frequencies(choose_on.y, fit_on.y, bench.num_classes)
         on_val = Sweep(bench.metric, choose_on.y, guess, self.patience)
 
-        def enough(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
+        def monitor(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
             for decided in decide_each(choose_on.x, coefs, intercepts):
                 on_val.add(of_all_classes(decided, classes, bench.num_classes))
             step(len(coefs))
             return on_val.ended
 
         with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
-            sweep, notes = self._solve(bench, Cs, fit_on.x, fit_on.y, enough=enough)
+            sweep, notes = self._solve(bench, Cs, fit_on.x, fit_on.y, monitor=monitor)
         best = on_val.best()
         both, y = Stacked([fit_on.x, choose_on.x]), np.concatenate([fit_on.y, choose_on.y])
         same_classes = len(np.unique(y)) == len(sweep.classes_)
@@ -133,14 +133,14 @@ class Linear(FrozenProtocol):
         x: Any,
         y: "np.ndarray",
         coef_init: Any = None,
-        enough: Any = None,
+        monitor: Any = None,
     ) -> "tuple[Any, tuple[str, ...]]":
         """Fit a path of C; returns it with a note on what was not solved."""
         from mixmim_bench.probes.logistic import LogisticPath, noting_unsolved, unsolved_notes
 
         path = LogisticPath(Cs.tolist(), tol=self.tol, max_iter=self.max_iter, device=bench.machine.device)
         with noting_unsolved():
-            path.fit(x, y, coef_init=coef_init, enough=enough)
+            path.fit(x, y, coef_init=coef_init, monitor=monitor)
         return path, unsolved_notes(path.unsolved_, self.tol)
 
 

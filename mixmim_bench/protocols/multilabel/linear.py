@@ -45,7 +45,7 @@ class LinearMultilabel(Linear):
         guess = loss_of_frequencies(choose_on.y, fit_on.y, bench.num_classes)
         on_val = Sweep(bench.metric, choose_on.y, guess, self.patience)
 
-        def enough(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
+        def monitor(coefs: np.ndarray, intercepts: np.ndarray) -> bool:
             for decided in decide_each(choose_on.x, coefs, intercepts):
                 on_val.add(decided)
             step(len(coefs))
@@ -54,7 +54,7 @@ class LinearMultilabel(Linear):
         with noting_unsolved():
             with bench.stages.stage("choosing C on val", len(Cs), 0.0) as step:
                 sweep = OneVsRestPath(Cs.tolist(), self.tol, self.max_iter, bench.machine.device)
-                sweep.fit(fit_on.x, fit_on.y, enough)
+                sweep.fit(fit_on.x, fit_on.y, monitor)
             best = on_val.best()
             final = OneVsRestPath([Cs[best]], self.tol, self.max_iter, bench.machine.device)
             final.fit(Stacked([fit_on.x, choose_on.x]), np.concatenate([fit_on.y, choose_on.y]))
