@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,13 @@ def test_every_import_is_declared():
                 {name.split(".")[0] for name in names} - {"mixmim_bench"} - set(sys.stdlib_module_names)
             ):
                 assert called.get(name, name).lower() in declared, f"{path}: {name} is not in setup.cfg"
+
+
+def test_architecture_describes_every_module():
+    """By its file name, or by its name alone in a list of protocols or layouts."""
+    words = set(re.findall(r"[\w.]+", (ROOT / "ARCHITECTURE.md").read_text()))
+    modules = [path for path in MODULES if not path.name.startswith("__")]
+    assert not [path for path in modules if not {path.name, path.stem} & words]
+    named = {word for word in words if word.endswith(".py") and "/" not in word}
+    known = {path.name for folder in (PACKAGE, ROOT / "tests") for path in folder.rglob("*.py")}
+    assert not named - known - {"run_suite.py", "NAME.py"}
