@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixmim_bench.machine import Machine
-from mixmim_bench.probes import rows, softmax
+from mixmim_bench.probes import neighbours, rows, softmax
 from mixmim_bench.probes.logistic import LogisticPath
 from mixmim_bench.probes.neighbours import nearest
 from mixmim_bench.probes.ridge import RidgePath
@@ -259,7 +259,7 @@ def test_constant_features_are_told_by_scikit_learns_rule():
     found, theirs = Standardiser(stacked(x)), StandardScaler().fit(x.astype(np.float64))
     np.testing.assert_allclose(found.scale, theirs.scale_, rtol=1e-6)
     assert (found.scale[:2] == 1.0).all() and found.scale[2] < 1e-6
-    assert np.abs(found.apply(x)[:, 2]).max() > 1.0  # small is not constant
+    assert found.apply(torch.from_numpy(x))[:, 2].abs().max() > 1.0  # small is not constant
 
 
 @given(st.lists(st.integers(0, 99), max_size=30))
@@ -289,11 +289,14 @@ def test_ridge_is_that_of_scikit_learn(n, classes):
 # -- neighbours ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("depth", "panel", "bank"), [(1, 1024, 16384), (200, 64, 100), (700, 1000, 50)])
+SIZES = [(1, 1024, 16384), (2, 64, 512), (200, 64, 100), (700, 1000, 50)]
+
+
+@pytest.mark.parametrize(("depth", "panel", "bank"), SIZES)
+    ("depth", "panel", "bank"), [(1, 1024, 16384), (2, 64, 512), (200, 64, 100), (700, 1000, 50)]
+)
 def test_neighbours_are_those_of_scikit_learn(monkeypatch, depth, panel, bank):
-    monkeypatch.setattr("mixmim_bench.probes.neighbours.PANEL", panel)
-    monkeypatch.setattr("mixmim_bench.probes.neighbours.BANK", bank)
-    monkeypatch.setattr("mixmim_bench.probes.neighbours.QUERIES", 90)
+    monkeypatch.setattr(neighbours, "ON_CPU", neighbours._Sizes(queries=90, panel=panel, bank=bank))
     rng = np.random.default_rng(0)
     x, queries = rng.normal(size=(600, 32)).astype(np.float32), rng.normal(size=(200, 32)).astype(np.float32)
     cosines, found = nearest(Stacked([x[:250], x[250:]]), queries, depth)

@@ -1,5 +1,6 @@
 """Nearest neighbours by cosine, in chunks: memory does not grow with the number of rows."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -7,48 +8,77 @@ import torch
 
 from mixmim_bench.probes.rows import Stacked, stacked
 
-QUERIES = 2**15  # whose neighbours are held at once
-PANEL = 2**10  # queries, and
-BANK = 2**14  # rows, whose similarities are held at once
+GROUP = 64  # neighbouring columns of which the largest similarity is found first
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """How much is held at a time: enough to fill the device, little enough to fit."""
+
+    queries: int  # whose neighbours are searched for in one pass over the bank
+    panel: int  # queries, and
+    bank: int  # rows, whose similarities are held
+
+
+ON_CPU = _Sizes(queries=2**15, panel=2**11, bank=2**13)
+ON_GPU = _Sizes(queries=2**17, panel=2**13, bank=2**15)  # 1 GiB of similarities
 
 
 def nearest(bank: Any, queries: Any, depth: int, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
-    """Find the `depth` rows of a bank (N, d) nearest to each query (n, d), the nearest first.
+    """Find the nearest rows by cosine similarity.
 
-    Returns cosines (n, depth) and rows (n, depth); fewer columns if the bank has fewer rows.
+    Args:
+        bank: (N, d), in which neighbours are searched for.
+        queries: (n, d).
+        depth: how many neighbours; fewer are returned if the bank has fewer rows.
+        device: where similarities are computed.
+
+    Returns:
+        Cosines and rows, both (n, depth), the nearest first.
     """
     rows, asked = stacked(bank), stacked(queries)
+    sizes = ON_CPU if device == "cpu" else ON_GPU
     depth = min(depth, len(rows))
     cosines = np.empty((len(asked), depth), dtype=np.float32)
-    found = np.empty((len(asked), depth), dtype=np.int64)
-    for start in range(0, len(asked), QUERIES):
-        stop = min(start + QUERIES, len(asked))
-        best = _best(rows, _unit(asked.take(np.arange(start, stop)), device), depth)
-        cosines[start:stop], found[start:stop] = (values.cpu().numpy() for values in best)
-    return cosines, found
+    neighbours = np.empty((len(asked), depth), dtype=np.int64)
+    for start in range(0, len(asked), sizes.queries):
+        stop = min(start + sizes.queries, len(asked))
+        best = _best(rows, _unit(asked.take(np.arange(start, stop)), device), depth, sizes)
+        cosines[start:stop], neighbours[start:stop] = (values.cpu().numpy() for values in best)
+    return cosines, neighbours
 
 
-def _best(bank: Stacked, queries: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Go over the bank once, and keep the best of what was seen for each query."""
+def _best(
+    bank: Stacked, queries: torch.Tensor, depth: int, sizes: _Sizes
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Go over the bank once, and keep the best neighbours so far of each query."""
     cosines = torch.full((len(queries), depth), -torch.inf, device=queries.device)
-    found = torch.zeros((len(queries), depth), dtype=torch.int64, device=queries.device)
-    for first, block in _panels(bank):
-        unit = _unit(block, queries.device)
-        for start in range(0, len(queries), PANEL):
-            here = slice(start, start + PANEL)
-            similarity = queries[here] @ unit.T
-            values, places = similarity.topk(min(depth, len(unit)), dim=1)
-            merged = torch.cat([cosines[here], values], dim=1)
-            rows = torch.cat([found[here], places + first], dim=1)
-            cosines[here], order = merged.topk(depth, dim=1)
-            found[here] = rows.gather(1, order)
-    return cosines, found
+    neighbours = torch.zeros((len(queries), depth), dtype=torch.int64, device=queries.device)
+    for first, block in bank.blocks(sizes.bank):
+        unit = _unit(np.array(block, dtype=np.float32), queries.device)
+        for start in range(0, len(queries), sizes.panel):
+            panel = slice(start, start + sizes.panel)
+            values, columns = _largest(queries[panel] @ unit.T, depth)
+            merged = torch.cat([cosines[panel], values], dim=1)
+            rows = torch.cat([neighbours[panel], columns + first], dim=1)
+            cosines[panel], order = merged.topk(depth, dim=1)
+            neighbours[panel] = rows.gather(1, order)
+    return cosines, neighbours
 
 
-def _panels(bank: Stacked) -> Any:
-    """Give blocks of BANK rows, whatever arrays they lie in."""
-    for start in range(0, len(bank), BANK):
-        yield start, bank.take(np.arange(start, min(start + BANK, len(bank))))
+def _largest(similarity: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find the largest values of each row (m, n) and their columns, both (m, depth).
+
+    They are in the groups of columns with the largest maxima, so only those are sorted.
+    """
+    n = similarity.shape[1]
+    if n % GROUP or n // GROUP < 4 * depth:
+        return similarity.topk(min(depth, n), dim=1)
+    groups = similarity.view(len(similarity), -1, GROUP)
+    chosen = groups.amax(2).topk(depth, dim=1).indices
+    candidates = groups.gather(1, chosen[:, :, None].expand(-1, -1, GROUP)).flatten(1)
+    values, places = candidates.topk(depth, dim=1)
+    return values, chosen.gather(1, places // GROUP) * GROUP + places % GROUP
 
 
 def _unit(x: np.ndarray, device: Any) -> torch.Tensor:

@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_array
 
 BLOCK_BYTES = 2**23  # of float32, read at a time
+GPU_BLOCK_BYTES = 2**28  # for a GPU, which small blocks do not fill
 IN_MEMORY_BYTES = 2**30  # of float32: rows that are fewer are kept ready for use
 LARGEST_BASIS = 8192  # features of which the uncorrelated basis is computed; beyond it only their variances
 
@@ -23,10 +24,10 @@ class Stacked:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Give the rows in order, block by block, each with the number of its first row."""
+    def blocks(self, rows: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the rows in order, in blocks of at most `rows`, each with the number of its first row."""
         first = 0
-        step = max(1, BLOCK_BYTES // (4 * self.shape[1]))
+        step = rows or max(1, BLOCK_BYTES // (4 * self.shape[1]))
         for array in self.arrays:
             for start in range(0, len(array), step):
                 block = array[start : start + step]
@@ -87,9 +88,10 @@ class Standardiser:
                 "with; rescale the column or leave it out"
             )
 
-    def apply(self, block: np.ndarray) -> np.ndarray:
-        """Standardise rows (m, d): float32."""
-        return ((block - self.mean) / self.scale).astype(np.float32)
+    def apply(self, block: torch.Tensor) -> torch.Tensor:
+        """Standardise rows (m, d) in float64; returns float32."""
+        mean, scale = (torch.from_numpy(each).to(block.device) for each in (self.mean, self.scale))
+        return ((block.double() - mean) / scale).float()
 
 
 class Prepared:
@@ -105,8 +107,10 @@ class Prepared:
             self.kept = list(self._read())
 
     def _read(self) -> Iterator[tuple[int, torch.Tensor]]:
-        for start, block in self.rows.blocks():
-            yield start, torch.from_numpy(self.standardiser.apply(block)).to(self.device)
+        block_bytes = BLOCK_BYTES if self.device == "cpu" else GPU_BLOCK_BYTES
+        for start, block in self.rows.blocks(max(1, block_bytes // (4 * self.shape[1]))):
+            values = torch.from_numpy(np.array(block))  # a copy: the block may be read-only
+            yield start, self.standardiser.apply(values.to(self.device))
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Give the first row of each block and its values (m, d)."""

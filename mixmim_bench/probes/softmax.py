@@ -46,6 +46,7 @@ class SoftmaxLoss:
         self.y = torch.from_numpy(y).to(x.device)
         self.counts = torch.bincount(self.y, minlength=num_classes).double()  # (K,)
         self.passes = 0
+        self.most_kept = _most_kept(x.device)
         basis, self.variances = uncorrelated(x)
         self.basis = basis.to(dtype)  # (d, r), orthonormal columns
         self.rotated: list[tuple[int, Tensor]] | None = None
@@ -68,14 +69,13 @@ class SoftmaxLoss:
 
     def evaluate(self, unknowns: Tensor, C: float) -> Point:
         """Evaluate the objective and its gradient at a point, in one pass."""
-        kept: dict[int, Tensor] | None = {} if self.n * self.num_classes <= KEPT_NUMBERS else None
+        kept: dict[int, Tensor] | None = {} if self.n * self.num_classes <= self.most_kept else None
         sums = torch.zeros(self.num_classes, dtype=torch.float64, device=self.x.device)
-        loss = 0.0
+        losses = torch.zeros((), dtype=torch.float64, device=self.x.device)
 
         def residuals(start: int, logits: Tensor) -> Tensor:
-            nonlocal loss
             of_block, p, residual = _softmax(logits, self.y[start : start + len(logits)])
-            loss += of_block
+            losses.add_(of_block)
             # 1 - p of the label is not a difference of near numbers: it is what the others have
             sums.add_((p * torch.where(residual < 0, -residual, 1 - p)).sum(0, dtype=torch.float64))
             if kept is not None:
@@ -84,6 +84,7 @@ class SoftmaxLoss:
 
         gradient = C * self._pass(unknowns, residuals)
         gradient[:, :-1] += unknowns[:, :-1]
+        loss = float(losses)  # the one synchronisation of a pass
         objective = C * loss + 0.5 * _squared_norm(unknowns[:, :-1])
         return Point(unknowns, C, objective, loss, gradient, sums / self.n, kept)
 
@@ -235,7 +236,7 @@ class SoftmaxLoss:
         return 0.5 * (_squared_norm(point.gradient[:, :-1]) + float(of_intercepts.sum()))
 
 
-def _softmax(logits: Tensor, y: Tensor) -> tuple[float, Tensor, Tensor]:
+def _softmax(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the summed loss, the probabilities and the residuals p - onehot; logits (m, K) are used up.
 
     All is relative to the label's own logit, so that small losses keep all their digits.
@@ -252,7 +253,15 @@ def _softmax(logits: Tensor, y: Tensor) -> tuple[float, Tensor, Tensor]:
     residual = p.clone()
     residual[rows, y] = -others / (own + others)
     p[rows, y] = own / (own + others)
-    return float(loss.sum(dtype=torch.float64)), p, residual
+    return loss.sum(dtype=torch.float64), p, residual
+
+
+def _most_kept(device: str) -> int:
+    """Return how many probabilities may be kept between passes: on a GPU a quarter of its free memory."""
+    if not device.startswith("cuda"):
+        return KEPT_NUMBERS
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(KEPT_NUMBERS, free // 16)
 
 
 def _squared_norm(values: Tensor) -> float:
