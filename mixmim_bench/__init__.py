@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public names and where they live; imported when they are first asked for, as torch takes seconds.
+# Public names and their modules, imported lazily because importing torch takes seconds.
 _PUBLIC = {
     "demo_image": "mixmim_bench.inference",
     "get_model": "mixmim_bench.inference",

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def writing_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes its name when all is written and on the disk, or never."""
+    """Open a temporary file that is fsynced, then renamed to `path`; on an error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -24,13 +24,13 @@ def writing_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Write a file atomically."""
     with writing_whole(path) as file:
         file.write(data)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object that can be made again; an empty one if it is missing or damaged."""
+    """Read a JSON object from a cache file; empty if the file is missing or damaged."""
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

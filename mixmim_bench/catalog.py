@@ -1,4 +1,4 @@
-"""What there is: models and tasks as rows, for people and programs."""
+"""Registered models and tasks as rows."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def _model_row(model: ModelSpec) -> dict[str, Any]:
 
 
 def describe_tasks(roots: DataRoots) -> list[dict[str, Any]]:
-    """Describe the suite's tasks, and whether their images are on this machine."""
+    """Describe the tasks, and whether their images are on this machine."""
     return [
         {
             "name": task.name,

@@ -1,7 +1,7 @@
-"""What a model costs: parameters and multiply-adds by two counters, speed and memory by measuring.
+"""Model cost: parameters, multiply-adds from two counters, and measured speed and memory.
 
-One multiply-add is one "FLOP" in the papers, in fvcore and in timm. `gmacs` is fvcore's total: what
-multiplies in convolutions, linear layers and attention, plus 5 operations an element for a LayerNorm.
+One multiply-add is one "FLOP" in the papers, in fvcore and in timm. `gmacs` is fvcore's total: the
+multiply-adds of convolutions, linear layers and attention, plus 5 operations per element for a LayerNorm.
 """
 
 import json
@@ -31,7 +31,7 @@ from mixmim_bench.machine import Machine, measure_matmul_peak, open_machine
 from mixmim_bench.models.build import create, own_classes, own_size, try_out
 from mixmim_bench.specs import Cost, ModelSpec
 
-# Operations that multiply: a count that left one of them out is marked.
+# Operations with multiply-adds; a count that omits one of them is flagged.
 MULTIPLYING = (
     "aten::scaled_dot_product_attention",
     "aten::baddbmm",
@@ -40,7 +40,7 @@ MULTIPLYING = (
     "aten::einsum",
     "aten::conv_transpose2d",
 )
-STALLED_S = 3600  # without a measurement
+STALLED_S = 3600  # seconds before a measurement is given up
 _MAC_OPERATORS = (
     "conv",
     "linear",
@@ -54,11 +54,11 @@ _MAC_OPERATORS = (
 
 @dataclass(frozen=True)
 class Count:
-    """What one of the counters finds for one image, with the model's own classifier."""
+    """The operations of one image, the model's own classifier included."""
 
     macs: int  # multiply-adds of convolutions, linear layers, matrix products and attention
-    total: int  # and fvcore's few operations an element for norms (fvcore itself: some pools too)
-    uncounted: tuple[str, ...] = ()  # operations that multiply and were left out
+    total: int  # plus fvcore's few operations per element for norms (fvcore itself: some pools too)
+    uncounted: tuple[str, ...] = ()  # operations with multiply-adds that were omitted
 
 
 def count_parameters(model: ModelSpec) -> int:
@@ -68,7 +68,7 @@ def count_parameters(model: ModelSpec) -> int:
 
 
 def parameters_in(network: nn.Module) -> int:
-    """Count the parameters of a network, and the frozen tables that publications count among them."""
+    """Count the parameters of a network, plus the frozen tables that publications include."""
     tables = [network.get_buffer(name) for name in getattr(network, "frozen_tables", ())]
     return sum(tensor.numel() for tensor in [*network.parameters(), *tables])
 
@@ -77,16 +77,16 @@ def parameters_in(network: nn.Module) -> int:
 
 
 def count_on_meta(model: ModelSpec, image_size: tuple[int, int]) -> Count:
-    """Count by torch's counter on the meta device: no memory, no computing. Raises BenchError."""
+    """Count with torch's counter on the meta device, without memory or compute; raises BenchError."""
     try_out(model, image_size)
     with torch.device("meta"):
         network = create(model, image_size, own_classes(model)).eval()
         with FlopCounterMode(display=False, custom_mapping=_PER_ELEMENT) as counter:
             network(torch.empty(1, 3, *image_size))
     flops = counter.get_flop_counts().get("Global", {})
-    light = sum(flops.get(operator, 0) for operator in _PER_ELEMENT)
-    total = sum(flops.values())  # this counter has two operations a multiply-add
-    return Count(macs=(total - light) // 2, total=total // 2)
+    norms = sum(flops.get(operator, 0) for operator in _PER_ELEMENT)
+    total = sum(flops.values())  # this counter counts two operations per multiply-add
+    return Count(macs=(total - norms) // 2, total=total // 2)
 
 
 def _layer_norm(shape: Sequence[int], _: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
@@ -104,7 +104,7 @@ def _batch_norm(shape: Sequence[int], *args: Any, **kwargs: Any) -> int:
     return 2 * 2 * math.prod(shape)
 
 
-# fvcore's rules, doubled as this counter doubles everything
+# fvcore's rules, doubled since this counter counts two operations per multiply-add
 _PER_ELEMENT = {
     torch.ops.aten.native_layer_norm: _layer_norm,
     torch.ops.aten.native_group_norm: _group_norm,
@@ -116,9 +116,9 @@ _PER_ELEMENT = {
 
 
 def count_by_fvcore(network: nn.Module, image_size: tuple[int, int]) -> Count:
-    """Count one image by fvcore, attention included.
+    """Count one image with fvcore, attention included.
 
-    The trace runs with gradients on: without them torch takes paths that fvcore cannot see.
+    Gradients are enabled while tracing: without them torch takes fast paths that fvcore does not see.
     """
     with _tracing():
         analysis = _quiet(FlopCountAnalysis(network.eval(), torch.zeros(1, 3, *image_size)))
@@ -130,7 +130,7 @@ def count_by_fvcore(network: nn.Module, image_size: tuple[int, int]) -> Count:
 
 
 def count_activations(network: nn.Module, image_size: tuple[int, int]) -> int:
-    """Count by fvcore the outputs of what multiplies for one image: of fused attention, its result alone."""
+    """Count the activations of one image with fvcore; fused attention counts its result only."""
     with _tracing():
         analysis = _quiet(ActivationCountAnalysis(network.eval(), torch.zeros(1, 3, *image_size)))
         analysis.set_op_handle("aten::scaled_dot_product_attention", _outputs)
@@ -155,7 +155,7 @@ def _outputs(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count fused attention, which fvcore leaves out: q k^T and the product with v."""
+    """Count fused attention, which fvcore omits: q k^T and the product with v."""
     del outputs
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return math.prod(q[:-2]) * q[-2] * k[-2] * (q[-1] + v[-1])
@@ -165,7 +165,7 @@ def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> Cost:
-    """Measure a model at one size in a child process of its own; raises BenchError if that fails."""
+    """Measure a model at one size in a separate process; raises BenchError if that fails."""
     request = {
         "model": {"name": model.name, "arch": model.arch, "kwargs": dict(model.kwargs)},
         "image_size": list(image_size),
@@ -173,7 +173,7 @@ def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> 
         "precision": machine.precision,
         "threads": torch.get_num_threads(),
     }
-    values = _in_a_child(model, request)
+    values = _run_in_child(model, request)
     return Cost(
         model=model.name,
         arch=model.arch,
@@ -183,40 +183,40 @@ def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> 
     )
 
 
-def _in_a_child(model: ModelSpec, request: dict[str, Any]) -> dict[str, Any]:
-    """Run this module on a request; the child ends when this process does, however that ends."""
+def _run_in_child(model: ModelSpec, request: dict[str, Any]) -> dict[str, Any]:
+    """Run this module on a request in a child process that exits when this one does, even if killed."""
     command = [sys.executable, "-m", "mixmim_bench.cost", json.dumps(request)]
-    watched, held = os.pipe()  # the child reads the one end, which ends when nobody holds the other
+    read_end, write_end = os.pipe()  # the child reads EOF once this process has closed the write end
     try:
         child = subprocess.Popen(
-            command, stdin=watched, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=read_end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         try:
-            said, errors = child.communicate(timeout=STALLED_S)
+            output, errors = child.communicate(timeout=STALLED_S)
         except subprocess.TimeoutExpired:
             raise BenchError(
-                f"the cost of {model.name} could not be measured: nothing came of it in {STALLED_S} s"
+                f"could not measure the cost of {model.name}: no result within {STALLED_S} s"
             ) from None
         finally:
             child.kill()
     finally:
-        os.close(watched)
-        os.close(held)
+        os.close(read_end)
+        os.close(write_end)
     if child.returncode != 0:
         last = errors.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
-        raise BenchError(f"the cost of {model.name} could not be measured: {last[0]}")
-    return json.loads(said.strip().splitlines()[-1])
+        raise BenchError(f"could not measure the cost of {model.name}: {last[0]}")
+    return json.loads(output.strip().splitlines()[-1])
 
 
 def _end_with_parent() -> None:
-    """Exit as soon as standard input ends, which the parent holds open while it lives."""
-    while os.read(0, 1):  # not sys.stdin: its lock, held at the end of this process, would be an error
+    """Exit as soon as standard input is closed; the parent holds it open while it runs."""
+    while os.read(0, 1):  # not sys.stdin: holding its lock at exit is an error
         pass
     os._exit(1)
 
 
-def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.0) -> dict[str, Any]:
-    """Count, then time forward passes: the median of up to `repeats` batches, or of what fits."""
+def _measure_in_process(request: dict[str, Any], repeats: int = 5, seconds: float = 4.0) -> dict[str, Any]:
+    """Count, then time forward passes: the median of up to `repeats` batches, fewer if `seconds` run out."""
     machine = open_machine(request["device"], request["precision"], request["threads"])
     model = ModelSpec(**request["model"])
     size = (request["image_size"][0], request["image_size"][1])
@@ -225,7 +225,7 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
     network = create(model, size, own_classes(model)).to(machine.device).eval()
     cuda = machine.device.startswith("cuda")
     counted = count_on_meta(model, size)
-    # a batch of about the work of four images of a base model at 224 pixels, sixteen times that on a GPU
+    # about the work of four images of a base model at 224 pixels, sixteen times that on a GPU
     batch_size = max(1, min(64, round((16 if cuda else 1) * 65e9 / max(counted.macs, 1))))
     images = torch.randn(batch_size, 3, *size, device=machine.device)
     times: list[float] = []
@@ -239,12 +239,14 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - clock)
     memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory_mb() - before
-    peak = max(peak, measure_matmul_peak(machine.device, machine.precision))  # another program may have run
+    peak = max(
+        peak, measure_matmul_peak(machine.device, machine.precision)
+    )  # another program may have been running
     images_per_s = batch_size / statistics.median(times)
     by_fvcore = count_by_fvcore(network.cpu().float(), size)
     uncounted = by_fvcore.uncounted
     if by_fvcore.macs != counted.macs and not uncounted:
-        uncounted = (f"the counters differ: {by_fvcore.macs} and {counted.macs} multiply-adds",)
+        uncounted = (f"the counters disagree: {by_fvcore.macs} and {counted.macs} multiply-adds",)
     return {
         "params_m": parameters_in(network) / 1e6,
         "gmacs": by_fvcore.total / 1e9,
@@ -258,7 +260,7 @@ def _measure_here(request: dict[str, Any], repeats: int = 5, seconds: float = 4.
 
 
 def _peak_memory_mb() -> float:
-    """Read the most memory that this process ever held."""
+    """Return the peak memory of this process."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
     if sys.platform == "linux":  # getrusage would count the parent's memory at the fork
@@ -271,4 +273,4 @@ def _peak_memory_mb() -> float:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    print(json.dumps(_measure_here(json.loads(sys.argv[1]))))
+    print(json.dumps(_measure_in_process(json.loads(sys.argv[1]))))

@@ -1,4 +1,4 @@
-"""What is on this machine, and what is wrong with it: data, weights, disk, processor. Nothing is fetched."""
+"""Check data, weights, disk and processor of this machine; downloads nothing."""
 
 import dataclasses
 import os
@@ -28,7 +28,7 @@ FEW = 20_000  # images: of fewer, all bytes are compared without being asked to
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReport:
-    """What is known of the images of a task."""
+    """The state of the images of a task."""
 
     task: str
     suites: Sequence[str]
@@ -50,7 +50,7 @@ class TaskReport:
 
 
 class Doctor:
-    """Looks at tasks, models and the machine; `full` reads every image."""
+    """Checks tasks, models and the machine; `full` reads every image."""
 
     def __init__(self, roots: DataRoots, machine: Machine, stages: Stages, full: bool = False) -> None:
         self.roots = roots
@@ -62,7 +62,7 @@ class Doctor:
     # -- data ------------------------------------------------------------------------------------------
 
     def task(self, task: TaskSpec, width: int) -> TaskReport:
-        """Look at the images of a task; width: of the features they will become."""
+        """Check the images of a task; width: of the features to be extracted."""
         root = self.roots.folder(task)
         blank = TaskReport(
             task=task.name,
@@ -124,7 +124,7 @@ class Doctor:
         )
 
     def _read(self, task: TaskSpec, parts: Mapping[str, Part]) -> "_Read":
-        """Decode a sample of each role, or all, and compare the bytes where all are read."""
+        """Decode a sample of each role, or all images, and find duplicates if all bytes are read."""
         hashing = self.full or sum(map(len, parts.values())) <= FEW
         sampled = {
             role: np.arange(len(part)) if self.full else _evenly(len(part), SAMPLE)
@@ -150,7 +150,7 @@ class Doctor:
     # -- the rest --------------------------------------------------------------------------------------
 
     def model(self, model: ModelSpec) -> dict[str, Any]:
-        """Say whether weights of a model are here, and what helps if not."""
+        """Return the weights of a model on this machine, or how to get them."""
         found = here(model)
         return {
             "model": model.name,
@@ -178,7 +178,7 @@ class Doctor:
 
 @dataclass
 class _Read:
-    """What reading images has shown."""
+    """The result of reading images."""
 
     decoded: int = 0
     unreadable: list[str] = dataclasses.field(default_factory=list)
@@ -190,7 +190,7 @@ def _evenly(n: int, most: int) -> np.ndarray:
 
 
 def _balance(part: Part | None, classes: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """Count the training images of each class: min, median and max, and the classes without any."""
+    """Return min, median and max of training images per class, and the classes without any."""
     if part is None or not len(part):
         return {}, []
     counts = part.targets.per_class(len(classes))
@@ -201,13 +201,13 @@ def _balance(part: Part | None, classes: Sequence[str]) -> tuple[dict[str, float
 
 
 def _empty(part: Part) -> list[str]:
-    """Name the files that are empty, and the links to none, by their listed sizes."""
+    """Return empty files and dangling links, by their listed sizes."""
     sizes = getattr(part.images, "sizes", None)
     return [] if sizes is None else [part.images.name(row) for row in np.flatnonzero(sizes <= 0).tolist()]
 
 
 def _gigabytes(parts: Any) -> float | None:
-    """Add up the bytes of images, None where they are not known without reading."""
+    """Sum the bytes of images; None if unknown without reading."""
     total = 0
     for part in parts:
         sizes: Any = getattr(part.images, "sizes", None)

@@ -1,31 +1,33 @@
-"""Errors that a user can act on: each names the thing, the nearest right one and the way out."""
+"""Errors that users can act on: each names what is wrong, the closest valid name and a fix."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
 class BenchError(Exception):
-    """A mistake of the input or the machine, told in one message without a traceback."""
+    """A problem with the input or the machine, reported in one message without a traceback."""
 
 
 class UnknownName(BenchError):
-    """A name that is not in a table, with the nearest ones that are."""
+    """An unknown name, with the closest known ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         super().__init__(f"no {kind} {name!r}; {nearest(name, known)}{hint and '; ' + hint}")
 
 
 class TaskFileError(BenchError):
-    """A task file that cannot be used, named with its key."""
+    """An invalid task file, reported with the key at fault."""
 
     def __init__(self, path: object, key: str, problem: str) -> None:
         super().__init__(f"{path}: {key}: {problem}" if key else f"{path}: {problem}")
 
 
 class MissingData(BenchError):
-    """The images of a task are not on this machine.
+    """The images of a task were not found on this machine.
 
-    `looked_for` says in short what each layout wants, `near` what is there instead, '' if nothing is.
+    Attributes:
+        looked_for: what each layout expects, in short.
+        near: a similar folder that was found instead, '' if none.
     """
 
     def __init__(self, message: str, looked_for: Sequence[str] = (), near: str = "") -> None:
@@ -35,7 +37,7 @@ class MissingData(BenchError):
 
 
 class MissingWeights(BenchError):
-    """The weights of a model are not on this machine and cannot be had; `reason` says why in short."""
+    """The weights of a model are neither on this machine nor downloadable; `reason` says briefly why."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -43,26 +45,26 @@ class MissingWeights(BenchError):
 
 
 class UnreadableImages(BenchError):
-    """Images that cannot be decoded, each named with the reason."""
+    """Images that cannot be decoded, listed with the reasons."""
 
 
 def a_few(names: Sequence[str]) -> str:
-    """Name the first three, and say how many more there are."""
+    """List the first three names and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def counted(number: int, thing: str, things: str = "") -> str:
-    """Count things: '1 image', '2 images'."""
+    """Format a count: '1 image', '2 images'."""
     return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which known names a wrong one was probably meant to be, or all of them if few."""
+    """Suggest the known names closest to a wrong one; if none is close, list the first twelve."""
     names = sorted(set(known))
     folded = {n.casefold(): n for n in names}
-    near = [folded[n] for n in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
+    matches = [folded[n] for n in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    if matches:
+        return f"did you mean {' or '.join(matches)}?"
     if not names:
-        return "none is known"
+        return "none are known"
     return f"known: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"

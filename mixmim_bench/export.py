@@ -1,4 +1,4 @@
-"""A model in the forms of other programs: each is loaded back and compared before it is handed over."""
+"""Export models to safetensors, ONNX and torch.export; each file is reloaded and compared with the model."""
 
 import io
 import logging
@@ -19,22 +19,31 @@ from mixmim_bench.models.checkpoints import load_weights
 
 Reloaded = Callable[[Tensor], Tensor]  # images (b, 3, H, W) -> outputs, for any b
 
-TOLERANCE = 1e-3  # largest difference of outputs, as a share of their spread
+TOLERANCE = 1e-3  # largest output difference, relative to the outputs' standard deviation
 CHECKED_BATCHES = (1, 3)
-IN_ONE_FILE = 1.8e9  # bytes; an ONNX file cannot hold 2 GiB, so larger weights stand beside it
+IN_ONE_FILE = 1.8e9  # bytes; an ONNX file is limited to 2 GiB, so larger weights go in a separate file
 
 
 def export_model(model: ReadyModel, form: str, out: Path, features: bool = False) -> float:
-    """Write a model to `out` as 'safetensors', 'onnx' or 'torch-export'; the batch is dynamic.
+    """Export a model with a dynamic batch size.
 
-    features: without the classifier. Returns the largest difference between the outputs of the model and
-    of what was loaded back. Raises BenchError, and leaves no file, if it is more than rounding.
+    Args:
+        model: the model; its network is moved to the CPU.
+        form: 'safetensors', 'onnx' or 'torch-export'.
+        out: the file to write.
+        features: export without the classifier.
+
+    Returns:
+        The largest difference between the outputs of the model and of the reloaded export.
+
+    Raises:
+        BenchError: the difference exceeds rounding; no file is written.
     """
-    suffix, write, read = _FORMS[form]
+    suffix, write, read = _FORMATS[form]
     if out.suffix != suffix:
-        raise BenchError(f"--out {out}: the name of a {form} file must end in {suffix}")
+        raise BenchError(f"--out {out}: {form} file names must end in {suffix}")
     if not out.absolute().parent.is_dir():
-        raise BenchError(f"--out {out}: there is no folder {out.absolute().parent}")
+        raise BenchError(f"--out {out}: no such folder {out.absolute().parent}")
     network = model.network.cpu().eval()
     if features:
         network.reset_classifier(0)
@@ -42,28 +51,30 @@ def export_model(model: ReadyModel, form: str, out: Path, features: bool = False
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".export-") as folder, torch.no_grad():
         written = Path(folder) / out.name
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of exporters, about their own future
+            warnings.simplefilter("ignore")  # the exporters' deprecation warnings
             write(model, network, torch.randn(2, 3, height, width), written)
             difference = _compare(network, read(model, network, written), (3, height, width))
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):  # the named one last
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):  # `out` last
             file.replace(out.absolute().parent / file.name)
     return difference
 
 
 @torch.no_grad()
 def _compare(network: nn.Module, reloaded: Reloaded, image: tuple[int, int, int]) -> float:
-    """Return the largest difference of outputs; raises BenchError if it is more than rounding."""
+    """Return the largest output difference; raises BenchError if it exceeds rounding."""
     largest = 0.0
     generator = torch.Generator().manual_seed(0)
     for batch in CHECKED_BATCHES:
         images = torch.randn(batch, *image, generator=generator)
         ours, theirs = network(images), reloaded(images)
         if ours.shape != theirs.shape:
-            raise BenchError(f"loaded back it gives {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+            raise BenchError(
+                f"the reloaded export returns shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
+            )
         difference = float((ours - theirs).abs().max())
         if not difference <= TOLERANCE * float(ours.std()):
             raise BenchError(
-                f"loaded back its outputs differ by {difference:.2g}: the export is not the model"
+                f"the export does not match the model: its reloaded outputs differ by {difference:.2g}"
             )
         largest = max(largest, difference)
     return largest
@@ -73,7 +84,7 @@ def _compare(network: nn.Module, reloaded: Reloaded, image: tuple[int, int, int]
 
 
 def _write_safetensors(model: ReadyModel, network: Any, _: Tensor, path: Path) -> None:
-    """Write the state under the released names, with what builds the network in the metadata."""
+    """Write the state dict with the released names, and the network's configuration as metadata."""
     from safetensors.torch import save_file
 
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
@@ -112,7 +123,7 @@ def _read_torch_export(_model: ReadyModel, _network: Any, path: Path) -> Reloade
 
 
 def _write_onnx(_model: ReadyModel, network: Any, images: Tensor, path: Path) -> None:
-    _need_onnx()
+    _check_onnx()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):
         program = torch.onnx.export(
@@ -135,16 +146,16 @@ def _read_onnx(_model: ReadyModel, _network: Any, path: Path) -> Reloaded:
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _need_onnx() -> None:
+def _check_onnx() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BenchError(f"{error}; for ONNX: pip install 'mixmim-bench[export]'") from error
+        raise BenchError(f"{error}; ONNX export needs: pip install 'mixmim-bench[export]'") from error
 
 
-_FORMS: dict[str, tuple[str, Callable[..., None], Callable[..., Reloaded]]] = {
+_FORMATS: dict[str, tuple[str, Callable[..., None], Callable[..., Reloaded]]] = {
     "safetensors": (".safetensors", _write_safetensors, _read_safetensors),
     "onnx": (".onnx", _write_onnx, _read_onnx),
     "torch-export": (".pt2", _write_torch_export, _read_torch_export),

@@ -1,6 +1,6 @@
-"""What is known of a model before any of it is computed: preprocessing, width, GMACs, whether weights fit.
+"""Facts about a model known without running it: preprocessing, width, GMACs, whether weights fit.
 
-Each is worked out once, on the meta device, and kept (see `kept.py`), so that a plan of finished runs needs
+Each is computed once, on the meta device, and cached (see `kept.py`), so that planning finished runs imports
 neither torch nor timm.
 """
 
@@ -26,12 +26,12 @@ def preprocessing(model: ModelSpec) -> Preprocessing:
 
 
 def own_size(model: ModelSpec) -> Size:
-    """Return the image size (h, w) that a model is made for."""
+    """Return the default image size (h, w) of a model."""
     return preprocessing(model).size
 
 
 def feature_width(model: ModelSpec) -> int:
-    """Return how many numbers an image becomes in the layer that the model's own head reads."""
+    """Return the feature width of the layer that the model's own head reads."""
 
     def measure() -> int:
         from mixmim_bench.models.build import feature_width
@@ -42,7 +42,7 @@ def feature_width(model: ModelSpec) -> int:
 
 
 def count_gmacs(model: ModelSpec, size: Size) -> float:
-    """Count the GMACs of one image; raises BenchError for a size that the model cannot take."""
+    """Count the GMACs of one image; raises BenchError for a size the model does not support."""
 
     def count() -> float:
         from mixmim_bench.cost import count_on_meta
@@ -53,7 +53,7 @@ def count_gmacs(model: ModelSpec, size: Size) -> float:
 
 
 def check_weights(model: ModelSpec, weights: Weights, size: Size | None = None) -> None:
-    """See that weights fit a model, by default at its own size; raises BenchError."""
+    """Check that weights fit a model, by default at its own size; raises BenchError."""
     if weights.kind != "file":
         return
 
@@ -67,7 +67,7 @@ def check_weights(model: ModelSpec, weights: Weights, size: Size | None = None) 
 
 
 def check_layers(model: ModelSpec, size: Size, layers: Sequence[str]) -> None:
-    """See that layers of a model can be read; raises BenchError, which names the nearest ones."""
+    """Check that a model has these layers; raises BenchError, which suggests similar names."""
 
     def check() -> bool:
         from mixmim_bench.features.check import check_layers

@@ -1,4 +1,4 @@
-"""From a model's name to classes and features of anybody's images.
+"""Load a model by name, classify images with it and extract their features.
 
 model = get_model("mixmim-base_3rdparty_in1k", pretrained=True)
 inference_model(model, "demo.JPEG")  # {'pred_class': ..., 'pred_score': ..., ...}
@@ -36,9 +36,9 @@ from mixmim_bench.weights.find import resolve_weights
 
 
 class ReadyModel(nn.Module):
-    """A network with its weights, its preprocessing and the names of its classes.
+    """A network with its weights, preprocessing and class names.
 
-    Without a classifier (weights of pretraining have none) the network gives pooled features (B, D).
+    Without a classifier (pretraining weights have none) the network returns pooled features (B, D).
     """
 
     def __init__(self, network: Any, spec: ModelSpec, weights: Weights, size: tuple[int, int]) -> None:
@@ -51,28 +51,28 @@ class ReadyModel(nn.Module):
         self.classes = class_names(network)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Give the logits (B, K) of normalised images (B, 3, H, W)."""
+        """Return the logits (B, K) of normalised images (B, 3, H, W)."""
         return self.network(inputs)
 
     def extract_feat(self, inputs: Tensor) -> tuple[Tensor]:
-        """Give the pooled features (B, D) of normalised images (B, 3, H, W), in a tuple as OpenMMLab does."""
+        """Return the pooled features (B, D) of normalised images (B, 3, H, W), in a tuple as in OpenMMLab."""
         return (self.network.forward_head(self.network.forward_features(inputs), pre_logits=True),)
 
     def transform(self) -> Transform:
-        """Make the evaluation transform: an RGB image becomes (3, H, W)."""
+        """Build the evaluation transform: RGB image -> (3, H, W)."""
         return eval_transform(self.preprocessing)
 
 
 @dataclass(frozen=True)
 class ClassName:
-    """A class as people call it; names are not unique (134 and 517 are both 'crane'), synsets are."""
+    """A readable class name; names are not unique (134 and 517 are both 'crane'), synsets are."""
 
     name: str
     synset: str = ""
 
 
 def class_names(network: Any) -> list[ClassName]:
-    """Name the classes of a network: ImageNet's by timm, others by their number."""
+    """Return the class names of a network: timm's for ImageNet, otherwise 'class 0', 'class 1', ..."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset(network) if network.num_classes else None
@@ -86,7 +86,7 @@ def class_names(network: Any) -> list[ClassName]:
 
 
 def list_models() -> list[str]:
-    """List the names that `get_model` knows besides timm's: models, then their published weights."""
+    """List the names `get_model` accepts besides timm's: models, then their published weights."""
     return [spec.name for spec in MODELS] + [alias for spec in MODELS for alias in spec.aliases]
 
 
@@ -101,12 +101,18 @@ def get_model(
 ) -> ReadyModel:
     """Build a model by name, in eval mode.
 
-    name: a short name, an alias that names published weights, or any timm model. pretrained: True for the
-    published weights (fetched if need be), or the path of a checkpoint. Where a name has several weights,
-    the fine-tuned ones are taken, `for_features` the pretrained ones, which the suite probes.
-    num_classes: the weights' own unless it is given; another number gets a new classifier, with a
-    warning. seed: of what the weights do not fill; default: drawn by torch's generator. Raises BenchError;
-    MissingWeights says what to put where.
+    Args:
+        name: a short name, an alias that names published weights, or any timm model.
+        pretrained: True for the published weights (downloaded if needed), or the path of a checkpoint.
+        device: a torch device.
+        num_classes: defaults to that of the weights; any other number gets a new classifier, with a warning.
+        img_size: the image size, or (h, w); defaults to the model's own.
+        for_features: if a name has several weights, use the pretrained ones, which the suite probes, rather
+            than the fine-tuned ones.
+        seed: initialises parameters that the weights do not fill; drawn from torch's generator by default.
+
+    Raises:
+        BenchError: the name is unknown or the weights do not fit; MissingWeights lists ways to get them.
     """
     spec = find_model(name)
     if pretrained is False:
@@ -133,21 +139,28 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 def inference_model(model: ReadyModel | str, image: Any) -> Any:
     """Classify an image, or each of a list of images.
 
-    model: a model, or the name of one with published weights. image: a path, encoded bytes, a PIL image
-    or an RGB array (H, W, 3) or (H, W) of uint8. Returns a dict with `pred_scores` (K,), `pred_label`,
-    `pred_score`, `pred_class` and `pred_synset`; a list of them for a list. Raises UnreadableImage, and
-    BenchError for a model without a classifier.
+    Args:
+        model: a model, or the name of one with published weights.
+        image: a path, encoded bytes, a PIL image or an RGB array (H, W, 3) or (H, W) of uint8.
+
+    Returns:
+        A dict with `pred_scores` (K,), `pred_label`, `pred_score`, `pred_class` and `pred_synset`; for a list
+        of images, a list of dicts.
+
+    Raises:
+        UnreadableImage: an image cannot be decoded.
+        BenchError: the model has no classifier.
     """
     ready = get_model(model, pretrained=True) if isinstance(model, str) else model
-    several = isinstance(image, list | tuple)
-    pictures = Pictures(list(image) if several else [image])
+    is_list = isinstance(image, list | tuple)
+    pictures = Pictures(list(image) if is_list else [image])
     machine = open_machine(str(next(ready.network.parameters()).device), batch_size=32)
     results = []
-    for answers in classify(ready, pictures, machine):
-        for row, reason in answers.failures.items():
+    for batch in classify(ready, pictures, machine):
+        for row, reason in batch.failures.items():
             raise UnreadableImage(f"{pictures.name(row)}: {reason}")
-        results += [_result(ready, scores) for scores in answers.values]
-    return results if several else results[0]
+        results += [_result(ready, scores) for scores in batch.values]
+    return results if is_list else results[0]
 
 
 def _result(model: ReadyModel, scores: np.ndarray) -> dict[str, Any]:
@@ -163,12 +176,12 @@ def _result(model: ReadyModel, scores: np.ndarray) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Answers:
-    """The output of a model for some pictures.
+    """The outputs of a model for a batch of pictures.
 
     Attributes:
-        rows: (b,) the pictures that could be read.
+        rows: (b,) indices of the readable pictures.
         values: (b, d) probabilities or features.
-        failures: the reason for each picture that could not be read.
+        failures: index of each unreadable picture -> reason.
     """
 
     rows: np.ndarray
@@ -177,22 +190,22 @@ class Answers:
 
 
 def classify(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Answers]:
-    """Score pictures, batch by batch: the values are probabilities (b, K).
+    """Classify pictures and yield their probabilities (b, K), batch by batch.
 
     Raises BenchError for a model without a classifier.
     """
     if not model.num_classes:
         raise BenchError(
-            f"{model.spec.name} with {model.weights.name} has no classifier: these weights were only "
-            "pretrained; features can be extracted"
+            f"{model.spec.name} with {model.weights.name} has no classifier: these weights are pretrained "
+            "only; use them to extract features"
         )
-    for answers in _run(model, pictures, machine, LOGITS):
-        probabilities = torch.from_numpy(answers.values).softmax(1).numpy()
-        yield Answers(answers.rows, probabilities, answers.failures)
+    for logits in _run(model, pictures, machine, LOGITS):
+        probabilities = torch.from_numpy(logits.values).softmax(1).numpy()
+        yield Answers(logits.rows, probabilities, logits.failures)
 
 
 def embed(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Answers]:
-    """Extract pooled features of pictures, batch by batch: the values are (b, D)."""
+    """Extract pooled features (b, D) of pictures, batch by batch."""
     yield from _run(model, pictures, machine, OWN)
 
 
@@ -206,7 +219,7 @@ def _run(model: ReadyModel, pictures: Pictures, machine: Machine, layer: str) ->
 def save_features(
     path: Path, features: np.ndarray, names: Sequence[str], model: ReadyModel, machine: Machine
 ) -> None:
-    """Write features (n, d) with the names (n,) of their images and what made them, whole or not at all."""
+    """Write features (n, d), image names (n,) and the model, weights and preprocessing used, atomically."""
     about = {
         "model": model.spec.name,
         "weights": model.weights.name,
@@ -220,5 +233,5 @@ def save_features(
 
 
 def demo_image() -> Path:
-    """Return the path of a photograph that comes with the package (CC BY 2.0, see demo/README.md)."""
+    """Return the path of the photograph shipped with the package (CC BY 2.0, see demo/README.md)."""
     return Path(__file__).parent / "demo" / "demo.JPEG"

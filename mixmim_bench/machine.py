@@ -1,4 +1,4 @@
-"""The machine at hand: device, threads and memory, and what a record says of them."""
+"""The machine: device, precision, threads and memory, and the provenance stored in records."""
 
 import platform
 import subprocess
@@ -24,25 +24,25 @@ _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "accelera
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where and how the suite computes."""
+    """The device and settings that the suite computes with."""
 
     device: str
     precision: str = "float32"
-    batch_size: int = 64  # images at a time when nothing is learnt; changes results only by rounding
+    batch_size: int = 64  # for inference; changes results only by rounding
     workers: int = 0  # processes that decode images
 
     def autocast(self) -> torch.autocast:
-        """Compute in the chosen precision; parameters stay float32."""
+        """Return a context that computes in the chosen precision; parameters stay float32."""
         kind = torch.device(self.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @cached_property
     def matmul_gmacs_per_s(self) -> float:
-        """The matrix-multiply peak in multiply-adds, measured once."""
+        """The matrix-multiply peak in GMACs per second, measured once."""
         return measure_matmul_peak(self.device, self.precision)
 
     def describe(self) -> dict[str, Any]:
-        """Return what a speed depends on."""
+        """Describe the hardware that a measured speed depends on."""
         cuda = self.device.startswith("cuda")
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else _processor(),
@@ -51,8 +51,8 @@ class Machine:
 
 
 def measure_matmul_peak(device: str, precision: str) -> float:
-    """Measure the matrix-multiply peak in GMACs a second, the best of a few large products."""
-    n = 1024
+    """Measure the matrix-multiply peak in GMACs per second: the best of a few large products."""
+    n = 8192 if device.startswith("cuda") else 1024  # large enough to fill the device
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     a = torch.randn(n, n, device=device, dtype=kind)
     best = 0.0
@@ -70,10 +70,17 @@ def open_machine(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Machine:
-    """Choose the device ('auto': a GPU if there is one) and set the number of threads.
+    """Choose the device and precision, and set the number of threads.
 
-    With 'auto' the precision is bfloat16 where the device computes in it, else float32. Raises BenchError
-    for a device that is not there.
+    Args:
+        device: a torch device; 'auto' uses a GPU if available.
+        precision: 'float32' or 'bfloat16'; 'auto' uses bfloat16 if the device supports it natively.
+        threads: the number of CPU threads; torch's default if None.
+        batch_size: images per batch for inference.
+        workers: processes that decode images.
+
+    Raises:
+        BenchError: the device is not available.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -82,7 +89,7 @@ def open_machine(
     try:
         torch.empty(1, device=device)
         if device.startswith("cuda:"):
-            torch.cuda.set_device(device)  # Accelerate takes the current one
+            torch.cuda.set_device(device)  # Accelerate uses the current device
     except (RuntimeError, AssertionError) as error:
         raise BenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     if precision == AUTO:
@@ -91,12 +98,11 @@ def open_machine(
 
 
 def computes_in_bfloat16(device: str) -> bool:
-    """Whether a device multiplies in bfloat16; where it does not, bfloat16 is slower than float32."""
+    """Whether a device supports bfloat16 natively; emulated, it is slower than float32."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # older torch does not say: then no
+    # older versions of torch do not report capabilities
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
@@ -111,7 +117,7 @@ def _processor() -> str:
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Say which code makes a result: this package, its commit if it is a checkout, and libraries."""
+    """Return the versions behind a result: this package, its commit if a checkout, and its libraries."""
     versions = {name: metadata.version(name) for name in _LIBRARIES}
     return {
         "mixmim_bench": mixmim_bench.__version__,
@@ -123,7 +129,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    """Read the commit of the checkout that the package runs from; nothing if it was installed."""
+    """Return the commit of the checkout that the package runs from; empty if it is installed."""
     root = Path(mixmim_bench.__file__).parent.parent
     if not (root / ".git").exists():
         return {}
@@ -133,7 +139,7 @@ def _commit() -> dict[str, Any]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", ".", ":!results")  # what runs write is no code
+        changed = git("status", "--porcelain", "--", ".", ":!results")  # runs write there
         return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {}
@@ -143,7 +149,7 @@ def _commit() -> dict[str, Any]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of a GPU or of the machine."""
+    """Whether an error means that the GPU or the machine ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     if not isinstance(error, Exception):
@@ -155,12 +161,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halved(what: str, asked: int, used: int) -> str:
-    """Note that memory ran out at a batch of `asked` images, and how many were used instead."""
-    return f"{what}: memory ran out at batch {asked}, done with {used}"
+    """Describe a fallback from batch size `asked` to `used` for lack of memory."""
+    return f"{what}: out of memory at batch size {asked}, used {used}"
 
 
 def available_bytes() -> int:
-    """Read how much memory this process may still take, a container's limit included."""
+    """Return the memory still available to this process, within any container limit."""
     available = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
@@ -168,7 +174,7 @@ def available_bytes() -> int:
         used = int((group / "memory.current").read_text())
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         if limit != "max":
-            # the page cache counts as used, and is given up when memory is wanted
+            # the page cache counts as used, but is reclaimed on demand
             cached = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
             available = min(available, max(int(limit) - used + cached, 0))
     except (OSError, ValueError):
@@ -178,10 +184,10 @@ def available_bytes() -> int:
 
 @contextmanager
 def memory_errors(machine: Machine) -> Iterator[None]:
-    """Turn the end of memory into an error that can be handled.
+    """Make running out of memory raise instead of killing the process.
 
-    On Linux a process that takes too much is killed without a word. With a limit on its data just
-    under what the machine has left, the allocation fails instead, and the batch can be halved.
+    Linux kills a process that allocates too much. With its data limited to just under the available
+    memory, the allocation fails instead, and the batch can be halved.
     """
     if torch.device(machine.device).type != "cpu" or platform.system() != "Linux":
         yield

@@ -1,4 +1,4 @@
-"""What is running, how fast, and how long it will take: a live view, or plain lines without a terminal."""
+"""Progress, speed and remaining time: a live view, or plain lines without a terminal."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The backbones that the suite knows by name; any other timm model is accepted by its timm name."""
+"""The registered backbones; any other timm model is accepted by its timm name."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -15,17 +15,17 @@ _OPENMMLAB = "https://download.openmmlab.com"
 _PRETRAINED = "MixMIM, 600 epochs of ImageNet-1K without labels"
 _FINETUNED = "MixMIM, 600 epochs of ImageNet-1K, then fine-tuned on its labels"
 
-_BY_HAND = "https://drive.google.com/file/d"
+_GOOGLE_DRIVE = "https://drive.google.com/file/d"
 
 
-# 2: at another image size the position embedding is interpolated, as in the release; 1 computed it again
+# 2: at other image sizes the position embedding is interpolated, as in the release; 1 recomputed it
 MIXMIM_VERSION = 2
 
 
 def _model(
     name: str, arch: str, side: int, params: int, macs: int, weights: tuple[WeightsSpec, ...]
 ) -> ModelSpec:
-    """Describe a MixMIM for square images; the names of its checkpoints are its aliases."""
+    """Build the spec of a MixMIM for square images; the names of its checkpoints become its aliases."""
     return ModelSpec(
         name=name,
         arch=arch,
@@ -39,7 +39,7 @@ def _model(
     )
 
 
-# Of a model's checkpoints the first that is here is taken, those without fine-tuning before the others.
+# The first checkpoint of a model found on this machine is used, pretrained before fine-tuned ones.
 _BASE_WEIGHTS = (
     WeightsSpec(
         name="mixmim_mixmim-base_16xb128-coslr-300e_in1k",
@@ -72,13 +72,13 @@ _BASE_WEIGHTS = (
     WeightsSpec(
         name="base_600ep",
         file="base_600ep.pth",
-        home=f"{_BY_HAND}/1pZYmTv08xK_kOe2kk6ahuvgJVkHm-ZIa",
+        home=f"{_GOOGLE_DRIVE}/1pZYmTv08xK_kOe2kk6ahuvgJVkHm-ZIa",
         pretraining=_PRETRAINED,
     ),
     WeightsSpec(
         name="base_600ep_ft",
         file="base_600ep_ft.pth",
-        home=f"{_BY_HAND}/1zkOyh8jnFW7iYG3sOfp6LLG5wu4VbiXb",
+        home=f"{_GOOGLE_DRIVE}/1zkOyh8jnFW7iYG3sOfp6LLG5wu4VbiXb",
         pretraining=_FINETUNED,
         finetuned=True,
         published={"top1": 85.1},
@@ -89,13 +89,13 @@ _LARGE_WEIGHTS = (
     WeightsSpec(
         name="large_600ep",
         file="large_600ep.pth",
-        home=f"{_BY_HAND}/1dM8Lu2nVEukxPwn7PLmDmRAYwQV59ttx",
+        home=f"{_GOOGLE_DRIVE}/1dM8Lu2nVEukxPwn7PLmDmRAYwQV59ttx",
         pretraining=_PRETRAINED,
     ),
     WeightsSpec(
         name="large_600ep_ft",
         file="large_600ep_ft.pth",
-        home=f"{_BY_HAND}/1b1BxGAewK1ICxxCEwF24YEDSjlQ9Ts9n",
+        home=f"{_GOOGLE_DRIVE}/1b1BxGAewK1ICxxCEwF24YEDSjlQ9Ts9n",
         pretraining=_FINETUNED,
         finetuned=True,
         published={"top1": 85.9},
@@ -105,7 +105,7 @@ _BASE_384_WEIGHTS = (
     WeightsSpec(
         name="base_600ep_ft_384x384",
         file="base_600ep_ft_384x384.pth",
-        home=f"{_BY_HAND}/1MIng19USn5T770YZ6mFfqTgNCCz_kEGL",
+        home=f"{_GOOGLE_DRIVE}/1MIng19USn5T770YZ6mFfqTgNCCz_kEGL",
         pretraining=_FINETUNED,
         finetuned=True,
         published={"top1": 86.3},
@@ -115,14 +115,14 @@ _LARGE_384_WEIGHTS = (
     WeightsSpec(
         name="large_600ep_ft_384x384",
         file="large_600ep_ft_384x384.pth",
-        home=f"{_BY_HAND}/1_IfqoQvAe2Z2jC7HBKi3umKD6c8qOu0P",
+        home=f"{_GOOGLE_DRIVE}/1_IfqoQvAe2Z2jC7HBKi3umKD6c8qOu0P",
         pretraining=_FINETUNED,
         finetuned=True,
         published={"top1": 86.9},
     ),
 )
 
-# parameters with the 1,000-way classifier and the frozen position embedding; fvcore's multiply-adds
+# parameters include the 1,000-way classifier and the frozen position embedding; multiply-adds are fvcore's
 MODELS = (
     _model("mixmim-b", "mixmim_base", 224, 88_344_352, 16_352_930_816, _BASE_WEIGHTS),
     _model("mixmim-l", "mixmim_large", 224, 197_396_668, 35_858_735_616, _LARGE_WEIGHTS),
@@ -133,12 +133,12 @@ MODELS = (
 
 
 def by_name(specs: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
-    """Index models by name and alias; raises ValueError for a name that two share."""
+    """Index models by name and alias; raises ValueError for duplicates."""
     table: dict[str, ModelSpec] = {}
     for spec in specs:
         for name in (spec.name, *spec.aliases):
             if name in table:
-                raise ValueError(f"two models are called {name!r}")
+                raise ValueError(f"duplicate model name {name!r}")
             table[name] = spec
     return table
 
@@ -146,13 +146,13 @@ def by_name(specs: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
 def find_model(name: str) -> ModelSpec:
     """Find a model by short name, alias, architecture or timm name; raises BenchError.
 
-    An alias that names a checkpoint means the model with that checkpoint and no other.
+    The alias of a checkpoint selects the model with that checkpoint only.
     """
     known = by_name(MODELS)
     known.update({spec.arch: spec for spec in MODELS})
     if name in known:
-        named = tuple(weights for weights in known[name].weights if weights.name == name)
-        return dataclasses.replace(known[name], weights=named or known[name].weights)
+        selected = tuple(weights for weights in known[name].weights if weights.name == name)
+        return dataclasses.replace(known[name], weights=selected or known[name].weights)
 
     def look_up() -> bool:
         import timm
@@ -163,17 +163,17 @@ def find_model(name: str) -> ModelSpec:
         return ModelSpec(name=name, arch=name)
     import timm
 
-    everything = [*known, *timm.list_models(), *timm.list_pretrained()]
-    raise BenchError(f"no model {name!r}; {nearest(name, everything)} Any model that timm knows is accepted.")
+    names = [*known, *timm.list_models(), *timm.list_pretrained()]
+    raise BenchError(f"no model {name!r}; {nearest(name, names)} Any timm model is accepted.")
 
 
 def weights_folder() -> Path:
-    """Return the folder where checkpoints are looked for and fetched to."""
+    """Return the folder that checkpoints are loaded from and downloaded to."""
     return cache_folder() / "weights"
 
 
 def place_of(weights: WeightsSpec) -> Path:
-    """Say where the file of a published checkpoint belongs."""
+    """Return the path of a published checkpoint in the cache folder."""
     return weights_folder() / weights.file
 
 

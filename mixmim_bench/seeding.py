@@ -1,8 +1,8 @@
-"""The one place where random generators are seeded.
+"""Seeding of random generators.
 
-timm's augmentations and Mixup draw from the global generators, so these are seeded for every image and every
-step from (seed, epoch, row) or (seed, step): the draws are the same whatever else runs and on any number of
-workers. Everything else draws from a generator of its own.
+timm's augmentations and Mixup draw from the global generators, which are therefore reseeded for every image
+and step from (seed, epoch, row) or (seed, step): the draws do not depend on other code or the number of
+workers. Everything else uses its own generator.
 """
 
 import random
@@ -12,14 +12,14 @@ import torch
 
 
 def seed_everything(*key: int) -> None:
-    """Seed the global generators of Python, NumPy and torch from a tuple of whole numbers."""
+    """Seed the global generators of Python, NumPy and torch from integers."""
     state = np.random.SeedSequence(key).generate_state(2)
     random.seed(int(state[0]))
-    np.random.seed(int(state[0]))  # noqa: NPY002 (the legacy generator is what timm draws from)
+    np.random.seed(int(state[0]))  # noqa: NPY002 (timm draws from the legacy generator)
     torch.manual_seed(int(state[1]))
 
 
 def generator(*key: int) -> torch.Generator:
-    """Make a generator of torch's from a tuple of whole numbers."""
+    """Create a torch generator from integers."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]) >> 1)

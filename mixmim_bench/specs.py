@@ -1,6 +1,6 @@
-"""The nouns of the suite: frozen descriptions that hold only JSON values.
+"""The suite's specifications: frozen dataclasses that hold only JSON values.
 
-Nothing here imports torch: a plan can be made, hashed, stored and shown without building a model.
+Nothing here imports torch: a plan can be created, hashed, stored and shown without building a model.
 """
 
 import dataclasses
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 RECORD_SCHEMA = 1
-AUTO = "auto"  # of weights, presets, layers, devices: chosen by what is known
-RANDOM_INIT = "random init"  # how tables and plots name weights that were never trained
+AUTO = "auto"  # weights, presets, layers and devices are then chosen automatically
+RANDOM_INIT = "random init"  # the name of untrained weights in tables and plots
 
 ROLES = ("train", "val", "test")
 
 
 def canonical_json(value: Any) -> str:
-    """Write JSON in the one form that is hashed: sorted keys, no spaces, no NaN."""
+    """Serialise JSON in its canonical form, for hashing: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """Hash a JSON value: the first `length` hexadecimal digits of the SHA-256 of its canonical form."""
+    """Hash a JSON value: the first `length` hex digits of the SHA-256 of its canonical form."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
 
 
@@ -33,10 +33,10 @@ class WeightsSpec:
     """A published checkpoint of a backbone."""
 
     name: str
-    file: str  # the file name that is looked for in the cache folder
-    url: str = ""  # empty: has to be fetched by hand from `home`
+    file: str  # file name in the cache folder
+    url: str = ""  # empty: manual download from `home`
     home: str = ""
-    sha256: str = ""  # the digest, or as much of its start as was published
+    sha256: str = ""  # the digest, or the prefix of it that was published
     pretraining: str = ""
     finetuned: bool = False
     published: Mapping[str, float] = field(default_factory=dict)  # metric -> percent
@@ -44,16 +44,16 @@ class WeightsSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The weights that were found for a model."""
+    """The weights found for a model."""
 
-    kind: str  # file, remote (a plan may hold what is still to be fetched) or random
-    name: str  # in tables
+    kind: str  # file, remote (still to be downloaded) or random
+    name: str  # as shown in tables
     sha256: str = ""
     path: str = ""  # of the file on this machine
 
     @property
     def random(self) -> bool:
-        """Whether the weights are random: nothing was trained."""
+        """Whether the weights are untrained."""
         return self.kind == "random"
 
 
@@ -62,7 +62,7 @@ RANDOM = Weights(kind="random", name=RANDOM_INIT)
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How images are prepared for a model; fields as in timm's configuration."""
+    """The preprocessing of images for a model; fields as in timm's configuration."""
 
     size: tuple[int, int]  # (h, w)
     crop_pct: float
@@ -73,12 +73,12 @@ class Preprocessing:
     resize: str = ""  # 'fused': resized and cropped in one step
 
     def identity(self) -> dict[str, Any]:
-        """Return the JSON that run ids are made from."""
+        """Return the JSON that run ids are computed from."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
         return values if self.resize else {name: v for name, v in values.items() if name != "resize"}
 
     def describe(self) -> str:
-        """Describe the steps in one line; checkpoints do not hold them, so users have to check."""
+        """Describe the steps in one line, for users to check: checkpoints do not store them."""
         height, width = self.size
         resized = math.floor(min(height, width) / self.crop_pct)
         fused = f", {self.resize}" if self.resize else ""
@@ -91,9 +91,9 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A backbone: a timm architecture with its keyword arguments and its published weights.
+    """A backbone: a timm architecture, its keyword arguments and its published weights.
 
-    Preprocessing is that of the architecture's timm configuration.
+    Its preprocessing is that of the architecture's timm configuration.
     """
 
     name: str
@@ -102,8 +102,8 @@ class ModelSpec:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     weights: tuple[WeightsSpec, ...] = ()
     reference: str = ""
-    version: int = 1  # of the architecture: raised when what it computes changes
-    # facts about registered models, which `tests/test_mixmim.py` counts again; at the model's own size
+    version: int = 1  # of the architecture: bumped when its outputs change
+    # of registered models, at their own size; verified by `tests/test_mixmim.py`
     image_size: tuple[int, int] = (0, 0)
     params: int = 0
     macs: int = 0
@@ -111,18 +111,18 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutSpec:
-    """One way in which the images of a task may lie on a disk."""
+    """One way the images of a task may be stored on disk."""
 
     name: str  # `module:Class`
     options: Mapping[str, Any] = field(default_factory=dict)
-    key: str = "data.options"  # of the task file, where the options stand
+    key: str = "data.options"  # where the options are in the task file
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """A dataset, which slices of it play train, val and test, and its official metrics.
+    """A dataset, its train, val and test slices, and its official metrics.
 
-    Read from one TOML file by `mixmim_bench.suite.taskfile`; `tasks/README.md` tells what each key means.
+    Read from one TOML file by `mixmim_bench.suite.taskfile`; `tasks/README.md` documents each key.
     """
 
     name: str
@@ -132,7 +132,7 @@ class TaskSpec:
     title: str
     num_classes: int
     metrics: tuple[str, ...]
-    metric_versions: Mapping[str, int] = field(default_factory=dict)  # of those above 1
+    metric_versions: Mapping[str, int] = field(default_factory=dict)  # only those above 1
     suites: tuple[str, ...]
     layouts: tuple[LayoutSpec, ...]
     counts: Mapping[str, int]
@@ -144,24 +144,24 @@ class TaskSpec:
     skip_unreadable: bool = False
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reference: str = ""
-    sources: Mapping[str, str] = field(default_factory=dict)  # of splits and metrics
-    also_called: tuple[str, ...] = ()  # names that the dataset's folder has elsewhere
-    download: tuple[str, ...] = ()  # what to fetch, and where to put it
+    sources: Mapping[str, str] = field(default_factory=dict)  # references for splits and metrics
+    also_called: tuple[str, ...] = ()  # other common names of the dataset's folder
+    download: tuple[str, ...] = ()  # instructions: what to download, and where to put it
 
     @property
     def dataset(self) -> str:
-        """The name without a variant: what its folder is called."""
+        """The name without the variant, which is also the folder's name."""
         return self.name.partition("@")[0]
 
     @property
     def variant(self) -> str:
-        """What stands behind the @ of the name, '' for the task as its file has it."""
+        """The part of the name after the @, '' for the unmodified task."""
         return self.name.partition("@")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """The images that were found for a task; layout and root are where they are on this machine."""
+    """The images found for a task, and their layout and root on this machine."""
 
     fingerprint: str
     layout: str = ""
@@ -170,9 +170,9 @@ class DataSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One thing to do: evaluate a model on a task with a protocol, with everything resolved.
+    """The evaluation of a model on a task with a protocol, fully resolved.
 
-    `weights`, `preprocessing`, `data` and `protocol` are what `resolve` found: no value is 'auto'.
+    `weights`, `preprocessing`, `data` and `protocol` come from `resolve`: no value is 'auto'.
     """
 
     model: ModelSpec
@@ -181,11 +181,11 @@ class Run:
     task: TaskSpec
     data: DataSource
     protocol: Mapping[str, Any]  # name, version and hyper-parameters
-    seed: int | None  # None where nothing is random
+    seed: int | None  # None if nothing is random
     precision: str
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the result, and nothing else: no path, no machine, no commit."""
+        """Return everything that determines the result, and nothing else: no path, machine or commit."""
         task = self.task
         versions = {"arch_version": self.model.version} if self.model.version > 1 else {}
         metric_versions = {"metric_versions": dict(task.metric_versions)} if task.metric_versions else {}
@@ -203,7 +203,7 @@ class Run:
                 "metrics": list(task.metrics),
                 **metric_versions,
                 "split": dict(task.split),
-                "image_size": task.image_size,  # what the task states for all models
+                "image_size": task.image_size,  # set by the task for all models
                 "crop_pct": task.crop_pct,
                 "forbid": sorted(task.forbid),
                 "skip_unreadable": task.skip_unreadable,
@@ -216,7 +216,7 @@ class Run:
 
     @property
     def run_id(self) -> str:
-        """The hash of the identity; two runs with one id would give one result."""
+        """The hash of the identity; runs with the same id give the same result."""
         return digest(self.identity())
 
     @property
@@ -225,53 +225,53 @@ class Run:
         return self.preprocessing.size
 
     def to_json(self) -> str:
-        """Write the run as JSON, from which another process can do it."""
+        """Serialise the run as JSON, for another process to execute."""
         return canonical_json(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Run":
-        """Read what `to_json` wrote."""
+        """Restore a run from the output of `to_json`."""
         return restored(cls, json.loads(text))
 
     @property
     def label(self) -> str:
-        """Name the run for people."""
+        """A readable name of the run."""
         seed = f" seed {self.seed}" if self.seed else ""
         return f"{self.model.name} · {self.task.name} · {self.protocol['name']}{seed}"
 
 
 def restored(kind: Any, value: Any) -> Any:
-    """Turn JSON values back into dataclasses and tuples, by the types of the fields."""
+    """Convert JSON values back to dataclasses and tuples, by field type."""
     if dataclasses.is_dataclass(kind):
         types = get_type_hints(kind)
-        return kind(**{name: restored(types[name], each) for name, each in value.items()})  # type: ignore[operator]
+        return kind(**{name: restored(types[name], item) for name, item in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
         first, *_ = get_args(kind)
-        return tuple(restored(first, each) for each in value)
+        return tuple(restored(first, item) for item in value)
     return value
 
 
 class Score(TypedDict, total=False):
-    """A metric of one run: fractions with a 95 % interval."""
+    """A metric of one run, as a fraction, with a 95 % confidence interval."""
 
     value: float
     low: float
     high: float
     interval: str  # the method
     n: int  # items
-    guess: float  # what knowing only the class frequencies would score
+    guess: float  # score from knowing only the class frequencies
     smallest_class: int
     resamples: int
-    draws: int  # of training images, for few-shot probes
-    std: float  # over these draws
+    draws: int  # random subsets of the training images, for few-shot probes
+    std: float  # over the draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one image costs a model at one size; measured once per machine and kept.
+    """The cost per image of a model at one size; measured once per machine and cached.
 
-    `gmacs` is fvcore's total with the model's own classifier: multiply-adds, and fvcore's few operations
-    an element for norms and pools.
+    `gmacs` is fvcore's total with the model's own classifier: multiply-adds, plus fvcore's few operations
+    per element for norms and pools.
     """
 
     model: str
@@ -282,11 +282,11 @@ class Cost:
     threads: int
     params_m: float
     gmacs: float
-    uncounted: tuple[str, ...]  # operations that multiply and that a counter left out
-    activations_m: float  # millions of outputs of convolutions, linear layers and matrix products
+    uncounted: tuple[str, ...]  # operations with multiply-adds that a counter omitted
+    activations_m: float  # outputs of convolutions, linear layers and matrix products, in millions
     images_per_s: float
     batch_size: int
-    peak_share: float  # of the machine's matrix-multiply peak, measured before and after
+    peak_share: float  # fraction of the machine's matrix-multiply peak, measured before and after
     peak_memory_mb: float
 
     @staticmethod
@@ -297,7 +297,7 @@ class Cost:
         precision: str,
         machine: Mapping[str, Any],
     ) -> str:
-        """Identify a measurement: what was measured, and on what."""
+        """Return the key of a measurement: model, size, precision and machine."""
         return digest(
             {
                 "arch": arch,
@@ -311,9 +311,9 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What came of a run: scores, or the error in their place. One JSON document.
+    """The outcome of a run: scores, or an error instead. One JSON document.
 
-    `run_id` is the hash of `identity`; the other fields say it for people.
+    `run_id` is the hash of `identity`; the other fields are for people.
     """
 
     run_id: str
@@ -323,7 +323,7 @@ class RunRecord:
     random_init: bool
     task_title: str
     protocol_title: str
-    suites: tuple[str, ...] = ()  # that the task belongs to
+    suites: tuple[str, ...] = ()  # those the task belongs to
     costs: Mapping[str, str] = field(default_factory=dict)  # 'own' size and 'run' size -> key of a Cost
     data_bytes: str = ""  # digest of the bytes of all images
     scores: Mapping[str, Score] = field(default_factory=dict)
@@ -347,17 +347,17 @@ class RunRecord:
 
     @property
     def metric(self) -> str:
-        """The metric that is ranked."""
+        """The metric used for ranking."""
         return self.identity["task"]["metrics"][0]
 
     @property
     def versions(self) -> tuple[int, int, int]:
-        """The versions of task, ranked metric and protocol."""
+        """The versions of the task, the ranking metric and the protocol."""
         task, protocol = self.identity["task"], self.identity["protocol"]
         return task["version"], self.metric_version(self.metric), protocol["version"]
 
     def metric_version(self, metric: str) -> int:
-        """Return the version of a metric by which the result was scored."""
+        """Return the version of a metric that the result was scored with."""
         return self.identity["task"].get("metric_versions", {}).get(metric, 1)
 
     @property
@@ -366,13 +366,13 @@ class RunRecord:
         return self.identity.get("arch_version", 1)
 
     def to_json(self) -> str:
-        """Write the record as the text of its file."""
+        """Serialise the record as JSON."""
         values = dataclasses.asdict(self)
         return json.dumps(values, indent=1, sort_keys=True, allow_nan=False, default=_plain)
 
 
 def _plain(value: Any) -> Any:
-    """Give a number of numpy as Python's own; raises TypeError for what is no number."""
+    """Convert a NumPy number to a Python number; raises TypeError for other values."""
     if hasattr(value, "item"):
         return value.item()
-    raise TypeError(f"a record holds JSON values, not {type(value).__name__}")
+    raise TypeError(f"records hold JSON values, not {type(value).__name__}")

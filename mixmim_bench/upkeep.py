@@ -1,4 +1,4 @@
-"""Looking after the feature store: what is in it, whether it is still true, and what can go."""
+"""Manage the feature cache: list, verify and prune entries."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -343,9 +343,9 @@ def test_a_task_that_cannot_be_compared_does_not_stop_the_others(store, run):
     (store.runs / f"{broken.run_id}.npz").write_bytes(b"PK not whole")
     said = []
     (found,) = compare(store, "a", "b", said.append)
-    assert found.task == "other" and len(said) == 1 and "digits linear is left out" in said[0]
+    assert found.task == "other" and len(said) == 1 and "digits linear is skipped" in said[0]
     shown = run("compare", "a", "b", "--results", store.folder)
-    assert "other" in shown.stdout and "digits linear is left out" in shown.stderr
+    assert "other" in shown.stdout and "digits linear is skipped" in shown.stderr
 
 
 DAMAGE = {
@@ -369,7 +369,7 @@ def test_damaged_predictions_end_neither_comparison_nor_report(store, damage):
     DAMAGE[damage](store.runs / f"{broken.run_id}.npz")
     said = []
     assert [found.task for found in compare(store, "a", "b", said.append)] == ["other"]
-    assert "digits linear is left out" in said[0]
+    assert "digits linear is skipped" in said[0]
     record = dataclasses.replace(broken, scores={"top1": {**broken.scores["top1"], "interval": "older"}})
     store.rewrite(record)
     assert "digits linear" in write_report(store).markdown
@@ -387,7 +387,7 @@ def test_a_ranking_of_common_images_of_one_class_is_left_out(store):
             store.save(record, predicted.kept(["roc_auc"]))
     said = []
     assert [found.task for found in compare(store, "a", "b", said.append)] == ["two"]
-    assert "one linear is left out" in said[0] and "no class has both" in said[0]
+    assert "one linear is skipped" in said[0] and "no class has both" in said[0]
 
 
 def test_what_is_not_drawn_is_compared_with_every_seed(store):

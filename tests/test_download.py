@@ -94,7 +94,7 @@ def test_a_partial_file_that_is_whole_is_taken(tmp_path):
 
 
 def test_a_wrong_file_is_refused_and_not_kept(tmp_path):
-    told = pytest.raises(BenchError, match="gave another file than expected: its SHA-256 starts with")
+    told = pytest.raises(BenchError, match="returned an unexpected file: its SHA-256 starts with")
     with serving(Behaviour(b"another file")) as url, told:
         fetch(url, tmp_path / "file.pth", DIGEST, Seen())
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
@@ -102,7 +102,7 @@ def test_a_wrong_file_is_refused_and_not_kept(tmp_path):
 
 def test_a_file_that_is_not_there_is_told_at_once(tmp_path):
     behaviour = Behaviour(CONTENT, 404)
-    with serving(behaviour) as url, pytest.raises(DownloadError, match="the server says 404"):
+    with serving(behaviour) as url, pytest.raises(DownloadError, match="the server returned 404"):
         fetch(url, tmp_path / "file.pth", DIGEST, Seen())
     assert len(behaviour.requests) == 1
 
@@ -115,7 +115,7 @@ def test_a_busy_server_is_asked_again(tmp_path):
 
 
 def test_a_server_that_stays_busy_is_given_up(tmp_path):
-    told = pytest.raises(DownloadError, match=r"503 .*4 times in a row; the next start goes on")
+    told = pytest.raises(DownloadError, match=r"503 .*4 times in a row; rerun to resume")
     with serving(Behaviour(CONTENT, 503)) as url, told:
         fetch(url, tmp_path / "file.pth", DIGEST, Seen())
 

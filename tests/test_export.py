@@ -80,7 +80,7 @@ def test_an_export_that_is_not_the_model_is_refused(small, tmp_path, monkeypatch
         network.head.bias.data += 1.0
 
     monkeypatch.setattr("mixmim_bench.export.load_weights", spoilt)
-    with pytest.raises(BenchError, match="the export is not the model"):
+    with pytest.raises(BenchError, match="the export does not match the model"):
         export_model(small, "safetensors", tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -88,8 +88,8 @@ def test_an_export_that_is_not_the_model_is_refused(small, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("m.bin", "the name of a safetensors file must end in .safetensors"),
-        ("none/m.safetensors", "there is no folder"),
+        ("m.bin", "safetensors file names must end in .safetensors"),
+        ("none/m.safetensors", "no such folder"),
     ],
 )
 def test_a_place_that_will_not_do_is_told(small, tmp_path, name, told):

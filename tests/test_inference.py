@@ -275,7 +275,7 @@ def test_predict_takes_standard_input(run, pictures):
         (("-m", "mixmim-c"), "did you mean mixmim-"),
         (("-m", "mixmim-b"), "put https://"),
         ((*RANDOM, "--csv", "--json"), "choose one"),
-        (("-m", "test_vit", "--weights", "none.pth"), "there is no such file"),
+        (("-m", "test_vit", "--weights", "none.pth"), "no such file"),
     ],
 )
 def test_wrong_input_of_predict_is_told(run, tmp_path, monkeypatch, args, told):

@@ -36,7 +36,7 @@ def test_models_are_found_by_every_name():
 
 
 def test_two_models_may_not_share_a_name():
-    with pytest.raises(ValueError, match="two models are called 'a'"):
+    with pytest.raises(ValueError, match="duplicate model name 'a'"):
         by_name([ModelSpec(name="a", arch="x"), ModelSpec(name="b", arch="y", aliases=("a",))])
 
 

@@ -89,7 +89,7 @@ def test_voc_is_judged_by_linear_and_knn_and_finetune_is_left_out(run, tmp_path)
     protocols = ["-p", "linear", "-p", "knn", "-p", "finetune"]
     args = ["-m", "test_vit", "--weights", "random", "-t", task, "--results", tmp_path / "results"]
     said = run("run", *args, *protocols).output
-    assert "small_voc: no finetune for multilabel tasks; left out" in said
+    assert "small_voc: no finetune for multilabel tasks; skipped" in said
     run("run", *args, "-p", "finetune", code=2)
     for file in (tmp_path / "results" / "runs").glob("*.json"):
         record = json.loads(file.read_text())

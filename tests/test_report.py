@@ -206,7 +206,7 @@ def test_numbers_of_numpy_are_kept_and_what_json_cannot_hold_is_a_failure():
 
 def test_test_images_that_were_left_out_are_marked():
     markdown = to_markdown(leaderboard([made(counts={"skipped_test": 3})]), {})
-    assert "90.0 (88.0 to 92.0) ‡" in markdown and "left out: 3 of digits linear" in markdown
+    assert "90.0 (88.0 to 92.0) ‡" in markdown and "skipped: 3 of digits linear" in markdown
 
 
 def test_older_versions_and_failures_are_left_out():
@@ -353,10 +353,10 @@ def test_every_metric_of_a_task_is_in_both_tables():
 def test_a_score_that_is_a_guess_is_marked():
     guess = {"value": 0.3, "low": 0.28, "high": 0.32, "n": 500, "guess": 0.29}
     markdown = to_markdown(leaderboard([made(scores={"top1": guess})]), {})
-    assert "30.0 (28.0 to 32.0) §" in markdown and "§ not shown to be better than" in markdown
+    assert "30.0 (28.0 to 32.0) §" in markdown and "§ not significantly better than" in markdown
     both = {"top1": {**guess, "guess": 0.2}, "top5": guess}
     markdown = to_markdown(leaderboard([made(more=("top5",), scores=both)]), {})
-    assert markdown.count("32.0) §") == 1 and "§ not shown to be better than" in markdown
+    assert markdown.count("32.0) §") == 1 and "§ not significantly better than" in markdown
     better = made(scores={"top1": {**guess, "guess": 0.2}})
     assert "§" not in to_markdown(leaderboard([better]), {})
 
@@ -509,7 +509,7 @@ HAND_EDITED = {
     "a score that is null": (edited(scores__top1__value=None), "scores.top1.value"),
     "NaN": (edited(scores__top1__value=float("nan")), "scores.top1.value"),
     "infinity": (edited(timings={"fit_s": float("inf")}), "timings.fit_s"),
-    "no scores": (edited(scores={}), "scores: there is none of top1, and no error"),
+    "no scores": (edited(scores={}), "scores: top1 is missing, and there is no error"),
     "scores in a list": (edited(scores=[]), "scores"),
     "no costs": (edited(costs=None), "costs"),
     "nested brackets": (lambda _: "[" * 200_000 + "]" * 200_000, "it is not JSON"),
@@ -563,7 +563,7 @@ def test_a_result_whose_predictions_are_gone_is_not_finished(tmp_path):
     path.unlink()
     not_counted = []
     assert not store.finished(not_counted) and store.result(made().run_id) is None
-    assert not_counted == [f"{path.with_suffix('.json')} (its predictions are gone)"]
+    assert not_counted == [f"{path.with_suffix('.json')} (its predictions are missing)"]
     assert "90.0" in write_report(store).markdown  # its score is still one
     stored(tmp_path, made(value=0.8))
     assert store.finished()

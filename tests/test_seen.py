@@ -44,7 +44,7 @@ def test_images_with_other_bytes_are_run_again_and_the_old_result_is_kept(bitmap
     assert "1 of 1 run finished already" in run(*ARGS, "-t", bitmaps, "--results", results).output
     turn_around(bitmaps)
     said = run(*ARGS, "-t", bitmaps, "--results", results).output
-    assert "the images are not those of the result, so it is run again" in said
+    assert "the images differ from those of the result; running again" in said
     assert "finished already" not in said and score(results) != before
     old = results / "runs" / f"{record.run_id}.json.of-images-{record.data_bytes}"
     assert json.loads(old.read_text())["scores"]["top1"]["value"] == before
@@ -60,7 +60,7 @@ def test_two_folders_of_one_name_have_results_of_their_own(bitmaps, run, tmp_pat
     turn_around(other, "train")
     run(*ARGS, "-t", bitmaps, "--results", tmp_path / "r")
     said = run(*ARGS, "-t", other, "--results", tmp_path / "r").output
-    assert "it is run again" in said and "finished already" not in said
+    assert "running again" in said and "finished already" not in said
 
 
 def test_touched_files_are_hashed_and_found_to_be_the_same(bitmaps, run, tmp_path):

@@ -62,7 +62,7 @@ def test_a_run_that_another_process_does_comes_last(run, run_ids, my_task, tmp_p
     lines = said.splitlines()
     order = [line for line in lines if line.startswith("[")]
     assert [line[:5] for line in order] == ["[1/2]", "[2/2]", "[1/2]"]
-    assert "  another process is doing it" in lines
+    assert "  claimed by another process" in lines
     assert ("  finished meanwhile by another process" in lines) == other_finishes
     assert {record.protocol for record in results.records()} == {"knn", "linear"}
 
@@ -101,7 +101,7 @@ def test_a_full_cache_disk_is_named_with_the_variable(run, my_task, tmp_path, mo
 
     monkeypatch.setattr(feature_store, "writing_whole", full)
     said = run(*ARGS[:-2], "-t", my_task, "--results", tmp_path / "r", code=1).output
-    assert "features cannot be kept in" in said and "No space left on device" in said
+    assert "cannot cache features in" in said and "No space left on device" in said
     assert "$MIXMIM_BENCH_CACHE" in said and "Traceback" not in said
     with pytest.raises(BenchError, match="No space left"):
         feature_store.FeatureStore(tmp_path).entry({}, {}).write_chunk(0, 0, {})

@@ -293,8 +293,6 @@ SIZES = [(1, 1024, 16384), (2, 64, 512), (200, 64, 100), (700, 1000, 50)]
 
 
 @pytest.mark.parametrize(("depth", "panel", "bank"), SIZES)
-    ("depth", "panel", "bank"), [(1, 1024, 16384), (2, 64, 512), (200, 64, 100), (700, 1000, 50)]
-)
 def test_neighbours_are_those_of_scikit_learn(monkeypatch, depth, panel, bank):
     monkeypatch.setattr(neighbours, "ON_CPU", neighbours._Sizes(queries=90, panel=panel, bank=bank))
     rng = np.random.default_rng(0)

@@ -205,12 +205,12 @@ def test_the_code_of_a_users_own_model_decides_too(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     import own_backbone  # noqa: F401 (registers the model)
 
-    from mixmim_bench.features.keys import _own_code
+    from mixmim_bench.features.keys import _custom_code
 
-    before = _own_code("own_backbone_a")
+    before = _custom_code("own_backbone_a")
     module.write_text(code.format("a") + "# another pooling\n")
-    assert before and _own_code("own_backbone_a") != before
-    assert _own_code("test_vit") == _own_code("mixmim_base") == ""
+    assert before and _custom_code("own_backbone_a") != before
+    assert _custom_code("test_vit") == _custom_code("mixmim_base") == ""
 
 
 INGREDIENTS = {
@@ -294,7 +294,7 @@ def test_a_damaged_entry_is_never_read(tmp_path, name, how):
         assert entry.open().x.shape == (20, 2)
         return
     assert entry.manifest() is None
-    with pytest.raises(BenchError, match="not whole; the same command makes them again"):
+    with pytest.raises(BenchError, match="incomplete or damaged; rerun to extract them"):
         entry.open()
     assert whole_entry(tmp_path).open().x.shape == (20, 2)
 
@@ -318,7 +318,7 @@ def test_a_cut_chunk_is_made_again(tmp_path, monkeypatch):
     chunks[1].write_bytes(chunks[1].read_bytes()[:-40])
     with filling({"own": entry}, 30) as lacking:
         assert lacking.start == 8
-        with pytest.raises(ValueError, match="features of 22 images are lacking"):
+        with pytest.raises(ValueError, match="features of 22 images are missing"):
             lacking.finish()
 
 
@@ -347,7 +347,7 @@ def test_a_cache_that_cannot_be_written_is_told(my_task, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path / "file"))
     bench, splits = bench_of(read_task(my_task))
-    with pytest.raises(BenchError, match=r"features cannot be kept in .*set \$MIXMIM_BENCH_CACHE"):
+    with pytest.raises(BenchError, match=r"cannot cache features in .*set \$MIXMIM_BENCH_CACHE"):
         bench.features(splits["val"])
 
 

@@ -63,7 +63,7 @@ def finished(tmp_path_factory, costs):
     clock = time.monotonic()
     child = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
     assert child.returncode == 0, child.stderr
-    assert child.stdout.count("measuring what test_vit costs at") == 2
+    assert child.stdout.count("measuring the cost of test_vit at") == 2
     costs.take(folder / "results")
     return Finished(folder / "results", child.stdout, time.monotonic() - clock)
 
@@ -440,7 +440,7 @@ def test_two_processes_share_one_results_folder(finished, costs, tmp_path, start
         (("-p", "liner"), "no protocol 'liner' for classification tasks; did you mean linear"),
         (("-s", "embed"), "no suite 'embed'; did you mean embedded"),
         (("--preset", "papr"), "no preset 'papr'; did you mean paper"),
-        (("--weights", "none.pth"), "--weights none.pth: there is no such file"),
+        (("--weights", "none.pth"), "--weights none.pth: no such file"),
         (("--device", "cuda:9"), "device 'cuda:9' cannot be used"),
         (("--seed", "-1"), "Invalid value for '--seed'"),
         (("--precision", "float16"), "Invalid value for '--precision'"),
@@ -459,7 +459,7 @@ def test_a_results_folder_that_cannot_be_written(run, tmp_path):
 
 
 def test_a_report_of_nothing(run, tmp_path):
-    assert "there is no results folder" in run("report", "--results", tmp_path / "none", code=2).output
+    assert "no results folder" in run("report", "--results", tmp_path / "none", code=2).output
 
 
 def test_without_data_the_embedded_suite_runs_and_says_what_to_do(run, tmp_path):

@@ -128,14 +128,14 @@ def test_a_training_that_learns_nothing_says_so():
     record, arrays = execute(bench.run, data, bench)
     score = record.scores["top1"]
     assert score["low"] <= score["guess"] == pytest.approx(0.1, abs=0.01)
-    assert any("train accuracy" in note and "is not shown to be above" in note for note in record.notes)
-    assert any("not shown to be better than always answering the most" in note for note in record.notes)
+    assert any("train accuracy" in note and "is not significantly above" in note for note in record.notes)
+    assert any("not significantly better than always predicting the most" in note for note in record.notes)
     assert arrays["fit_train_top1"] < 0.2
 
     bench, data = bench_for(digits(epochs=3, base_lr=1e-2))
     record, arrays = execute(bench.run, data, bench)
     assert record.scores["top1"]["low"] > record.scores["top1"]["guess"]
-    assert not any("is not shown to be" in note for note in record.notes)
+    assert not any("not significantly" in note for note in record.notes)
     assert arrays["fit_train_top1"] > 0.5
 
 
@@ -177,7 +177,7 @@ def test_memory_that_ends_in_the_backward_pass_leaves_nothing_behind(monkeypatch
     monkeypatch.setattr(training.Trainer, "_loss", failing_once)
     _, predicted, bench = trained(n=n, epochs=1)
     assert calls[:4] == [32, 32, 32, 16]
-    assert bench.notes == ["fine-tuning: memory ran out at batch 32, done with 16"]
+    assert bench.notes == ["fine-tuning: out of memory at batch size 32, used 16"]
     np.testing.assert_allclose(predicted.scores, expected, atol=0.02)
 
 
@@ -284,7 +284,7 @@ def test_the_batch_is_halved_when_memory_runs_out(tmp_path):
     """A real limit on the memory of a child process; the record says what was done."""
     log = tmp_path / "log"
     assert Forked(train_with_little_memory, log=log).wait() == 0, log.read_text()
-    assert "fine-tuning: memory ran out at batch 256, done with" in log.read_text()
+    assert "fine-tuning: out of memory at batch size 256, used" in log.read_text()
 
 
 def test_pixels_of_digits_are_what_the_network_sees():

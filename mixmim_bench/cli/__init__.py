@@ -1,4 +1,4 @@
-"""The command line: commands parse, call one function and print. Heavy imports stand inside them."""
+"""The command line: commands parse, call one function and print. Heavy imports are inside the functions."""
 
 import signal
 import sys
@@ -20,7 +20,7 @@ from mixmim_bench.errors import BenchError
 
 
 class _Group(click.Group):
-    """A group that tells mistakes in one line and exits with 2, or with 130 after Ctrl-C."""
+    """A group that reports errors in one line and exits with status 2, or 130 after Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -34,14 +34,14 @@ class _Group(click.Group):
 
 
 def _interrupt_once(signum: int, frame: Any) -> None:
-    """Interrupt in order on the first Ctrl-C; a second one ends the process at once."""
+    """Interrupt cleanly on the first Ctrl-C; a second one kills the process."""
     del signum, frame
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
 def _warn(otherwise: Callable[..., None], message: Any, category: type[Warning], *args: Any) -> None:
-    """Print a warning for users in one line; others as Python does."""
+    """Print user warnings in one line, others like Python."""
     if issubclass(category, UserWarning):
         click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
     else:
@@ -52,7 +52,7 @@ def _warn(otherwise: Callable[..., None], message: Any, category: type[Warning],
 @click.version_option(__version__)
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Judge vision backbones by linear probes, kNN and fine-tuning, with what they cost."""
+    """Benchmark vision backbones: linear probes, kNN, fine-tuning, and their cost."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text

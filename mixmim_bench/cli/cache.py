@@ -1,4 +1,4 @@
-"""`cache`: the features that are kept on the disk."""
+"""`cache`: list, verify and prune cached features."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ from mixmim_bench.cli.options import JSON, print_table
 
 @click.group()
 def cache() -> None:
-    """Look after the features that are kept, in `features/` below the cache folder."""
+    """Manage the feature cache, in `features/` inside the cache folder."""
 
 
 @cache.command("ls")
 @JSON
 def list_features(as_json: bool) -> None:
-    """List the features: of which model, task and layer, how large, when last used."""
+    """List cached features by model, task and layer, with size and last use."""
     from mixmim_bench.features.store import FeatureStore
     from mixmim_bench.upkeep import list_entries
 
@@ -48,12 +48,12 @@ def list_features(as_json: bool) -> None:
 @click.option(
     "--trust-task-code",
     is_flag=True,
-    help="Run Python code beside the task files of features.",
+    help="Allow Python code next to the task files of cached features to run.",
 )
 def verify(trust_task_code: bool) -> None:
-    """Read every byte of the features again, and compare the images they were made from.
+    """Verify cached features, and that their images are unchanged.
 
-    The exit status is 1 if features are damaged, or if images changed behind a kept size and time.
+    The exit status is 1 if features are damaged, or if images changed without a change of size and time.
     """
     from mixmim_bench.data.roots import find_roots
     from mixmim_bench.features.store import FeatureStore
@@ -64,17 +64,22 @@ def verify(trust_task_code: bool) -> None:
         FeatureStore(), lambda finding: click.echo(f"{_named(finding.entry)}: {finding.text}"), trusted
     )
     if not good:
-        click.echo("Remove what is wrong with `mixmim-bench cache prune KEY`; runs make it again.", err=True)
+        click.echo(
+            "Remove damaged features with `mixmim-bench cache prune KEY`; the next run extracts them again.",
+            err=True,
+        )
         sys.exit(1)
 
 
 @cache.command()
 @click.argument("keys", nargs=-1)
-@click.option("--older-than", type=click.FloatRange(min=0), help="Remove what was not used for so many days.")
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), help="Remove features not used for this many days."
+)
 @click.option("--all", "everything", is_flag=True, help="Remove all features.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed.")
 def prune(keys: tuple[str, ...], older_than: float | None, everything: bool, dry_run: bool) -> None:
-    """Remove features: those of KEYS (as `ls` shows them), or what no run can read any more."""
+    """Remove cached features: KEYS as shown by `ls`, or all that no run can use."""
     from mixmim_bench.features.store import FeatureStore
     from mixmim_bench.upkeep import prune as remove
 

@@ -1,4 +1,4 @@
-"""`models` and `tasks`: what the suite knows by name."""
+"""`models` and `tasks`: list registered models and tasks."""
 
 import json
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @JSON
 def models(as_json: bool) -> None:
-    """List the models that the suite knows by name; any timm model is accepted too."""
+    """List the registered models; any timm model is accepted too."""
     from mixmim_bench.catalog import describe_models
 
     rows = describe_models()
@@ -53,7 +53,7 @@ def models(as_json: bool) -> None:
 @DATA_ROOT
 @JSON
 def tasks(roots: "DataRoots", as_json: bool) -> None:
-    """List the tasks, and whether their images are on this machine."""
+    """List the tasks and whether their images are on this machine."""
     from mixmim_bench.catalog import describe_tasks
 
     rows = describe_tasks(roots)

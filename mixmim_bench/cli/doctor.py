@@ -1,4 +1,4 @@
-"""`doctor`: what is here, what is missing and what is wrong, before any work."""
+"""`doctor`: find missing and broken data, weights and settings before any work."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @TASKS
 @SUITES
 @DATA_ROOT
-@click.option("--full", is_flag=True, help="Decode every image and compare all bytes, not a sample.")
+@click.option("--full", is_flag=True, help="Decode all images and compare all bytes instead of a sample.")
 @DEVICE
 @PRECISION
 @THREADS
@@ -46,9 +46,9 @@ def doctor(
     as_json: bool,
     **machine: Any,
 ) -> None:
-    """Look at data, weights, disk and machine, and say what is missing and how to get it.
+    """Check data, weights, disk and machine, and show how to get what is missing.
 
-    Looks at all tasks unless some are named; name a missing one to see how to get it. Fetches nothing. The
+    Checks all tasks unless some are named; name a missing one to see how to get it. Downloads nothing. The
     exit status is 0 if all is well, 1 if something that was found is wrong, 3 if a task or suite was named
     whose data is missing.
     """
@@ -93,7 +93,7 @@ def _print(
     if absent:
         names = ", ".join(report.task for report in absent)
         click.echo(
-            f"\nMissing: {names}. `mixmim-bench doctor -t NAME` says where it looked and how to get it."
+            f"\nMissing: {names}. `mixmim-bench doctor -t NAME` shows where it looked and how to get it."
         )
     for report in shown:
         if not report.problems:

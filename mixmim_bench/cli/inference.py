@@ -1,4 +1,4 @@
-"""`predict`, `embed` and `export`: what a model says of images, and the model in other forms."""
+"""`predict`, `embed` and `export`: predictions and features of images, and models in other formats."""
 
 import csv
 import json
@@ -29,13 +29,13 @@ MODEL = click.option(
     default="mixmim-b",
     show_default=True,
     shell_complete=completing(model_names),
-    help="Model or weights of `mixmim-bench models`, or any timm model.",
+    help="Model or weights from `mixmim-bench models`, or any timm model.",
 )
 WEIGHTS = click.option(
     "--weights",
     default="auto",
     show_default=True,
-    help="auto (the published ones; fine-tuned ones for classes, pretrained ones for features), random, or "
+    help="Published weights (auto; fine-tuned ones for classes, pretrained ones for features), random, or "
     "the path of a checkpoint.",
 )
 SEED = click.option(
@@ -58,7 +58,9 @@ IMAGE_SIZE = click.option(
 @WEIGHTS
 @SEED
 @IMAGE_SIZE
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes an image.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per image."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @JSON
 @DEVICE
@@ -77,11 +79,10 @@ def predict(
     as_json: bool,
     **machine: Any,
 ) -> None:
-    """Say what is on images: files, folders, or `-` for standard input.
+    """Classify images: files, folders, or `-` for standard input.
 
-    Standard input is one image, or a list of paths, one a line. Without IMAGES the photograph that comes
-    with the package is classified. An image that cannot be read is reported, does not stop the others, and
-    makes the exit status 1.
+    Standard input is one image, or a list of paths, one per line. Without IMAGES, the photograph included
+    in the package is classified. Unreadable images are reported and skipped, with exit status 1.
     """
     from mixmim_bench.inference import classify
 
@@ -153,7 +154,7 @@ def embed(
     image_size: int | None,
     **machine: Any,
 ) -> None:
-    """Write the pooled features of images (files, folders, `-`) to an .npz file.
+    """Save the pooled features of images (files, folders, `-`) to an .npz file.
 
     It holds `features` (n, d), `paths` (n,), and `about`: the model, its weights and preprocessing as JSON.
     An image that cannot be read is reported and left out, and makes the exit status 1.
@@ -193,7 +194,7 @@ def embed(
     help="What to write.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file.")
-@click.option("--features", is_flag=True, help="Without the classifier: pooled features, not logits.")
+@click.option("--features", is_flag=True, help="Export without the classifier: pooled features, not logits.")
 @MODEL
 @WEIGHTS
 @SEED
@@ -201,7 +202,7 @@ def embed(
 def export(
     form: str, out: Path, features: bool, model: str, weights: str, seed: int, image_size: int | None
 ) -> None:
-    """Write a model with its weights for other programs, checked by loading it back.
+    """Export a model with its weights, verified by reloading it.
 
     The batch is dynamic. onnx needs the extra: pip install 'mixmim-bench[export]'.
     """
@@ -227,7 +228,7 @@ def _ready(
     computer = open_machine(**machine)
     pretrained: bool | str = {"auto": True, "random": False}.get(weights, weights)
     if weights == "random":
-        click.echo(f"{model} has RANDOM weights, of seed {seed}: what it says means nothing.", err=True)
+        click.echo(f"{model} has RANDOM weights (seed {seed}): its predictions are meaningless.", err=True)
     ready = get_model(model, pretrained, img_size=image_size, for_features=for_features, seed=seed)
     click.echo(f"Preprocessing: {ready.preprocessing.describe()}", err=True)
     return ready, computer

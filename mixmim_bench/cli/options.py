@@ -1,4 +1,4 @@
-"""What several commands share: options, and tables on the terminal."""
+"""Shared options, and tables on the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ _TRUST_TASK_CODE = click.option(
     is_eager=True,  # before the data roots, which it goes into
     expose_value=False,
     callback=_remember_trust,
-    help="Run Python code beside the task files that are named. Read it first.",
+    help="Allow Python code next to the given task files to run. Read it first.",
 )
 _DATA_ROOT = click.option(
     "--data-root",
@@ -47,13 +47,13 @@ _DATA_ROOT = click.option(
     multiple=True,
     metavar="[TASK=]FOLDER",
     callback=_find_roots,
-    help="Folder with one folder a task, or TASK=FOLDER. Repeatable. Else $MIXMIM_BENCH_DATA, else the "
+    help="Folder with one folder per task, or TASK=FOLDER. Repeatable. Default: $MIXMIM_BENCH_DATA, then the "
     "config file.",
 )
 
 
 def DATA_ROOT(command: Any) -> Any:
-    """Add the options that say where images are and whose code may run."""
+    """Add the options for data folders and trusted code."""
     return _DATA_ROOT(_TRUST_TASK_CODE(command))
 
 
@@ -64,7 +64,7 @@ RESULTS = click.option(
     show_default=True,
     help="Folder for records, tables and plots.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 MODELS = click.option(
     "-m",
     "--model",
@@ -73,7 +73,7 @@ MODELS = click.option(
     default=["mixmim-b"],
     show_default=True,
     shell_complete=completing(model_names),
-    help="Model of `mixmim-bench models`, or any timm model. Repeatable.",
+    help="Model from `mixmim-bench models`, or any timm model. Repeatable.",
 )
 TASKS = click.option(
     "-t",
@@ -81,8 +81,8 @@ TASKS = click.option(
     "tasks",
     multiple=True,
     shell_complete=completing(task_names, files=True),
-    help="Task name, glob, or path of a .toml file; with @5shot or @train800val200 fewer training images. "
-    "Repeatable.",
+    help="Task name, glob, or path of a .toml file; append @5shot or @train800val200 for fewer training "
+    "images. Repeatable.",
 )
 SUITES = click.option(
     "-s",
@@ -99,32 +99,32 @@ PRECISION = click.option(
     type=click.Choice(["float32", "bfloat16", "auto"]),
     default="float32",
     show_default=True,
-    help="Of the backbone's forward pass; auto: bfloat16 where the device computes in it.",
+    help="Precision of the backbone's forward pass; auto: bfloat16 if the device supports it natively.",
 )
-THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads to compute with.")
+THREADS = click.option("--threads", type=click.IntRange(min=1), help="CPU threads for computation.")
 WORKERS = click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Processes that decode images.",
+    help="Worker processes that decode images.",
 )
 BATCH_SIZE = click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Images at a time in a forward pass; changes results only by rounding.",
+    help="Images per forward pass; affects results only by rounding.",
 )
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows as a table, `nothing` if there are none."""
+    """Print rows as a table, or `nothing` if there are none."""
     from tabulate import tabulate
 
     click.echo(tabulate(rows, headers="keys", disable_numparse=True) if rows else "nothing")
 
 
 def examples(*commands: str) -> str:
-    """Make the end of a help text: commands to copy, one a line."""
+    """Return the examples at the end of a help text, one command per line."""
     return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)

@@ -55,13 +55,13 @@ from mixmim_bench.errors import BenchError, counted
     multiple=True,
     default=[0],
     show_default=True,
-    help="Seed of everything that is random. Repeatable.",
+    help="Random seed. Repeatable.",
 )
 @click.option(
     "--weights",
     default="auto",
     show_default=True,
-    help="auto (the published ones), random, or the path of a checkpoint.",
+    help="Published weights (auto), random, or the path of a checkpoint.",
 )
 @click.option(
     "--preset",
@@ -75,8 +75,8 @@ from mixmim_bench.errors import BenchError, counted
 @click.option(
     "--layers",
     default="",
-    help="Layer that frozen features are taken from: own (the model's pooled features), stage3, cls, mean, "
-    "last4, cls+mean, …; auto tries those that the model has and chooses on val.",
+    help="Layer of the frozen features: own (the model's pooled features), stage3, cls, mean, last4, "
+    "cls+mean, …; auto tries the layers of the model and selects on val.",
 )
 @DATA_ROOT
 @RESULTS
@@ -88,10 +88,10 @@ from mixmim_bench.errors import BenchError, counted
 @click.option(
     "--fused-resize",
     is_flag=True,
-    help="Resize and crop in one step when nothing is trained: faster, and pixels differ by at most 2 of "
-    "255; such results stand in rows of their own.",
+    help="Resize and crop in one step for evaluation: faster, pixels differ by at most 2 of 255; results get "
+    "their own rows.",
 )
-@click.option("--dry-run", is_flag=True, help="Show what would run and how long it would take.")
+@click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
 def run(
     results: Path,
     device: str,
@@ -102,9 +102,9 @@ def run(
     dry_run: bool,
     **selected: Any,
 ) -> None:
-    """Judge models on tasks, and write the leaderboard.
+    """Evaluate models on tasks and write the leaderboard.
 
-    What is finished is not done again; after an interruption the same command goes on.
+    Finished runs are skipped, so the same command resumes after an interruption.
     """
     from rich.console import Console
 
@@ -147,18 +147,18 @@ def run(
     if outcome.lost:
         names = ", ".join(run.label for run in outcome.lost[:3])
         click.echo(
-            f"Gone from {results}, although finished: {counted(len(outcome.lost), 'result')} ({names}). "
-            "Something deletes them; the same command does these runs again.",
+            f"Missing from {results} although finished: {counted(len(outcome.lost), 'result')} ({names}). "
+            "Something deleted them; rerun the command to repeat these runs.",
             err=True,
         )
         sys.exit(1)
     if outcome.failed:
-        click.echo(f"{counted(len(outcome.failed), 'run')} failed; the same command tries again.", err=True)
+        click.echo(f"{counted(len(outcome.failed), 'run')} failed; rerun the command to retry.", err=True)
         sys.exit(1)
 
 
 def _show_plan(estimates: list[Any]) -> None:
-    """Show what would run, how long it would take in the network, and what it would write."""
+    """Print the planned runs, their estimated time and the features they would write."""
     from mixmim_bench.cache import cache_folder, free_bytes
 
     print_table([_plan_row(estimate) for estimate in estimates])
@@ -166,11 +166,11 @@ def _show_plan(estimates: list[Any]) -> None:
     needed = sum(estimate.features_bytes for estimate in estimates) / 1e9
     free = free_bytes(cache_folder()) / 1e9
     click.echo(
-        f"\nIn the network: {_duration(seconds)}, without what a probe learns on the features. "
-        f"Features: {needed:.2f} GB will be written below {cache_folder()}, where {free:.1f} GB are free."
+        f"\nForward and backward passes: {_duration(seconds)}, excluding the fitting of probes. "
+        f"Features: {needed:.2f} GB will be written to {cache_folder()}, which has {free:.1f} GB free."
     )
     if needed > free:
-        click.echo("They do not fit: set $MIXMIM_BENCH_CACHE to a larger disk.", err=True)
+        click.echo("Not enough space: set $MIXMIM_BENCH_CACHE to a larger disk.", err=True)
 
 
 def _plan_row(estimate: Any) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _plan_row(estimate: Any) -> dict[str, Any]:
         "protocol": run.protocol["name"],
         "seed": "" if run.seed is None else run.seed,
         "forward images": estimate.planned.work.forward,
-        "at hand": estimate.at_hand,
+        "cached": estimate.at_hand,
         "train images": estimate.planned.work.train,
         "GMACs/image": f"{estimate.gmacs:.2f}",
         "estimate": f"cannot run: {estimate.error}" if estimate.error else time_left,
@@ -197,7 +197,7 @@ def _write_report(store: Any) -> None:
     written = write_report(store)
     click.echo(f"{written.markdown}\n")
     for path in written.broken:
-        click.echo(f"Not a record, so not counted: {path}", err=True)
+        click.echo(f"Skipped, not a valid record: {path}", err=True)
     click.echo(f"Written: {', '.join(map(str, written.paths))}")
 
 
@@ -218,12 +218,12 @@ def _duration(seconds: float) -> str:
 @RESULTS
 @JSON
 def compare(first: str, second: str, results: Path, as_json: bool) -> None:
-    """Compare two models on the test images that both were judged on, from kept predictions.
+    """Compare two models on the same test images, from saved predictions.
 
-    FIRST and SECOND are models of the leaderboard: MODEL, or MODEL/WEIGHTS where one has several. Shown are
-    the difference in points with its paired 95 % interval, the p-value and the one corrected for the number
-    of comparisons (Holm). With several seeds or draws the interval and the test cover their spread too; with
-    one they cover other images only.
+    FIRST and SECOND are models of the leaderboard: MODEL, or MODEL/WEIGHTS if it has several. Shown are the
+    difference in points with its paired 95 % interval, the p-value, and the p-value corrected for the
+    number of comparisons (Holm). With several seeds or draws, interval and test include their variance; with
+    one, they cover the choice of images only.
     """
     import dataclasses
     import json
@@ -255,16 +255,16 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
 
 
 def _existing(results: Path) -> Path:
-    """See that a results folder is there; raises BenchError."""
+    """Return a results folder that exists; raises BenchError."""
     if not results.is_dir():
-        raise BenchError(f"there is no results folder {results}; --results names another")
+        raise BenchError(f"no results folder {results}; choose another with --results")
     return results
 
 
 @click.command()
 @RESULTS
 def report(results: Path) -> None:
-    """Write the leaderboard and the plots again, from the records alone."""
+    """Rebuild the leaderboard and the plots from the records."""
     from mixmim_bench.suite.records import RunStore
 
     _write_report(RunStore(_existing(results)))

@@ -1,3 +1,3 @@
-"""Task files, the layouts in which datasets lie on a disk, splits, images and transforms."""
+"""Datasets: layouts on disk, splits, images, targets, transforms and batches."""
 
 FUSED = "fused"  # resize and crop in one step, see `transforms.eval_transform`

@@ -1,4 +1,4 @@
-"""Batches: what images and their targets become on the way to a network."""
+"""Batches of transformed images and targets."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Batch:
     Attributes:
         rows: rows of the dataset (b,).
         images: (b, 3, H, W).
-        targets: as `Targets.collate` made them, None where they were not asked for.
-        digests: of the images' bytes (b, 16), empty where they were not asked for.
+        targets: the result of `Targets.collate`, None if not requested.
+        digests: of the images' bytes (b, 16), empty if not requested.
         failures: the reason for each row that could not be read.
     """
 
@@ -37,7 +37,7 @@ class Batch:
 
 
 def as_arrays(batch: Batch) -> Batch:
-    """Turn tensors into arrays, which are pickled and not shared."""
+    """Convert tensors to arrays, which are pickled instead of shared."""
     return batch.map(Tensor.numpy)
 
 

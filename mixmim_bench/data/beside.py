@@ -1,7 +1,8 @@
-"""Modules in files beside task files, by names that hold their paths.
+"""Modules in files next to task files, imported under names that encode their paths.
 
-So `sys.path` is left alone, two files of one name are two modules, and processes that decode images can load
-what they are sent: the module `mixmim_bench.data.beside.HEX` is the file whose path `HEX` spells.
+So `sys.path` stays unchanged, two files of the same name are two modules, and worker processes can unpickle
+their
+objects: the module `mixmim_bench.data.beside.HEX` is the file whose path is encoded in `HEX`.
 """
 
 import importlib
@@ -31,5 +32,5 @@ sys.meta_path.append(_Finder())
 
 
 def load_file(path: Path) -> ModuleType:
-    """Run a Python file as a module, once per process; raises whatever it raises."""
+    """Import a Python file as a module, once per process; errors of the file propagate."""
     return importlib.import_module(f"{__name__}.{str(path.resolve()).encode('utf-8').hex()}")

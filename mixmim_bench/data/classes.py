@@ -1,4 +1,4 @@
-"""Classes in their standard order, and the labels of other orders mapped to it."""
+"""The standard order of classes, and the mapping of labels to it."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -20,7 +20,7 @@ LISTS: dict[str, Callable[[], list[tuple[str, ...]]]] = {"imagenet1k": _imagenet
 
 
 class Classes:
-    """The classes of a task: `names` in the order of their labels; each may be known by other names too."""
+    """The classes of a task: `names` in label order, and their aliases."""
 
     def __init__(self, aliases: Iterable[Sequence[str]]) -> None:
         listed = [tuple(names) for names in aliases]
@@ -59,7 +59,7 @@ class Classes:
         return self.rank[name]
 
     def check_same(self, found: Iterable[str], where: str) -> None:
-        """Raise LayoutError if the classes that were found are not those of the list."""
+        """Raise LayoutError if the given classes are not those of the list."""
         names = set(found)
         if wrong := sorted(names - set(self.names)):
             told = "is no class" if len(wrong) == 1 else "are no classes"
@@ -69,7 +69,7 @@ class Classes:
 
 
 class Order:
-    """How a copy's labels map to the standard order; learnt from images that name their class."""
+    """The mapping of a copy's labels to the standard order, learnt from images that name their class."""
 
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
@@ -77,7 +77,7 @@ class Order:
         self.seen: dict[int, str] = {}  # label -> the image that it was learnt from
 
     def learn(self, label: int, name: str, image: str) -> None:
-        """Take what one image says; raises LayoutError if another one says otherwise."""
+        """Learn from one image; raises LayoutError for a contradiction."""
         found = self.classes.label(name, image)
         known = self.standard.setdefault(label, found)
         if known != found:
@@ -87,13 +87,13 @@ class Order:
         self.seen.setdefault(label, image)
 
     def learn_names(self, names: Sequence[str], where: str) -> None:
-        """Take names in the order of the copy's labels; a name that the list does not know says nothing."""
+        """Learn from names in the order of the copy's labels; unknown names are ignored."""
         for label, name in enumerate(names):
             if name in self.classes.rank:
                 self.learn(label, name, f"{where} (class {label})")
 
     def map(self, labels: np.ndarray, where: str) -> np.ndarray:
-        """Map labels (n,) to the standard order; raises LayoutError where that is not known."""
+        """Map labels (n,) to the standard order; raises LayoutError for unknown ones."""
         if all(label == standard for label, standard in self.standard.items()):
             return labels  # what is not known of the others stays
         unknown = sorted(set(np.unique(labels).tolist()) - self.standard.keys())

@@ -1,4 +1,4 @@
-"""A task's images on this machine: found, listed, checked and split."""
+"""Find, list, check and split the images of a task on this machine."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,13 +28,13 @@ class Split:
 
     @cached_property
     def stamp(self) -> str:
-        """Identify the images on this machine; a touched file changes it."""
+        """A hash of the images on this machine, including file times."""
         return self.listed_stamp or stamp(self.part)
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """The images of each role, their classes, and where they were found."""
+    """The images of each role, their classes and source."""
 
     splits: Mapping[str, Split]
     classes: tuple[str, ...]
@@ -63,7 +63,7 @@ class Found:
 
 @contextmanager
 def naming_the_file(task: TaskSpec, key: str = "data.options") -> Iterator[None]:
-    """Let the errors of a layout name the task file and its key."""
+    """Turn the errors of a layout into errors that name the task file and key."""
     try:
         yield
     except LayoutError as error:
@@ -73,15 +73,17 @@ def naming_the_file(task: TaskSpec, key: str = "data.options") -> Iterator[None]
 
 
 def slices_of(task: TaskSpec) -> dict[str, Slice]:
-    """Read the slices of a task: role -> slice."""
+    """Parse the slices of a task: role -> slice."""
     return {role: Slice.parse(task.split[role]) for role in ROLES}
 
 
 def find_data(task: TaskSpec, roots: DataRoots) -> Found:
-    """Find the first layout of a task that is there.
+    """Find the first layout of a task on this machine.
 
-    Raises MissingData, which says what to put where and what is near it, and TaskFileError for a layout that
-    does not exist.
+    Raises:
+        MissingData: with the expected files and nearby candidates.
+        TaskFileError: a layout does not exist.
+
     """
     root = roots.folder(task)
     looked_for = []
@@ -103,7 +105,7 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
 
 
 def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[Found, str]]:
-    """Make each layout of a task at a folder, and say what is missing there."""
+    """Yield each layout of a task at a folder, with what it is missing."""
     parts = sorted({cut.part for cut in slices_of(task).values()})
     beside = Path(task.path).parent.resolve()
     for spec in task.layouts:
@@ -114,7 +116,7 @@ def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[
 
 
 def _holds(task: TaskSpec, roots: DataRoots, folder: Path) -> bool:
-    """Whether any layout of a task is at a folder."""
+    """Return whether a folder holds any layout of a task."""
     try:
         return any(not missing for _, missing in _layouts_at(task, roots, folder))
     except BenchError:
@@ -122,7 +124,7 @@ def _holds(task: TaskSpec, roots: DataRoots, folder: Path) -> bool:
 
 
 def has_data(task: TaskSpec, roots: DataRoots) -> bool:
-    """Whether the images of a task seem to be on this machine."""
+    """Return whether the images of a task seem to be on this machine."""
     try:
         find_data(task, roots)
     except MissingData:
@@ -131,9 +133,12 @@ def has_data(task: TaskSpec, roots: DataRoots) -> bool:
 
 
 def open_task(task: TaskSpec, roots: DataRoots | None = None) -> TaskData:
-    """List and split the images of a task; nothing is decoded.
+    """List and split the images of a task without decoding.
 
-    Raises MissingData, and TaskFileError, which names file and key, for data that is not as the task says.
+    Raises:
+        MissingData: the images are not on this machine.
+        TaskFileError: the data contradicts the task file; names file and key.
+
     """
     found = find_data(task, DataRoots() if roots is None else roots)
     listed, classes, index = list_task(task, found)
@@ -149,9 +154,9 @@ def open_task(task: TaskSpec, roots: DataRoots | None = None) -> TaskData:
 
 
 def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str, ...], Index]:
-    """List the parts of a task, name its classes, and work out what plays which role.
+    """List the parts and classes of a task, and assign images to roles.
 
-    Raises TaskFileError for what cannot be listed; what else is wrong stands in the index.
+    Raises TaskFileError if a part cannot be listed; other problems are in the index.
     """
     slices = slices_of(task)
     with naming_the_file(task, found.key):
@@ -167,7 +172,7 @@ def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str,
 def _wrong_counts(
     task: TaskSpec, classes: Sequence[str], listed: Mapping[str, Part]
 ) -> Iterator[LayoutError]:
-    """Compare how much was listed with what the task says."""
+    """Compare the numbers of classes and images with the task file."""
     if len(classes) != task.num_classes:
         some = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
         found = f"is {task.num_classes}, and the data has {len(classes)}: {some}"
@@ -178,7 +183,7 @@ def _wrong_counts(
 
 
 def _wrong_labels(classes: Sequence[str], listed: Mapping[str, Part]) -> Iterator[LayoutError]:
-    """Name the first image of each part whose label no class has."""
+    """Yield the first image of each part with an invalid label."""
     for part in listed.values():
         n, wrong = len(classes), part.targets.first_wrong(len(classes))
         if wrong is not None:

@@ -1,4 +1,4 @@
-"""Images in files: listed with size and time, a million of them in little memory."""
+"""Images in files, listed with size and time in little memory."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ MOST_NUMBERED = 1_000_000  # files that {0..N} may stand for
 
 
 class Names:
-    """Many texts in two arrays, so that processes share them and do not copy them."""
+    """Many strings in two arrays, which processes share without copies."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         encoded = [os.fsencode(text) for text in texts]
@@ -33,7 +33,7 @@ class Names:
 
 
 class Files:
-    """Images in files; `paths` are relative to `root`, sizes (n,) and times in ns (n,) those of the files."""
+    """Images in files; `paths` are relative to `root`, with sizes (n,) and times in ns (n,)."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Files:
         return hashlib.sha256(b"".join(map(np.ndarray.tobytes, arrays))).digest()
 
     def check_listed(self, where: str) -> None:
-        """Raise LayoutError if files are not there that `where` lists."""
+        """Raise LayoutError if files listed by `where` are missing."""
         absent = np.flatnonzero(self.sizes == ABSENT)
         if len(absent):
             raise LayoutError(
@@ -93,9 +93,9 @@ def _stat(path: str) -> tuple[int, int]:
 
 
 def scan(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int, int]]:
-    """List the images below a folder at any depth, by their extension; hidden files are none.
+    """List the images in a folder recursively, by extension, without hidden files.
 
-    Gives for each its path from the folder, behind `prefix`, its size and its time in ns.
+    Yields for each its relative path after `prefix`, its size and its time in ns.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -109,17 +109,16 @@ def scan(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int, int]]
 
 
 def scanned(root: Path, found: list[tuple[str, int, int]]) -> Files:
-    """Make images of what `scan` found below a root."""
+    """Build images from the results of `scan`."""
     sizes = np.array([size for _, size, _ in found], dtype=np.int64)
     times = np.array([time for _, _, time in found], dtype=np.int64)
     return Files(root, [path for path, _, _ in found], sizes, times)
 
 
 def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
-    """List the files that glob patterns name, below a root unless they begin with `/`, sorted.
+    """List files by glob patterns, sorted; patterns are relative to a root unless they begin with `/`.
 
-    `{0000..1023}` stands for each of these numbers, as in WebDataset's names. Raises LayoutError for what is
-    no pattern.
+    `{0000..1023}` expands to these numbers, as in WebDataset. Raises LayoutError for an invalid pattern.
     """
     found: set[Path] = set()
     for text in _texts(patterns):
@@ -131,7 +130,7 @@ def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
 
 
 def wanted(root: Path, of_parts: Sequence[Sequence[str] | str]) -> str:
-    """Name files by their patterns; of several ways to name those of a part the first."""
+    """Describe the expected files by their patterns, using the first alternative of each part."""
     return ", ".join(str(root / _texts(patterns)[0]) for patterns in of_parts)
 
 

@@ -1,4 +1,4 @@
-"""Digests of the bytes of images: made by several threads, compared between the roles of a task."""
+"""Digests of image bytes, computed by several threads and compared between splits."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,12 +21,12 @@ def read_images(
 
     Args:
         part: the images.
-        rows: which of them.
-        decode: the rows that are decoded too.
-        threads: how many read at a time.
+        rows: the rows to read.
+        decode: rows to decode as well.
+        threads: number of reading threads.
 
     Yields:
-        For each row the 16-byte digest and "", or b"" and the reason why the image cannot be read.
+        For each row the 16-byte digest and "", or b"" and the reason for failure.
     """
 
     def read(row: int) -> tuple[bytes, str]:
@@ -43,7 +43,7 @@ def read_images(
 
 
 def hash_images(part: Part, rows: np.ndarray, advance: Callable[[int], None] = lambda _: None) -> np.ndarray:
-    """Hash the bytes of some images, (m, 16) uint8; zeros for an image that cannot be read."""
+    """Hash the bytes of images, (m, 16) uint8; zeros for unreadable images."""
     digests = np.empty((len(rows), WIDTH), dtype=np.uint8)
     for place, (digest, _) in enumerate(read_images(part, rows)):
         digests[place] = np.frombuffer(digest or bytes(WIDTH), dtype=np.uint8)
@@ -52,7 +52,7 @@ def hash_images(part: Part, rows: np.ndarray, advance: Callable[[int], None] = l
 
 
 def digest_of_bytes(digests: Mapping[str, np.ndarray]) -> str:
-    """Hash the digests of all images, role -> (n, 16) in the order of the part."""
+    """Hash the digests of all images, role -> (n, 16)."""
     hashed = hashlib.sha256()
     for role in ROLES:
         hashed.update(role.encode())
@@ -61,10 +61,10 @@ def digest_of_bytes(digests: Mapping[str, np.ndarray]) -> str:
 
 
 def count_duplicates(digests: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Count the images of val that are also in train, and those of test in either, byte for byte.
+    """Count images of val that occur in train, and images of test that occur in train or val, by their bytes.
 
     Args:
-        digests: role -> (n, 16) uint8; images whose digest is zero were not read and are not counted.
+        digests: role -> (n, 16) uint8; images with a digest of zeros are ignored.
     """
     nothing = np.empty((0, WIDTH), dtype=np.uint8)
     by_role = [digests.get(role, nothing) for role in ROLES]

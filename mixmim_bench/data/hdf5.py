@@ -11,7 +11,7 @@ from mixmim_bench.data.layout import LayoutError
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """Read an array whole; raises LayoutError for a file that cannot be read."""
+    """Read a whole array; raises LayoutError for an unreadable file."""
     import h5py
 
     try:
@@ -22,7 +22,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 class InHDF5:
-    """Images of an array (n, h, w, 3), each read on its own."""
+    """Images in an array (n, h, w, 3), read one by one."""
 
     def __init__(self, path: Path, array: str) -> None:
         import h5py

@@ -1,4 +1,4 @@
-"""What images of a dataset are, images in arrays, and the decoding of every mode to RGB."""
+"""The interface of images, images in arrays, and decoding to RGB."""
 
 import errno
 import hashlib
@@ -28,10 +28,9 @@ _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENO
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Turn what a decoder says of an image into UnreadableImage.
+    """Turn decoding errors into UnreadableImage.
 
-    The end of memory, too many open files or a failing disk are raised as they are: another start may
-    well read the image.
+    Out of memory, too many open files and disk errors propagate, since the image may be readable next time.
     """
     try:
         yield
@@ -49,7 +48,7 @@ def hashed(data: bytes) -> bytes:
 
 
 class Loadable(Protocol):
-    """A sequence of images that are decoded when asked for."""
+    """A sequence of images that are decoded on access."""
 
     def __len__(self) -> int: ...
 
@@ -57,23 +56,23 @@ class Loadable(Protocol):
         """Decode one image to RGB; raises UnreadableImage."""
 
     def name(self, row: int) -> str:
-        """Name one image for people."""
+        """Return a readable name of an image."""
 
 
 class Images(Loadable, Protocol):
-    """Images of a dataset, of which each can be told from another one."""
+    """Images of a dataset that can be identified."""
 
     def content(self, row: int) -> str:
-        """Say what would hardly stay if the image were another one, on any machine: its size or digest."""
+        """Return what identifies the content of an image on any machine: its size or digest."""
 
     def stamp(self, row: int) -> str:
-        """Say what would change here if the image did: also the time of its file."""
+        """Return what identifies the content of an image on this machine, including the file time."""
 
     def digest(self, row: int) -> bytes:
-        """Hash the bytes of one image, 16 bytes; raises UnreadableImage."""
+        """Return the 16-byte digest of an image's bytes; raises UnreadableImage."""
 
     def summary(self) -> bytes:
-        """Hash what names, contents and stamps are made of, of all images at once."""
+        """Return a hash of the names, contents and stamps of all images."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Taken:
-    """Some images of others, in the order of `rows`; each row is (member, row in it)."""
+    """A selection of images from others; each of `rows` is (member, row in it)."""
 
     members: tuple[Images, ...]
     rows: np.ndarray  # (n, 2) int64
@@ -168,13 +167,13 @@ class Part:
         return self.targets.values
 
     def take(self, rows: np.ndarray) -> "Part":
-        """Keep some rows, in the order given."""
+        """Select rows in the given order."""
         inner = np.stack([np.zeros_like(rows), rows], axis=1)
         return Part(self.ids[rows], self.targets.take(rows), Taken((self.images,), inner))
 
 
 def join(parts: Sequence[Part]) -> Part:
-    """Put parts behind one another."""
+    """Concatenate parts."""
     sizes = [len(part) for part in parts]
     rows = np.empty((sum(sizes), 2), dtype=np.int64)
     rows[:, 0] = np.repeat(np.arange(len(parts)), sizes)
@@ -193,9 +192,9 @@ def decode(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert as torchvision's and timm's loaders do, but keep the upper bits of 16-bit images.
+    """Convert to RGB like the loaders of torchvision and timm, but keep the upper bits of 16-bit images.
 
-    Floating-point images have no range of their own: one of 0 to 1 is scaled, one beyond 0 to 255 raises
+    Floating-point images have no defined range: values in 0 to 1 are scaled, values outside 0 to 255 raise
     ValueError.
     """
     if image.mode == "F":
@@ -212,7 +211,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """Bring floating-point values (h, w) of 0 to 1, or of 0 to 255, to uint8."""
+    """Convert floating-point values (h, w) in 0 to 1, or in 0 to 255, to uint8."""
     if not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=0) > 255:
         raise ValueError(
             f"its values are floating-point numbers from {values.min():g} to {values.max():g}, whose range "

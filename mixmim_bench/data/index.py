@@ -1,7 +1,7 @@
-"""Which listed images play which role, and what identifies them; of large listings worked out once.
+"""Assign listed images to roles and compute their fingerprint.
 
-What was worked out is kept in `listings/` below the cache folder, under a hash of everything that it was
-made from: a listing that differs in one name, size, time or label is worked out anew.
+For large listings the result is cached in `listings/` inside the cache folder, keyed by a hash of the
+listing: any change of a name, size, time or label leads to a new result.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ WORTH_KEEPING = 100_000  # images; less is worked out in less than a second
 
 @dataclass(frozen=True)
 class Index:
-    """The rows of a part that play each role, in the order of their ids, and what is wrong with a listing.
+    """The rows of each role in the order of their ids, and the problems of a listing.
 
-    Without the rows of every role there are no fingerprint and stamps.
+    Fingerprint and stamps exist only if all roles have rows.
     """
 
     rows: Mapping[str, np.ndarray]
@@ -43,7 +43,7 @@ def indexed(
     slices: Mapping[str, Slice],
     problems: Sequence[LayoutError],
 ) -> Index:
-    """Work out the roles of what was listed, or read it where that was done before."""
+    """Compute the index of listed parts, or read it from the cache."""
     if sum(map(len, listed.values())) < WORTH_KEEPING or not all(
         hasattr(part.images, "summary") for part in listed.values()
     ):
@@ -72,7 +72,7 @@ def indexed(
 
 
 def _key(task: TaskSpec, listed: Mapping[str, Part]) -> str:
-    """Hash what an index is made from."""
+    """Hash the inputs of an index."""
     hashed = hashlib.sha256(f"{VERSION} {sorted(task.split.items())}".encode())
     for name, part in sorted(listed.items()):
         hashed.update(f"{name} {part.ids.dtype} {len(part)}".encode())
@@ -131,7 +131,7 @@ def _problems(listed: Mapping[str, Part], slices: Mapping[str, Slice]) -> Iterat
 
 
 def _name(listed: Mapping[str, Part], names: Sequence[str], place: int) -> str:
-    """Name an image by its place in all parts behind one another."""
+    """Return the name of an image by its row in the concatenated parts."""
     for name in names:
         if place < len(listed[name]):
             return listed[name].images.name(place)
@@ -140,13 +140,13 @@ def _name(listed: Mapping[str, Part], names: Sequence[str], place: int) -> str:
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
-    """Identify the images of a task on any machine: role, id, content and label of each."""
+    """Hash role, id, content and label of all images; the same on any machine."""
     lines = (f"{role}\t{line}" for role in ROLES for line in _lines(parts[role], parts[role].images.content))
     return _hash(lines)
 
 
 def stamp(part: Part) -> str:
-    """Identify the images of a part here: id, stamp and label of each; a touched file changes it."""
+    """Hash id, stamp and label of all images of a part; file times change it."""
     return _hash(_lines(part, part.images.stamp))
 
 

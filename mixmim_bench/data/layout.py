@@ -1,9 +1,8 @@
-"""What a layout is: one way in which a dataset lies on a disk.
+"""Layouts: how the files of a dataset are arranged on disk.
 
-A task file names its layouts as `module:Class`. The module is one of this package, or a Python file beside
-the task file, or, with dots, any module that can be imported. Code beside a task file runs only where the
-user trusts it. Several layouts may be listed, and the first one that is there is used. A layout only lists
-images, it decodes none.
+A task file names its layouts as `module:Class`. The module is one of `data/layouts`, a Python file next to
+the task file or, with dots, any importable module. Code next to a task file runs only if the user trusts it.
+If several layouts are listed, the first one found is used. A layout lists images without decoding them.
 """
 
 import importlib.util
@@ -21,7 +20,7 @@ BEFORE_LAYOUTS = "mixmim_bench.data."  # where the modules of `layouts` were; ta
 
 
 class LayoutError(BenchError):
-    """A dataset that is there and is not what it should be; `key` is the key of the task file."""
+    """A dataset that contradicts the task file, at its `key`."""
 
     def __init__(self, message: str, key: str = "data") -> None:
         super().__init__(message)
@@ -29,25 +28,32 @@ class LayoutError(BenchError):
 
 
 class Layout(Protocol):
-    """A dataset on a disk."""
+    """A dataset on disk."""
 
     def __init__(self, root: Path, parts: Sequence[str], **options: Any) -> None:
-        """Remember where to look and which parts will be asked for; `options` is `[data.options]`."""
+        """Store the folder and the required parts; `options` is `[data.options]`."""
 
     def missing(self) -> str:
-        """Say what has to be put where, '' if the dataset is there."""
+        """Return the missing files, '' if the dataset is complete."""
 
     def classes(self) -> Sequence[str]:
-        """Name the classes, in the order of their labels."""
+        """Return the class names in label order."""
 
     def part(self, name: str) -> Part:
         """List a part; raises LayoutError."""
 
 
 def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
-    """Import a layout class by its `module:Class` name; `beside` is the folder of the task file.
+    """Import a layout class.
 
-    trusted: whether code in that folder may run. Raises LayoutError.
+    Args:
+        name: `module:Class`.
+        beside: the folder of the task file.
+        trusted: whether code in that folder may run.
+
+    Raises:
+        LayoutError: there is no such layout, or its code is not trusted.
+
     """
     module, _, attribute = name.partition(":")
     first = module.partition(".")[0]
@@ -87,7 +93,7 @@ def _own_module(module: str) -> str:
 
 
 def _code(beside: Path, name: str, dotted: bool) -> Iterator[Path]:
-    """Give the files in a folder that would be run for a module, or for a package where it is dotted."""
+    """Yield the files in a folder that importing a module would run."""
     yield beside / f"{name}.py"
     if dotted and (beside / name).is_dir():
         yield from sorted((beside / name).rglob("*.py"))
@@ -96,7 +102,7 @@ def _code(beside: Path, name: str, dotted: bool) -> Iterator[Path]:
 def build_layout(
     name: str, beside: Path, trusted: bool, root: Path, parts: Sequence[str], options: Mapping[str, Any]
 ) -> Layout:
-    """Make a layout; options it does not know are a LayoutError."""
+    """Create a layout; raises LayoutError for unknown options."""
     cls = find_layout(name, beside, trusted)
     try:
         return cls(root, parts, **options)

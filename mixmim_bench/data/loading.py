@@ -1,4 +1,4 @@
-"""From images to batches: decoding, transforming and counting what cannot be read."""
+"""Decode and transform images into batches, and collect unreadable ones."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ AHEAD = 2  # batches that are prepared before they are needed
 
 
 class Item(NamedTuple):
-    """An image with its target, transformed, or the reason why it cannot be read."""
+    """A transformed image with its target, or the reason why it is unreadable."""
 
     row: int
     image: Tensor | None = None
@@ -36,11 +36,11 @@ class ImageDataset(Dataset):
 
     Args:
         images: the images.
-        transform: takes an image and its target (None without `targets`) and returns both.
-        targets: loaded beside the images.
-        seed: what a random transform draws depends on seed, `epoch` and row alone, so it is the same for any
-            number of worker processes.
-        digests: hash the images' bytes on the way.
+        transform: maps an image and its target (None without `targets`) to both.
+        targets: loaded with the images.
+        seed: random transforms depend only on seed, `epoch` and row, so they are the same for any number of
+            worker processes.
+        digests: whether to hash the images' bytes.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ImageDataset(Dataset):
         return Item(row, *self.transform(image, target), digest)
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        """Stack what could be read."""
+        """Stack the readable images."""
         read = [item for item in items if item.image is not None]
         images = [item.image for item in read if item.image is not None]
         digests = [
@@ -89,11 +89,11 @@ class ImageDataset(Dataset):
 
 
 def batches(dataset: ImageDataset, groups: Sequence[list[int]], workers: int) -> Iterator[Batch]:
-    """Load groups of rows in the order given, one batch a group.
+    """Load groups of rows in order, one batch per group.
 
-    Without worker processes a thread prepares the next batch while this one is computed with, unless the
-    transform draws at random: then it would draw from the generators that the training draws from. Raises
-    BenchError for a worker process that dies or stalls.
+    Without worker processes, a thread prepares the next batch in the background, unless the transform is
+    random: it would draw from the same generators as the training. Raises BenchError if a worker process dies
+    or stalls.
     """
     if workers == 0 and dataset.seed is None:
         yield from _ahead(dataset, groups)
@@ -113,24 +113,24 @@ def _ahead(dataset: ImageDataset, groups: Sequence[list[int]]) -> Iterator[Batch
 
 
 def in_groups(rows: Sequence[int], size: int) -> list[list[int]]:
-    """Cut rows into groups of `size`; the last one may be smaller."""
+    """Split rows into groups of `size`; the last one may be smaller."""
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 @dataclass
 class Unreadable:
-    """Images that could not be decoded, and whether the task lets them be left out."""
+    """Unreadable images, and whether the task allows skipping them."""
 
     images: Loadable
     allowed: bool
     found: dict[int, str] = field(default_factory=dict)
 
     def add(self, failures: Mapping[int, str]) -> None:
-        """Remember failures."""
+        """Add failures."""
         self.found.update(failures)
 
     def check(self) -> None:
-        """Raise UnreadableImages if there are any and the task does not allow them."""
+        """Raise UnreadableImages if there are any and they are not allowed."""
         if self.found and not self.allowed:
             first = [f"{self.images.name(row)} ({self.found[row]})" for row in list(self.found)[:3]]
             found = f"{len(self.found)} of {counted(len(self.images), 'image')}"

@@ -1,4 +1,4 @@
-"""What the names of images say: which image it is, and of which class."""
+"""Ids and classes from the names of images."""
 
 import re
 
@@ -8,8 +8,8 @@ from mixmim_bench.data.layout import LayoutError
 class Naming:
     """Finds ids and classes in names.
 
-    id_pattern: finds the id; without it the last name without its extension is taken. class_pattern:
-    finds the class; without it names say nothing of classes.
+    id_pattern: matches the id; default: the last name without extension. class_pattern: matches the class;
+    default: names do not contain classes.
     """
 
     def __init__(self, id_pattern: str = "", class_pattern: str = "") -> None:
@@ -17,7 +17,7 @@ class Naming:
         self.class_pattern = _compiled(class_pattern, "class_pattern")
 
     def id_of(self, *names: str) -> str:
-        """Find the id in the first of some names that holds one; raises LayoutError if none does."""
+        """Return the id from the first name that matches; raises LayoutError if none does."""
         if self.id_pattern is None:
             return next(name for name in names if name).rpartition("/")[2].partition(".")[0]
         for name in names:
@@ -30,7 +30,7 @@ class Naming:
         )
 
     def class_of(self, *names: str) -> str:
-        """Find the class in the first of some names that holds one, '' if none does."""
+        """Return the class from the first name that matches, '' if none does."""
         if self.class_pattern is not None:
             for name in names:
                 if found := self.class_pattern.search(name):

@@ -1,4 +1,4 @@
-"""Where the images of a task may lie if not where they are looked for: hints for an error message."""
+"""Hints where missing images of a task may be, for error messages."""
 
 import os
 import re
@@ -16,10 +16,15 @@ OTHER_NAMES = {"validation": "val", "valid": "val", "training": "train"}
 def hint(
     names: Sequence[str], root: Path, is_there: Callable[[Path], bool], tasks: Collection[str], wanted: str
 ) -> str:
-    """Say what is near the folder `root` of a task, '' if nothing is.
+    """Describe candidates near the folder `root` of a task, '' if there are none.
 
-    names: of the dataset, that of its folder first. is_there: whether a folder holds the images. tasks: names
-    of tasks, whose folders are theirs. wanted: a text that names what was looked for.
+    Args:
+        names: of the dataset, starting with its folder.
+        root: the expected folder.
+        is_there: returns whether a folder holds the images.
+        tasks: names of tasks, whose folders are not candidates.
+        wanted: describes the expected files.
+
     """
     if root.is_dir():
         return _inside(names[0], root, is_there, wanted)
@@ -63,13 +68,13 @@ def _around(
 
 
 def _alike(a: str, b: str) -> bool:
-    """Whether two names are one but for capitals, dashes, and what follows."""
+    """Return whether two names are equal except for case, dashes and suffixes."""
     short, long = sorted((re.sub("[^a-z0-9]", "", text.casefold()) for text in (a, b)), key=len)
     return len(short) > 3 and long.startswith(short)
 
 
 def _below(root: Path, depth: int) -> Iterator[Path]:
-    """Give some of the folders below a folder, those of one level before those of the next."""
+    """Yield some subfolders of a folder, level by level."""
     level = [root]
     for _ in range(depth):
         level = [folder for above in level for folder in _folders(above)][:MOST]

@@ -1,4 +1,4 @@
-"""Anybody's images: paths, bytes, PIL images and arrays, without a dataset around them."""
+"""Images without a dataset: paths, bytes, PIL images and arrays."""
 
 import io
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Picture = str | Path | bytes | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class Pictures:
-    """Paths, encoded bytes, PIL images and RGB arrays; photographs are turned upright."""
+    """Paths, encoded bytes, PIL images and RGB arrays; the EXIF orientation is applied."""
 
     sources: Sequence[Picture]
 
@@ -25,7 +25,7 @@ class Pictures:
         return len(self.sources)
 
     def load(self, row: int) -> Image.Image:
-        """Decode one to RGB; raises UnreadableImage."""
+        """Decode an image to RGB; raises UnreadableImage."""
         source = self.sources[row]
         with decoding():
             if isinstance(source, np.ndarray):
@@ -36,21 +36,21 @@ class Pictures:
                 return _upright(image)
 
     def name(self, row: int) -> str:
-        """Name one for people: its path, or its number."""
+        """Return the path or number of an image."""
         source = self.sources[row]
         return str(source) if isinstance(source, str | Path) else f"image {row}"
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn a photograph as its camera says, and convert it to RGB."""
+    """Apply the EXIF orientation, and convert to RGB."""
     turned = ImageOps.exif_transpose(image)
     return to_rgb(turned)
 
 
 def read_input(content: bytes) -> list[Path] | list[bytes]:
-    """Take standard input: one encoded image, or a list of paths, one a line. Raises BenchError.
+    """Read standard input: one encoded image, or a list of paths, one per line. Raises BenchError.
 
-    A path of the list that does not exist is an image that cannot be read, and stops no other.
+    Paths in the list that do not exist count as unreadable images.
     """
     try:
         with Image.open(io.BytesIO(content)):
@@ -67,7 +67,7 @@ def read_input(content: bytes) -> list[Path] | list[bytes]:
 
 
 def find_pictures(paths: Sequence[Path], must_exist: bool = True) -> list[Path]:
-    """List files as they are given, and the images below folders, sorted. Raises BenchError."""
+    """List the given files, and the images in folders, sorted. Raises BenchError."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():

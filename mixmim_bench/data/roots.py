@@ -1,10 +1,10 @@
-"""Where datasets are looked for, and whose code may run: options, then the environment, then a config file.
+"""Data roots and trusted folders, from options, the environment and a config file.
 
 The config file is $MIXMIM_BENCH_CONFIG, else `config.toml` in the platform's config folder:
 
     data_root = "/data"                 # holds a folder NAME for each task
     [roots]
-    imagenet1k = "/data/ILSVRC2012"     # or one that a task has elsewhere
+    imagenet1k = "/data/ILSVRC2012"     # or the folder of a single task
     trusted_tasks = ["/home/me/tasks"]  # (above [roots]) folders of task files whose own code may run
 """
 
@@ -33,7 +33,7 @@ class DataRoots:
         return self.base is not None or bool(self.of_task)
 
     def folder(self, task: TaskSpec) -> Path:
-        """Say where the images of a task are looked for."""
+        """Return the expected folder of a task's images."""
         if task.dataset in self.of_task:
             return self.of_task[task.dataset]
         if task.root:
@@ -41,21 +41,21 @@ class DataRoots:
         return (self.base or Path()) / task.dataset
 
     def knows(self, task: TaskSpec) -> bool:
-        """Whether somebody has said where the images of a task are."""
+        """Return whether a data root for the task is configured."""
         return self.base is not None or task.dataset in self.of_task or bool(task.root)
 
     def trusts(self, folder: Path) -> bool:
-        """Whether code beside the task files of a folder may run."""
+        """Return whether code next to the task files of a folder may run."""
         return any(folder.is_relative_to(each) for each in self.trusted)
 
     def over(self, other: "DataRoots") -> "DataRoots":
-        """Complete these with others, which come second."""
+        """Return these roots completed by others with lower priority."""
         of_task = {**other.of_task, **self.of_task}
         return DataRoots(self.base or other.base, of_task, (*self.trusted, *other.trusted))
 
 
 def parse_roots(texts: Sequence[str]) -> DataRoots:
-    """Read FOLDER and NAME=FOLDER; raises BenchError for two folders where one is meant."""
+    """Read FOLDER and NAME=FOLDER; raises BenchError for conflicting folders."""
     base: Path | None = None
     of_task: dict[str, Path] = {}
     for text in texts:
@@ -72,9 +72,9 @@ def parse_roots(texts: Sequence[str]) -> DataRoots:
 
 
 def find_roots(options: Sequence[str] = (), trust_task_code: bool = False) -> DataRoots:
-    """Put together what options, environment and config file say; raises BenchError.
+    """Combine options, environment and config file; raises BenchError.
 
-    trust_task_code: run the code beside any task file.
+    trust_task_code: trust code next to any task file.
     """
     everywhere = DataRoots(trusted=(Path(Path.cwd().anchor),) if trust_task_code else ())
     of_environment = [text for text in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if text]
@@ -82,7 +82,7 @@ def find_roots(options: Sequence[str] = (), trust_task_code: bool = False) -> Da
 
 
 def config_file() -> Path:
-    """Return the path of the config file; it need not exist unless the environment names it."""
+    """Return the path of the config file; it must exist only if set in the environment."""
     chosen = os.environ.get(CONFIG_VARIABLE)
     if chosen:
         return Path(chosen).expanduser()

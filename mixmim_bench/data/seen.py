@@ -1,9 +1,9 @@
-"""Whether the images of a task are, byte for byte, those that a result was made from.
+"""Check that the images of a task are byte for byte those of a result.
 
-A run's identity holds id, size and label of each image, so that machines share results; bytes that change
-at equal size would go unnoticed. So a record keeps a digest of the bytes, and each machine what it has seen:
-which times the files had when their bytes had which digest. Where the times are others, or were never seen
-here, the bytes are hashed again before a result is called finished.
+A run's identity holds id, size and label of each image, so that machines share results; changes at equal size
+would go unnoticed. So a record has a digest of the bytes, and each machine remembers which file times belong
+to which digest. If the times are new to this machine, the bytes are hashed before a result counts as
+finished.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from mixmim_bench.specs import digest
 
 
 class Seen:
-    """What this machine knows of the bytes of a task's images."""
+    """The digests of a task's images known to this machine."""
 
     def __init__(self, name: str, data: TaskData) -> None:
         self.data = data
@@ -30,7 +30,7 @@ class Seen:
         self.stamps = {role: split.stamp for role, split in data.splits.items()}
 
     def hash_again(self, advance: Callable[[int], None] = lambda _: None) -> str:
-        """Hash the bytes of all images, and remember the digest."""
+        """Hash the bytes of all images and store the digest."""
         found = digest_of_bytes(
             {role: hash_images(part, np.arange(len(part)), advance) for role, part in self.data.parts.items()}
         )
@@ -38,12 +38,12 @@ class Seen:
         return found
 
     def known(self) -> str:
-        """Return the digest of the bytes if files have the times that they were seen with, else ''."""
+        """Return the digest of the bytes if it is known for the current file times, else ''."""
         values = read_json(self.path)
         return str(values.get("bytes", "")) if values.get("stamps") == self.stamps else ""
 
     def note(self, digest_of_all: str) -> None:
-        """Remember which bytes the files have at these times; what cannot be kept is hashed again."""
+        """Store the digest for the current file times; write errors are ignored."""
         if not digest_of_all:
             return
         with suppress(OSError):

@@ -1,8 +1,7 @@
-"""Slices of official parts, `train[:95%]`, cut from an order that only the images' ids decide.
+"""Slices of official parts, such as `train[:95%]`, of an order that depends only on the images' ids.
 
-The order is stratified: every prefix holds each class in its share, to the nearest image. It comes from
-a hash of the images' ids, so a slice is the same on every machine, and in every layout that gives an image
-the same id.
+The order is stratified: every prefix has the class proportions of the part, to the nearest image. It is
+derived from a hash of the ids, so a slice is the same on every machine and in every layout with the same ids.
 """
 
 import hashlib
@@ -19,32 +18,32 @@ _CUT = re.compile(r"\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?(?P<per_class>/class)?\]
 
 @dataclass(frozen=True)
 class Cut:
-    """Bounds within ordered images: counts, shares with %, or counts of each class."""
+    """Bounds within ordered images: counts, percentages, or counts per class."""
 
     start: str = ""
     stop: str = ""
     per_class: bool = False
 
     def bounds(self, n: int) -> tuple[int, int]:
-        """Give the first row and the one after the last, of `n` images."""
+        """Return the bounds for `n` images."""
         return (_rows(self.start, n) if self.start else 0), (_rows(self.stop, n) if self.stop else n)
 
     @property
     def in_percent(self) -> bool:
-        """Whether the bounds hold for any number of images."""
+        """Return whether the bounds are percentages."""
         return all(bound.endswith("%") or not bound for bound in (self.start, self.stop))
 
 
 @dataclass(frozen=True)
 class Slice:
-    """A slice of one part; each cut is made in what the one before left."""
+    """A slice of a part; each cut applies to the result of the previous one."""
 
     part: str
     cuts: tuple[Cut, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Slice":
-        """Read `part`, `part[:80%]`, `part[:5/class]`, `part[:80%][:800]` and the like; raises ValueError."""
+        """Parse `part`, `part[:80%]`, `part[:5/class]`, `part[:80%][:800]` and so on; raises ValueError."""
         match = _SLICE.fullmatch(text)
         cuts = [_CUT.fullmatch(cut) for cut in re.findall(r"\[.*?\]", match["cuts"])] if match else [None]
         if match is None or not all(cuts):
@@ -60,7 +59,7 @@ class Slice:
         return cls(match["part"], found)
 
     def check(self, n: int) -> None:
-        """Raise ValueError if the first cut goes beyond a part of `n` images."""
+        """Raise ValueError if the first cut exceeds a part of `n` images."""
         for cut in self.cuts[:1]:
             if not cut.per_class and max(cut.bounds(n)) > n:
                 raise ValueError(
@@ -68,9 +67,9 @@ class Slice:
                 )
 
     def rows(self, order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
-        """Choose among the rows of a part, given in `order` (n,); strata (n,) are the classes of its images.
+        """Select rows of a part, ordered by `order` (n,); strata (n,) are the classes of its images.
 
-        Raises ValueError for images beyond those there are. Of a class that has fewer, all are taken.
+        Raises ValueError if the cut exceeds the images. Smaller classes contribute all their images.
         """
         self.check(len(order))
         for cut in self.cuts:
@@ -93,7 +92,7 @@ def _rows(bound: str, n: int) -> int:
 
 
 def _rank_in_class(labels: np.ndarray) -> np.ndarray:
-    """Count for each row those of its class before it."""
+    """Return the rank of each row within its class."""
     by_class = np.argsort(labels, kind="stable")
     ordered = labels[by_class]
     rank = np.empty(len(labels), dtype=np.int64)
@@ -102,9 +101,9 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
 
 
 def overlap(slices: Mapping[str, Slice], sizes: Mapping[str, int]) -> str:
-    """Describe the first two slices that must share images of a part, '' if that cannot be told yet.
+    """Describe the first two slices that certainly share images of a part, else ''.
 
-    sizes: part -> images. Told are only slices of at most one cut each, as far as sizes are known.
+    sizes: part -> images. Only slices with at most one cut and known sizes are checked.
     """
     for (role_a, a), (role_b, b) in combinations(slices.items(), 2):
         cuts = [found.cuts[0] if found.cuts else Cut() for found in (a, b)]
@@ -121,7 +120,7 @@ def overlap(slices: Mapping[str, Slice], sizes: Mapping[str, int]) -> str:
 
 
 def shared_rows(slices: Mapping[str, Slice], rows: Mapping[str, np.ndarray]) -> str:
-    """Describe the first two roles whose chosen rows share images, '' if there are none."""
+    """Describe the first two roles that share images, '' if there are none."""
     for (role_a, a), (role_b, b) in combinations(slices.items(), 2):
         if a.part == b.part and len(np.intersect1d(rows[role_a], rows[role_b], assume_unique=True)):
             return _shared(role_a, role_b, a.part)
@@ -133,17 +132,16 @@ def _shared(role_a: str, role_b: str, part: str) -> str:
 
 
 def _number(image_id: str) -> int:
-    """Hash an id; a file name that is no text has surrogates in it."""
+    """Hash an id; file names that are not valid text contain surrogates."""
     digest = hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def stratified_order(ids: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
-    """Order images so that every prefix is stratified: the rows, (n,).
+    """Return rows (n,) in an order in which every prefix is stratified.
 
-    Within a class images are ranked by a hash of their id; an image of rank r among n of its class
-    stands at (r + 1/2) / n of the whole. Without strata (n,), the class of each image, the hash alone
-    decides.
+    Within a class, images are ranked by a hash of their id; rank r of n in a class is at (r + 1/2) / n of the
+    whole. Without strata (n,), the class of each image, the hash alone determines the order.
     """
     hashes = np.fromiter(map(_number, ids.tolist()), dtype=np.uint64, count=len(ids))
     if strata is None:

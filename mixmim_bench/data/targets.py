@@ -1,7 +1,7 @@
-"""Targets: what is learnt of each image, such as its class. They mirror `Images`.
+"""Targets: the labels of images, with an interface like `Images`.
 
-Each kind of target is a class here. It says how images are split, fingerprinted and counted by it, what a
-dataset loads beside an image, and how the targets of a batch are put together.
+Each kind of target is a class that defines how its images are split, fingerprinted and counted, how targets
+are loaded, and how they are collated into a batch.
 """
 
 import hashlib
@@ -17,28 +17,28 @@ class Targets(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, row: int) -> Any:
-        """Return the target of one image, as a transform takes it beside the image."""
+        """Return the target of one image, as passed to the transform."""
 
     def collate(self, loaded: Sequence[Any]) -> Any:
-        """Put the (transformed) targets of a batch together; what is returned can be sliced by image."""
+        """Collate the transformed targets of a batch; the result can be sliced by image."""
 
     def take(self, rows: np.ndarray) -> Self:
-        """Keep some rows, in the order given."""
+        """Select rows in the given order."""
 
     def joined(self, others: Sequence[Self]) -> Self:
-        """Append the targets of other images of the same kind."""
+        """Append targets of the same kind."""
 
     def contents(self) -> Iterator[str]:
-        """Describe each target in fingerprints and stamps: another text for another target."""
+        """Yield a text for each target, distinct for distinct targets, for fingerprints and stamps."""
 
     def summary(self) -> bytes:
         """Hash all targets."""
 
     def strata(self) -> np.ndarray | None:
-        """Return the class (n,) by which slices are stratified; None to order images by hash alone."""
+        """Return the class (n,) by which slices are stratified; None to order images by hash only."""
 
     def per_class(self, num_classes: int) -> np.ndarray | None:
-        """Count the images of each class (K,); None where that takes loading them."""
+        """Count the images of each class (K,); None if that requires loading them."""
 
     def first_wrong(self, num_classes: int) -> tuple[int, str] | None:
         """Return the row of the first target that is not valid for K classes, and the target as text."""
@@ -106,7 +106,7 @@ class LabelVectors(_ArrayTargets):
 
 
 def as_targets(values: Targets | np.ndarray) -> Targets:
-    """Take targets as they are, an array (n,) as `Labels` and one (n, K) as `LabelVectors`."""
+    """Convert arrays (n,) to `Labels` and arrays (n, K) to `LabelVectors`; targets stay as they are."""
     if not isinstance(values, np.ndarray):
         return values
     return Labels(values) if values.ndim == 1 else LabelVectors(values)

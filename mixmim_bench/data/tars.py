@@ -1,7 +1,7 @@
-"""Images in tar archives, each read where it lies: nothing is unpacked.
+"""Images in tar archives, read in place without unpacking.
 
-The members of an archive are listed once; the list is kept in `listings/` below the cache folder, under
-the path, size and time of the archive.
+The members of an archive are listed once; the list is cached in `listings/` inside the cache folder, keyed by
+path, size and time of the archive.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ Member = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class InTars:
-    """Images in archives: the archive of each (n,), its first byte (n,) and its bytes (n,)."""
+    """Images in archives: archive (n,), offset (n,) and size in bytes (n,) of each."""
 
     paths: tuple[Path, ...]
     names: Names
@@ -78,7 +78,7 @@ class InTars:
 
 
 def in_tars(members: Sequence[tuple[Path, list[Member]]]) -> InTars:
-    """Make images of the members of archives."""
+    """Build images from members of archives."""
     every = [member for _, found in members for member in found]
     return InTars(
         paths=tuple(path for path, _ in members),
@@ -96,9 +96,9 @@ def _stamp(path: Path) -> str:
 
 
 def members(path: Path, within: tuple[IO[bytes], int, int] | None = None) -> Iterator[Member]:
-    """List the files in an archive, or in one `within` another (file, first byte, bytes), but hidden ones.
+    """List the visible files in an archive, or in one `within` another (file, offset, size).
 
-    Raises LayoutError for what is compressed, cut short or no tar archive.
+    Raises LayoutError for compressed, truncated and other files.
     """
     with path.open("rb") if within is None else io.BytesIO() as own:
         file: Any = own if within is None else _Window(*within)
@@ -125,7 +125,7 @@ def members(path: Path, within: tuple[IO[bytes], int, int] | None = None) -> Ite
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file of its own."""
+    """A section of a file as a file object."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
         self.file, self.start, self.size, self.place = file, start, size, 0
@@ -152,16 +152,16 @@ class _Window(io.RawIOBase):
 
 
 def nested(path: Path) -> Iterator[tuple[str, list[Member]]]:
-    """List an archive of archives: the name of each and its members; raises LayoutError."""
+    """Yield the name and members of each archive in an archive; raises LayoutError."""
     with path.open("rb") as file:
         for name, start, size in members(path):
             yield name, list(members(path, (file, start, size)))
 
 
 def kept(path: Path, how: str, read: Callable[[Path], Any]) -> Any:
-    """Return what `read` makes of an archive, JSON values, from the listing that is kept if there is one.
+    """Return `read(archive)`, a JSON value, from the cache if possible.
 
-    how: says what `read` depends on besides the archive.
+    how: describes further inputs of `read`, for the cache key.
     """
     key = digest([VERSION, how, str(path.resolve()), _stamp(path)], 32)
     file = cache_folder() / "listings" / f"{path.stem}-{digest(str(path.resolve()), 8)}.json"
@@ -175,6 +175,6 @@ def kept(path: Path, how: str, read: Callable[[Path], Any]) -> Any:
 
 
 def kept_of_all(paths: Sequence[Path], how: str, read: Callable[[Path], Any]) -> list[Any]:
-    """Do what `kept` does for several archives, a few at a time."""
+    """Apply `kept` to several archives in threads."""
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(lambda path: kept(path, how, read), paths))

@@ -1,4 +1,4 @@
-"""TOML files, read strictly: every key has a type, and a key that nobody asks for is an error."""
+"""Strict reading of TOML files: every key has a type, and unknown keys are errors."""
 
 import tomllib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ REQUIRED: Any = object()
 
 
 class Table:
-    """A table of a TOML file, from which keys are taken one by one; what is left over is an error."""
+    """A table of a TOML file; keys are taken one by one, and leftovers are errors."""
 
     def __init__(self, path: Path, name: str, values: Mapping[str, Any]) -> None:
         self.path = path
@@ -23,7 +23,7 @@ class Table:
         return TaskFileError(self.path, f"{self.name}.{key}" if self.name else key, problem)
 
     def take(self, key: str, kind: type[Any], default: Any = REQUIRED) -> Any:
-        """Take a value of one type (a list holds strings); without a default it must be there."""
+        """Take a value of a type (lists hold strings); required if there is no default."""
         self.known.append(key)
         if key not in self.values:
             if default is REQUIRED:
@@ -41,7 +41,7 @@ class Table:
         return Table(self.path, name, self.take(key, dict, default))
 
     def finish(self) -> None:
-        """Raise for a key that nothing asked for."""
+        """Raise TaskFileError for leftover keys."""
         for key in self.values:
             raise self.error(key, f"unknown key; {nearest(key, self.known)}")
 

@@ -1,4 +1,4 @@
-"""Transforms, made by timm from a model's preprocessing; nothing in them is a closure."""
+"""Picklable transforms, built by timm from a model's preprocessing."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ JointTransform = Callable[[Image.Image, Any], tuple[torch.Tensor, Any]]
 
 
 class ImageOnly:
-    """Transforms images and leaves their targets, such as labels, as they are."""
+    """Transforms images and leaves their targets unchanged."""
 
     def __init__(self, transform: Transform) -> None:
         self.transform = transform
@@ -30,10 +30,10 @@ class ImageOnly:
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
-    """Resize, crop the centre and normalise: an image becomes (3, H, W).
+    """Resize, center-crop and normalise an image to (3, H, W).
 
-    With `resize="fused"` in the preprocessing only what the crop leaves is computed: pixels differ by
-    at most 2 of 255 from those of the two steps.
+    With `resize="fused"` in the preprocessing, only the cropped pixels are computed: they differ by at most 2
+    of 255 from those of separate steps.
     """
     steps = create_transform(
         input_size=(3, *preprocessing.size),
@@ -53,7 +53,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 
 
 class ToNormalised:
-    """RGB image to a normalised tensor: the numbers of ToTensor and Normalize, in one go."""
+    """Converts an RGB image to a normalised tensor: ToTensor and Normalize in one step, same results."""
 
     def __init__(self, mean: Any, std: Any) -> None:
         self.mean = torch.as_tensor(mean, dtype=torch.float32).view(-1, 1, 1)
@@ -67,7 +67,7 @@ class ToNormalised:
 
 
 class ResizeAndCrop:
-    """Resize the shorter side to `shorter` and crop the centre, computing only the pixels that are left."""
+    """Resize the shorter side to `shorter` and center-crop, computing only the cropped pixels."""
 
     def __init__(self, shorter: int, crop: Sequence[int], interpolation: Any) -> None:
         self.shorter = shorter
@@ -95,9 +95,9 @@ def train_transform(
     auto_augment: str,
     reprob: float,
 ) -> Transform:
-    """Crop at random, flip, augment, normalise and erase, as timm's training does.
+    """Random crop, flip, augmentation, normalisation and erasing, as in timm's training.
 
-    Draws from the global generators of Python, NumPy and torch, as timm's augmentations do.
+    Uses the global generators of Python, NumPy and torch, like timm's augmentations.
     """
     transform = create_transform(
         input_size=(3, *preprocessing.size),

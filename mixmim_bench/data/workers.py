@@ -1,8 +1,8 @@
-"""Batches that worker processes make: how they are handed over, and what happens when a worker fails.
+"""Batches from worker processes, with handling of failing workers.
 
-A batch is handed over in shared memory. On Linux that is /dev/shm, which containers often limit to 64 MB; a
-batch that does not fit is sent through a pipe, which is slower but has no limit. A worker that dies, or from
-which nothing comes for `STALLED_S` seconds, is an error.
+Batches are passed in shared memory. On Linux that is /dev/shm, which containers often limit to 64 MB; batches
+that do not fit are sent through a pipe, which is slower but unlimited. A worker that dies, or sends nothing
+for `STALLED_S` seconds, is an error.
 """
 
 import warnings
@@ -22,7 +22,7 @@ STALLED_S = 600  # without a batch
 
 @dataclass(frozen=True)
 class _Piped:
-    """A batch as arrays, which goes through a pipe, and why."""
+    """A batch as arrays, sent through a pipe, and the reason."""
 
     batch: Batch
     reason: str
@@ -30,7 +30,7 @@ class _Piped:
 
 @dataclass(frozen=True)
 class _HandOver:
-    """Collates items; in a worker the batch is put into shared memory here, where a failure can be met.
+    """Collates items and, in a worker, moves the batch to shared memory, where failures can be handled.
 
     Otherwise torch does it in a thread that prints the error and drops the batch.
     """
@@ -53,9 +53,9 @@ def in_workers(
     collate: Callable[[Sequence[Any]], Batch],
     workers: int,
 ) -> Iterator[Batch]:
-    """Load groups of rows in the order given, one batch a group; without workers in this process.
+    """Load groups of rows in order, one batch per group; with 0 workers in this process.
 
-    Raises BenchError for a worker that dies or stalls.
+    Raises BenchError if a worker dies or stalls.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than there are cores
@@ -82,7 +82,7 @@ def in_workers(
 
 
 def _warn_of_pipes(workers: int, reason: str) -> None:
-    """Warn once in a process."""
+    """Warn once per process."""
     if "Too many open files" in reason:
         cause, way = "too few open files are allowed", "raise `ulimit -n`"
     else:
@@ -100,7 +100,7 @@ _warned: set[str] = set()
 
 
 def _reason(text: str, workers: int) -> str:
-    """Explain what torch says of its workers; '' for an error of something else."""
+    """Explain torch's worker errors; '' for other errors."""
     if "DataLoader timed out" in text:
         return (
             f"nothing came from the {workers} worker processes for {STALLED_S} s: the disk does not answer, "

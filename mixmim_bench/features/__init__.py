@@ -1,7 +1,7 @@
-"""Frozen features: which layers, one pass of a backbone over images, and what is kept of it on a disk."""
+"""Frozen features: layers, extraction and the feature cache."""
 
-# raised by hand when features change (2: floating-point images); tests/test_features.py holds their numbers
+# bump when features change (2: floating-point images); tests/test_features.py holds reference values
 EXTRACTOR_VERSION = 2
 
-OWN = "own"  # the layer that a model's own head reads
+OWN = "own"  # the input of the model's own head
 LOGITS = "logits"

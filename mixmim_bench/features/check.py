@@ -1,4 +1,4 @@
-"""Whether a model has a layer, found out without computing."""
+"""Check the layers of a model on the meta device, without compute."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,7 +12,7 @@ from mixmim_bench.specs import ModelSpec
 
 
 def check_layers(model: ModelSpec, image_size: tuple[int, int], layers: Sequence[str]) -> None:
-    """See that layers of a model can be read; raises BenchError, which names the nearest ones."""
+    """Check that a model has these layers; raises BenchError, which suggests similar names."""
     with torch.device("meta"):
         network = create(model, image_size).eval()
         try:

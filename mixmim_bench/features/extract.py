@@ -1,5 +1,6 @@
-"""One pass of a backbone over images, in memory or into the feature store."""
+"""Extract features in one pass of a backbone over images, into memory or the feature store."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mixmim_bench.data.batch import Batch
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.transforms import ImageOnly, Transform
@@ -19,13 +21,13 @@ from mixmim_bench.progress import Advance
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features of images, their labels, and the ids of the images they came from."""
+    """Pooled features of images, with the labels and ids of the images."""
 
-    x: np.ndarray  # (n, d) float32; from the store it is mapped from the disk
+    x: np.ndarray  # (n, d) float32; memory-mapped if from the store
     y: np.ndarray  # (n,) int64
     ids: np.ndarray  # (n,) of str
-    rows: np.ndarray  # (n,) of the part
-    digests: np.ndarray  # (n, 16) uint8: of the bytes of each image
+    rows: np.ndarray  # (n,) indices into the part
+    digests: np.ndarray  # (n, 16) uint8, hashes of the image bytes
     unreadable: int = 0
     batch_size: int = 0
 
@@ -42,39 +44,76 @@ def forward_all(
     start: int = 0,
     digests: bool = False,
 ) -> Iterator[Piece]:
-    """Run a timm model over images from row `start` on, in their order whatever the number of workers.
+    """Run a timm model over images from row `start` on, in order for any number of workers.
 
-    When memory runs out the batch is halved and the pass goes on from there. Where unreadable images are
-    not allowed, what follows the first one is only decoded, to name all that fail: such pieces have no rows.
+    On running out of memory the batch size is halved and the pass continues. If unreadable images are not
+    allowed, images after the first failure are only decoded, to report all failures: their pieces have no
+    rows.
     """
     dataset = ImageDataset(unreadable.images, ImageOnly(transform), digests=digests)
     network = network.to(machine.device).eval()
     taps = Taps(network)
     batch_size, done = machine.batch_size, start
+    running: deque[_Running] = deque()
     while done < len(dataset):
         try:
             groups = in_groups(range(done, len(dataset)), batch_size)
             for batch in batches(dataset, groups, machine.workers):
                 unreadable.add(batch.failures)
-                useful = len(batch.rows) > 0 and (unreadable.allowed or not unreadable.found)
-                values = _forward(taps, batch.images, machine, layers) if useful else {}
+                needed = len(batch.rows) > 0 and (unreadable.allowed or not unreadable.found)
+                values = _forward(taps, batch.images, machine, layers) if needed else {}
                 done += len(batch.rows) + len(batch.failures)
-                rows = batch.rows if useful else batch.rows[:0]
-                of_rows = batch.digests[: len(rows)].numpy()
-                yield Piece(rows.numpy(), values, of_rows, batch.failures, batch_size)
+                running.append(_Running(batch, values, batch_size, machine.device))
+                if machine.device == "cpu" or len(running) > 1:  # a GPU computes the next batch meanwhile
+                    yield running.popleft().finish()
         except Exception as error:
             if not is_out_of_memory(error) or batch_size == 1:
                 raise
             batch_size = max(1, batch_size // 2)
+        while running:
+            yield running.popleft().finish()
 
 
 @torch.inference_mode()
 def _forward(
     taps: Taps, images: torch.Tensor, machine: Machine, layers: Sequence[str]
-) -> dict[str, np.ndarray]:
+) -> dict[str, torch.Tensor]:
+    """Start a forward pass and the copies of its features to the host; on a GPU neither has finished."""
     images = images.to(machine.device, non_blocking=True)
-    read = taps.read(images, layers, machine.autocast())
-    return {layer: values.cpu().numpy() for layer, values in read.items()}
+    features = taps.read(images, layers, machine.autocast())
+    if not machine.device.startswith("cuda"):
+        return {layer: values.cpu() for layer, values in features.items()}
+    return {
+        layer: torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+        for layer, values in features.items()
+    }
+
+
+class _Running:
+    """A batch whose forward pass was started."""
+
+    def __init__(
+        self, batch: Batch, values: Mapping[str, torch.Tensor], batch_size: int, device: str
+    ) -> None:
+        self.batch = batch
+        self.values = values
+        self.batch_size = batch_size
+        self.copied = torch.cuda.Event() if device.startswith("cuda") else None
+        if self.copied is not None:
+            self.copied.record()
+
+    def finish(self) -> Piece:
+        """Wait for the features."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        rows = self.batch.rows if self.values else self.batch.rows[:0]
+        return Piece(
+            rows.numpy(),
+            {layer: values.numpy() for layer, values in self.values.items()},
+            self.batch.digests[: len(rows)].numpy(),
+            self.batch.failures,
+            self.batch_size,
+        )
 
 
 def extract(
@@ -86,7 +125,7 @@ def extract(
     advance: Advance = lambda _: None,
     layer: str = OWN,
 ) -> Features:
-    """Run a timm model over the images of a part, in memory; raises UnreadableImages."""
+    """Extract the features of a part into memory; raises UnreadableImages."""
     unreadable = Unreadable(part.images, skip_unreadable)
     x = np.empty((0, 0), dtype=np.float32)
     digests = np.zeros((len(part), 16), dtype=np.uint8)
@@ -100,10 +139,10 @@ def extract(
         batch_size = piece.batch_size
         advance(len(piece.rows) + len(piece.failures))
     unreadable.check()
-    kept = np.setdiff1d(np.arange(len(part)), list(unreadable.found))
-    x = x[kept] if x.size else x
+    rows = np.setdiff1d(np.arange(len(part)), list(unreadable.found))
+    x = x[rows] if x.size else x
     return Features(
-        x, part.labels[kept], part.ids[kept], kept, digests[kept], len(unreadable.found), batch_size
+        x, part.labels[rows], part.ids[rows], rows, digests[rows], len(unreadable.found), batch_size
     )
 
 
@@ -116,32 +155,37 @@ def extract_to_store(
     skip_unreadable: bool = False,
     advance: Advance = lambda _: None,
 ) -> int:
-    """Fill the entries (layer -> entry) of a part in one pass, from where an interrupted one stopped.
+    """Fill the entries (layer -> entry) of a part in one pass, resuming an interrupted one.
 
-    Another process that fills one of them is waited for. Returns the smallest batch that was used, 0 if
-    nothing was left to do. Raises UnreadableImages.
+    Waits for other processes that are filling the same entries.
+
+    Returns:
+        The smallest batch size used, 0 if all entries were complete.
+
+    Raises:
+        UnreadableImages: an image cannot be decoded, unless `skip_unreadable`.
     """
     smallest = 0
-    with filling(entries, len(part)) as lacking:
-        if lacking is None:
+    with filling(entries, len(part)) as incomplete:
+        if incomplete is None:
             advance(len(part))
             return 0
-        advance(lacking.start)
+        advance(incomplete.start)
         unreadable = Unreadable(part.images, skip_unreadable)
-        layers = list(lacking.entries)
-        passing = forward_all(backbone, transform, unreadable, machine, layers, lacking.start, digests=True)
-        for piece in passing:
+        layers = list(incomplete.entries)
+        pieces = forward_all(backbone, transform, unreadable, machine, layers, incomplete.start, digests=True)
+        for piece in pieces:
             if unreadable.allowed or not unreadable.found:
-                lacking.add(piece)
+                incomplete.add(piece)
             smallest = piece.batch_size
             advance(len(piece.rows) + len(piece.failures))
         unreadable.check()
-        lacking.finish()
+        incomplete.finish()
     return smallest
 
 
 def features_of(entry: Entry, part: Part, batch_size: int = 0) -> Features:
-    """Read an entry that is whole, with the labels and ids of its part."""
+    """Open a complete entry, with the labels and ids of its part."""
     stored = entry.open()
     return Features(
         stored.x,

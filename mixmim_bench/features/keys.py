@@ -1,4 +1,4 @@
-"""Where the features of a run are stored: a pure function of run, split and layer."""
+"""Feature store keys, a pure function of run, split and layer."""
 
 import sys
 from hashlib import sha256
@@ -14,7 +14,7 @@ from mixmim_bench.specs import Run
 
 
 def entry_of(run: Run, split: Split, layer: str = OWN) -> Entry:
-    """Name the entry of the feature store for a layer of a split; it need not exist yet."""
+    """Return the feature store entry for a layer of a split; it may not exist yet."""
     about = {
         "model": run.model.name,
         "weights": run.weights.name,
@@ -27,25 +27,25 @@ def entry_of(run: Run, split: Split, layer: str = OWN) -> Entry:
         **made_by_backbone(run),
         "layer": layer,
         "images": split.stamp,
-        "skip_unreadable": run.task.skip_unreadable,  # else what was left out once would be for ever
+        "skip_unreadable": run.task.skip_unreadable,  # else images skipped once would stay missing
     }
     return FeatureStore().entry(made_by, about)
 
 
 def made_by_backbone(run: Run) -> dict[str, Any]:
-    """Return what the features of an image depend on, apart from the image and the layer."""
+    """Return everything features depend on besides the image and the layer."""
     identity = run.identity()
     keys = ("arch", "arch_version", "kwargs", "weights", "preprocessing", "precision")
     return {
         **{key: identity[key] for key in keys if key in identity},
         "seed": (run.seed or 0) if run.weights.random else None,
-        "code": _own_code(run.model.arch),
+        "code": _custom_code(run.model.arch),
         "extractor": EXTRACTOR_VERSION,
     }
 
 
-def _own_code(arch: str) -> str:
-    """Hash the module of an architecture that is neither timm's nor ours: its author may change it."""
+def _custom_code(arch: str) -> str:
+    """Hash the module of an architecture from outside timm and this package, since it may change."""
     module = timm.models.model_entrypoint(arch).__module__
     if module.startswith(("timm.", "mixmim_bench.")):
         return ""

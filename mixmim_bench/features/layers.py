@@ -1,17 +1,17 @@
-"""Pooled features by name: what can be read out of a network in one forward pass.
+"""Pooled features by name, read from a network in one forward pass.
 
-| name | what it is |
+| name | features |
 | --- | --- |
-| `own` | what the model's own head reads (`forward_head(pre_logits=True)`) |
-| `logits` | what that head gives |
-| `stage1`, `stage2`, … | the mean of a stage's tokens, of networks with stages |
-| `cls`, `mean` | the class token, the mean of the patch tokens, of networks with one grid (ViT) |
-| `block1`, `block2`, … | the mean of a block's patch tokens, of networks with one grid |
-| `last4` | the last four blocks side by side: class tokens (DINO), or means of tokens where there are none |
-| `cls+mean`, `last4+mean` | names joined by `+` stand side by side (DINOv2) |
+| `own` | the input of the model's own head (`forward_head(pre_logits=True)`) |
+| `logits` | the output of that head |
+| `stage1`, `stage2`, … | the mean of a stage's tokens, for networks with stages |
+| `cls`, `mean` | the class token, the mean of the patch tokens, for single-grid networks (ViT) |
+| `block1`, `block2`, … | the mean of a block's patch tokens, for single-grid networks |
+| `last4` | the last four blocks concatenated: class tokens (DINO), else mean tokens |
+| `cls+mean`, `last4+mean` | names joined by `+` are concatenated (DINOv2) |
 
-The network's final norm is applied to what has its width and follows the last merging, as DINO and iBOT do;
-no norm is ever made up.
+The network's final norm is applied to the last stage, or to every block of a single-grid network, as in DINO
+and iBOT; no other norm is added.
 """
 
 import re
@@ -29,12 +29,12 @@ from mixmim_bench.specs import AUTO
 
 _LAST = re.compile(r"last(\d+)")
 _STAGE = re.compile(r"stage(\d+)")
-_STEMS = ("act", "bn", "conv", "stem")  # timm lists what comes before the first stage too
+_STEMS = ("act", "bn", "conv", "stem")  # timm also lists modules before the first stage
 _BLOCK = re.compile(r"block(\d+)")
 
 
 class Taps:
-    """Where the features of a timm model are read."""
+    """Reads features from the layers of a timm model with forward hooks."""
 
     def __init__(self, network: Any) -> None:
         self.network = network
@@ -44,7 +44,7 @@ class Taps:
         self.flat = bool(paths) and all(path == f"blocks.{i}" for i, path in enumerate(paths))
         self.stages: list[nn.Module] = [] if self.flat else [modules[path] for path in paths]
         self.prefix: int = (getattr(network, "num_prefix_tokens", 0) or 0) if self.flat else 0
-        self.blocks: list[tuple[nn.Module, Any]]  # with their stages, if there are any
+        self.blocks: list[tuple[nn.Module, Any]]  # with their stages, if any
         if self.flat:
             self.blocks = [(modules[path], None) for path in paths]
         else:
@@ -55,16 +55,16 @@ class Taps:
         self.norm: Any = norm if isinstance(norm, nn.Module) else None
 
     def names(self) -> list[str]:
-        """Name what `auto` tries."""
-        found = [OWN]
+        """Return the layers that `auto` tries."""
+        names = [OWN]
         if self.flat:
-            found += ["cls", "mean"] if self.prefix else ["mean"]
+            names += ["cls", "mean"] if self.prefix else ["mean"]
         else:
-            found += [f"stage{i}" for i in range(1, len(self.stages))]  # the last one is the model's own
-        return [*found, "last4"] if len(self.blocks) >= 4 else found
+            names += [f"stage{i}" for i in range(1, len(self.stages))]  # the last stage is `own`
+        return [*names, "last4"] if len(self.blocks) >= 4 else names
 
     def check(self, layer: str) -> None:
-        """Raise BenchError for a layer that the network does not have."""
+        """Raise BenchError if the network does not have a layer."""
         known = [*self.names(), LOGITS]
         known += [f"stage{i + 1}" for i in range(len(self.stages))]
         known += [f"block{i + 1}" for i in range(len(self.blocks) if self.flat else 0)]
@@ -76,27 +76,27 @@ class Taps:
                 )
 
     def read(self, images: Tensor, layers: Sequence[str], autocast: Any) -> dict[str, Tensor]:
-        """Run the network on images (b, 3, H, W): the features (b, d) of each layer, in float32."""
+        """Run the network on images (b, 3, H, W) and return the features (b, d) of each layer, in float32."""
         parts = {name for layer in layers for name in layer.split("+")}
-        with self._hooks(parts) as seen:
+        with self._hooks(parts) as outputs:
             with autocast:
                 tokens = self.network.forward_features(images)
-            # pooling and head in float32: rounded logits tie, and the order of the classes decides a tie
-            tokens = tree_map(torch.Tensor.float, tokens)  # some networks give several
-            pooled = {name: self._pool(name, tokens, seen) for name in parts}
+            # pooling and head in float32: rounded logits tie, and ties are decided by class order
+            tokens = tree_map(torch.Tensor.float, tokens)  # some networks return several tensors
+            pooled = {name: self._pool(name, tokens, outputs) for name in parts}
         return {layer: torch.cat([pooled[name] for name in layer.split("+")], dim=1) for layer in layers}
 
     @contextmanager
     def _hooks(self, parts: set[str]) -> Iterator[dict[nn.Module, Tensor]]:
-        """Keep what the modules give that the parts are made of."""
-        seen: dict[nn.Module, Tensor] = {}
+        """Collect the outputs of the modules that the parts are computed from."""
+        outputs: dict[nn.Module, Tensor] = {}
         grids: dict[nn.Module, tuple[int, int]] = {}
 
         def keep(module: nn.Module, _: Any, output: Tensor) -> None:
             stage: Any = stages_of.get(module)
             if hasattr(stage, "tokens_of_windows"):
                 output = stage.tokens_of_windows(output, grids[stage])
-            seen[module] = output.float()
+            outputs[module] = output.float()
 
         def note_grid(stage: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             grids[stage] = (inputs[0].shape[1], inputs[0].shape[2])
@@ -109,13 +109,13 @@ class Taps:
             for stage in {stages_of[module]: None for module in wanted if module in stages_of}
         ]
         try:
-            yield seen
+            yield outputs
         finally:
             for handle in handles:
                 handle.remove()
 
     def _modules(self, name: str) -> list[nn.Module]:
-        """Say which modules a part is made of, apart from the final tokens."""
+        """Return the modules that a part is computed from, besides the final tokens."""
         if match := _STAGE.fullmatch(name):
             return [self.stages[int(match[1]) - 1]]
         if match := _BLOCK.fullmatch(name):
@@ -124,7 +124,7 @@ class Taps:
             return [block for block, _ in self.blocks[-int(match[1]) :]]
         return []
 
-    def _pool(self, name: str, tokens: Any, seen: dict[nn.Module, Tensor]) -> Tensor:
+    def _pool(self, name: str, tokens: Any, outputs: dict[nn.Module, Tensor]) -> Tensor:
         if name in (OWN, LOGITS):
             pooled = self.network.forward_head(tokens, pre_logits=name == OWN)
         elif name == "cls":
@@ -135,18 +135,20 @@ class Taps:
             modules = self._modules(name)
             class_tokens = bool(_LAST.fullmatch(name)) and self.prefix > 0
             pooled = torch.cat(
-                [self._pool_module(module, seen[module], class_tokens) for module in modules], 1
+                [self._pool_module(module, outputs[module], class_tokens) for module in modules], 1
             )
         if pooled.ndim != 2:
-            raise ValueError(f"the backbone gives features of shape {tuple(pooled.shape)}, not (b, d)")
+            raise ValueError(f"the backbone returns features of shape {tuple(pooled.shape)}, not (b, d)")
         return pooled
 
     def _pool_module(self, module: nn.Module, tokens: Tensor, class_tokens: bool) -> Tensor:
-        """Pool (b, n, c), (b, h, w, c) or (b, c, h, w), normalised if it is of the last stage."""
+        """Pool tokens (b, n, c), (b, h, w, c) or (b, c, h, w), normalised if they are of the last stage."""
         if tokens.ndim == 4 and getattr(self.network, "output_fmt", "NCHW") != "NHWC":
             tokens = tokens.permute(0, 2, 3, 1)
-        of_last = self.flat or module is self.stages[-1] or dict(self.blocks).get(module) is self.stages[-1]
-        if of_last and self.norm is not None:
+        in_last_stage = (
+            self.flat or module is self.stages[-1] or dict(self.blocks).get(module) is self.stages[-1]
+        )
+        if in_last_stage and self.norm is not None:
             tokens = self.norm(tokens)
         if class_tokens:
             return tokens[:, 0]
@@ -154,7 +156,7 @@ class Taps:
 
 
 def choose_layers(network: Any, layer: str) -> list[str]:
-    """List the layers that a choice stands for: one, or all that `auto` tries; raises BenchError."""
+    """Resolve a layer option to a list: the layer itself, or all that `auto` tries; raises BenchError."""
     taps = Taps(network)
     if layer == AUTO:
         return taps.names()

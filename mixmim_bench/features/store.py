@@ -1,16 +1,15 @@
-"""The feature store: features on a disk, found by everything that made them.
+"""The feature store: a disk cache of features, keyed by everything they depend on.
 
-    FOLDER/KEY/made_by.json          what makes the features, and what tells people more; written first
-    FOLDER/KEY/x.npy                 the features (n, d), mapped when they are read
-    FOLDER/KEY/rows.npz              which images they are of, and the digests of the images' bytes
-    FOLDER/KEY/whole.json            what the files before must be; written last
-    FOLDER/KEY/chunks/000000512.npz  while it is being filled: images from this row on, each written whole
-    FOLDER/KEY.lock                  held by the process that fills it
+    FOLDER/KEY/made_by.json          the inputs of the key, and a description for people; written first
+    FOLDER/KEY/x.npy                 the features (n, d), memory-mapped when read
+    FOLDER/KEY/rows.npz              the rows of their images, and digests of the image bytes
+    FOLDER/KEY/whole.json            sizes and hashes of the files above; written last
+    FOLDER/KEY/chunks/000000512.npz  while being filled: a chunk of images from this row on
+    FOLDER/KEY.lock                  held by the process that fills the entry
 
 A key is a hash of weights, architecture, layer, preprocessing, images (id, size, time, label of each),
-precision and the extractor's version: whatever changes, the old entry is not found. What is damaged counts as
-lacking: the files of an entry are hashed once per process before they are read, and what a chunk holds is
-checked before it is built upon.
+precision and extractor version; if any of them changes, the key changes. Damaged files count as missing: the
+files of an entry are hashed once per process before use, and chunks are verified before extraction resumes.
 """
 
 import hashlib
@@ -34,20 +33,19 @@ from mixmim_bench.cache import VARIABLE, cache_folder
 from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import digest
 
-CHUNK_ROWS = 512  # images that are lost at most when a process is killed
-LOOK_S = 60  # between two looks at what another process writes
-STALLED_S = 2 * 3600  # without a chunk: those of the largest networks take half an hour on a CPU
+CHUNK_ROWS = 512  # at most so many images are lost when a process is killed
+LOOK_S = 60  # seconds between checks on another process
+STALLED_S = 2 * 3600  # seconds without a new chunk; the largest networks take half an hour per chunk on a CPU
 SCHEMA = 1
 FILES = ("rows.npz", "x.npy")
 
-_intact: dict[
-    Path, tuple[tuple[int, int, int], ...]
-] = {}  # entries that this process has hashed, as they were
+# file stats of the entries that this process has verified
+_intact: dict[Path, tuple[tuple[int, int, int], ...]] = {}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The content of an entry: features (n, d) mapped from the disk, their rows (n,) and digests (n, 16)."""
+    """The content of an entry: memory-mapped features (n, d), their rows (n,) and digests (n, 16)."""
 
     x: np.ndarray
     rows: np.ndarray
@@ -59,11 +57,11 @@ class Piece:
     """Features of some images.
 
     Attributes:
-        rows: (b,) those of the part that could be read.
-        values: (b, d) float32 per layer.
-        digests: (b, 16) uint8, of the bytes of each image; empty if not asked for.
-        failures: the reason for each row that could not be read.
-        batch_size: images that went through the network at a time.
+        rows: (b,) the readable rows of the part.
+        values: layer -> (b, d) float32.
+        digests: (b, 16) uint8, hashes of the image bytes; empty unless requested.
+        failures: unreadable row -> reason.
+        batch_size: the batch size of the forward pass.
     """
 
     rows: np.ndarray
@@ -80,20 +78,20 @@ class FeatureStore:
         self.folder = folder or cache_folder() / "features"
 
     def entry(self, made_by: Mapping[str, Any], about: Mapping[str, Any]) -> "Entry":
-        """Name the entry for what makes it; `about` tells people more and decides nothing."""
+        """Return the entry keyed by `made_by`; `about` only describes it."""
         return Entry(self.folder / digest(dict(made_by), 32), made_by, about)
 
     def entries(self) -> list["Entry"]:
-        """List all entries, the unfinished and the damaged ones too."""
+        """List all entries, including unfinished and damaged ones."""
         if not self.folder.is_dir():
             return []
         folders = sorted(path for path in self.folder.iterdir() if path.is_dir())
-        found = []
+        entries = []
         for path in folders:
-            described = read_json(path / "made_by.json")
-            parts = [described.get(name) for name in ("made_by", "about")]
-            found.append(Entry(path, *(part if isinstance(part, dict) else {} for part in parts)))
-        return found
+            values = read_json(path / "made_by.json")
+            parts = [values.get(name) for name in ("made_by", "about")]
+            entries.append(Entry(path, *(part if isinstance(part, dict) else {} for part in parts)))
+        return entries
 
 
 class Entry:
@@ -112,21 +110,21 @@ class Entry:
         return self.folder / name
 
     def lock(self) -> FileLock:
-        """Make the lock that is held while the entry is filled or removed; raises BenchError."""
+        """Return the lock to hold while filling or removing the entry; raises BenchError."""
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.folder.parent).close()
         except OSError as error:
             raise BenchError(
-                f"features cannot be kept in {self.folder.parent}: {error.strerror}; set ${VARIABLE} to a "
-                "folder that can be written"
+                f"cannot cache features in {self.folder.parent}: {error.strerror}; set ${VARIABLE} to a "
+                "writable folder"
             ) from error
         return FileLock(self.folder.with_suffix(".lock"))
 
     # -- reading ---------------------------------------------------------------------------------------
 
     def manifest(self) -> dict[str, Any] | None:
-        """Read whole.json if the entry is whole: what it names is there and has its size."""
+        """Return whole.json if the entry is complete, with all files of the right size; else None."""
         manifest = read_json(self._file("whole.json"))
         if not _is_manifest(manifest) or digest(dict(self.made_by), 32) != self.key:
             return None
@@ -137,14 +135,14 @@ class Entry:
         return manifest
 
     def is_intact(self) -> bool:
-        """Whether the entry is whole and its files are what was written; hashed once per process."""
+        """Whether the entry is complete and its files are unchanged; hashed once per process."""
         if self.manifest() is None:
             return False
-        seen = self._stats()
-        if _intact.get(self.folder) != seen:
+        stats = self._stats()
+        if _intact.get(self.folder) != stats:
             if self.damage():
                 return False
-            _intact[self.folder] = seen
+            _intact[self.folder] = stats
         return True
 
     def _stats(self) -> tuple[tuple[int, int, int], ...]:
@@ -152,40 +150,42 @@ class Entry:
         return tuple((stat.st_ino, stat.st_size, stat.st_ctime_ns) for stat in stats)
 
     def open(self) -> Stored:
-        """Map the features; raises BenchError if the entry is not whole, or damaged."""
+        """Memory-map the features; raises BenchError if the entry is incomplete or damaged."""
         if not self.is_intact():
-            raise BenchError(f"the features {self.folder} are not whole; the same command makes them again")
-        with suppress(OSError):  # a folder of somebody else
-            os.utime(self._file("whole.json"))  # when it was used last
+            raise BenchError(
+                f"the features in {self.folder} are incomplete or damaged; rerun to extract them"
+            )
+        with suppress(OSError):  # another user's folder
+            os.utime(self._file("whole.json"))  # time of last use
         with np.load(self._file("rows.npz"), allow_pickle=False) as file:
             rows, digests = file["rows"], file["digests"]
         return Stored(np.load(self._file("x.npy"), mmap_mode="r", allow_pickle=False), rows, digests)
 
     def damage(self) -> str:
-        """Read every byte; say what is wrong, '' if nothing is."""
+        """Verify every byte and describe the damage, '' if none."""
         manifest = self.manifest()
         if manifest is None:
-            return "not whole"
+            return "incomplete"
         for name, file in manifest["files"].items():
             try:
-                found = _measured(self._file(name))["sha256"]
+                sha256 = _measured(self._file(name))["sha256"]
             except OSError as error:
                 return f"{name} cannot be read: {error.strerror}"
-            if found != file["sha256"]:
+            if sha256 != file["sha256"]:
                 return f"{name} has changed since it was written"
         return ""
 
     def bytes(self) -> int:
-        """Count what the entry takes on the disk."""
+        """Return the size of the entry on disk."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     def last_used(self) -> datetime:
-        """Say when the entry was read or written last."""
+        """Return when the entry was last read or written."""
         newest = max((path.stat().st_mtime for path in self.folder.rglob("*")), default=0.0)
         return datetime.fromtimestamp(newest, UTC)
 
     def remove(self) -> bool:
-        """Delete the entry, what makes it whole first; False if another process is filling it."""
+        """Delete the entry, whole.json first; False if another process is filling it."""
         lock = self.lock()
         try:
             with lock.acquire(timeout=0):
@@ -198,7 +198,7 @@ class Entry:
     # -- writing ---------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Write what the entry will hold, for who lists it before it is whole; what was damaged goes."""
+        """Write made_by.json, so that unfinished entries can be listed, and drop any earlier whole.json."""
         self._file("whole.json").unlink(missing_ok=True)
         text = json.dumps(
             {"made_by": dict(self.made_by), "about": dict(self.about)}, indent=1, sort_keys=True
@@ -209,44 +209,44 @@ class Entry:
         return self._file("chunks") / f"{start:09d}.npz"
 
     def has_chunk(self, start: int, stop: int) -> bool:
-        """Whether the chunk of the images start to stop is there, with all of them, and undamaged."""
+        """Whether the chunk of images start to stop exists, is undamaged and covers all of them."""
         try:
             bounds, rows, failed, x, digests = (
                 self._read(start, name) for name in ("bounds", "rows", "failed", "x", "digests")
             )
-            seen = np.sort(np.concatenate([rows, failed]))
+            covered = np.sort(np.concatenate([rows, failed]))
             return (
                 bounds.tolist() == [start, stop]
-                and np.array_equal(seen, np.arange(start, stop))
+                and np.array_equal(covered, np.arange(start, stop))
                 and len(rows) == len(x) == len(digests)
             )
         except Exception:  # a damaged file fails in many ways
             return False
 
     def _read(self, start: int, name: str) -> np.ndarray:
-        # numpy leaves a file open that it opened itself and that is no zip archive
+        # given a path, numpy leaves the file open if it is not a zip archive
         with self._chunk(start).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return file[name]
 
     @contextmanager
-    def _keeping(self) -> Iterator[None]:
-        """Turn what a disk refuses into a BenchError that names the folder and the variable."""
+    def _disk_errors(self) -> Iterator[None]:
+        """Convert disk errors to a BenchError that names the folder and the variable."""
         try:
             yield
         except OSError as error:
             raise BenchError(
-                f"features cannot be kept in {self.folder.parent}: {error.strerror}; free some space, or set "
-                f"${VARIABLE} to a folder with more"
+                f"cannot cache features in {self.folder.parent}: {error.strerror}; free some space, or set "
+                f"${VARIABLE} to a larger disk"
             ) from error
 
     def write_chunk(self, start: int, stop: int, chunk: Mapping[str, np.ndarray]) -> None:
-        """Write a chunk, whole or not at all; raises BenchError."""
-        with self._keeping(), writing_whole(self._chunk(start)) as file:
+        """Write a chunk atomically; raises BenchError."""
+        with self._disk_errors(), writing_whole(self._chunk(start)) as file:
             np.savez(file, allow_pickle=False, bounds=np.array([start, stop]), **chunk)
 
     def finish(self, starts: Sequence[int], images: int) -> None:
-        """Join the chunks, one in memory at a time, and say last that it is whole; raises BenchError."""
-        with self._keeping():
+        """Join the chunks, one in memory at a time, and write whole.json last; raises BenchError."""
+        with self._disk_errors():
             self._join(starts, images)
 
     def _join(self, starts: Sequence[int], images: int) -> None:
@@ -267,7 +267,7 @@ class Entry:
 
 
 class Filling:
-    """Entries that lack features of the same images, filled chunk by chunk in the order of the images."""
+    """Incomplete entries for the same images, filled chunk by chunk in image order."""
 
     def __init__(self, entries: Mapping[str, Entry], images: int) -> None:
         self.entries = entries
@@ -283,21 +283,21 @@ class Filling:
 
     @property
     def start(self) -> int:
-        """The first image that is lacking."""
+        """The first missing image."""
         return self.bounds[self.done][0] if self.done < len(self.bounds) else self.images
 
     def add(self, piece: Piece) -> None:
-        """Take the next images; they are written as soon as a chunk of them is there."""
+        """Add the features of the next images; full chunks are written at once."""
         self.waiting.append(piece)
-        seen = self.start + sum(len(piece.rows) + len(piece.failures) for piece in self.waiting)
-        while self.done < len(self.bounds) and seen >= self.bounds[self.done][1]:
+        stop = self.start + sum(len(piece.rows) + len(piece.failures) for piece in self.waiting)
+        while self.done < len(self.bounds) and stop >= self.bounds[self.done][1]:
             self._write(*self.bounds[self.done])
             self.done += 1
 
     def _write(self, start: int, stop: int) -> None:
         pieces = [piece for piece in self.waiting if len(piece.rows)]
         rows = np.concatenate([np.empty(0, np.int64), *(piece.rows for piece in pieces)])
-        here, later = rows < stop, rows >= stop
+        in_chunk, later = rows < stop, rows >= stop
         digests = np.concatenate([np.empty((0, 16), np.uint8), *(piece.digests for piece in pieces)])
         failed = [row for piece in self.waiting for row in piece.failures if start <= row < stop]
         values = {
@@ -307,35 +307,35 @@ class Filling:
             for layer in self.entries
         }
         for layer, entry in self.entries.items():
-            chunk = {"rows": rows[here], "digests": digests[here], "x": values[layer][here]}
+            chunk = {"rows": rows[in_chunk], "digests": digests[in_chunk], "x": values[layer][in_chunk]}
             entry.write_chunk(start, stop, {**chunk, "failed": np.array(sorted(failed), dtype=np.int64)})
         failures = {row: why for piece in self.waiting for row, why in piece.failures.items() if row >= stop}
         rest = {layer: x[later] for layer, x in values.items()}
         self.waiting = [Piece(rows[later], rest, digests[later], failures)]
 
     def finish(self) -> None:
-        """Make the entries whole; raises ValueError if images are lacking."""
+        """Complete the entries; raises ValueError if images are missing."""
         if self.start < self.images:
-            raise ValueError(f"features of {self.images - self.start} images are lacking")
+            raise ValueError(f"features of {self.images - self.start} images are missing")
         for entry in self.entries.values():
             entry.finish([start for start, _ in self.bounds], self.images)
 
 
 @contextmanager
 def filling(entries: Mapping[str, Entry], images: int) -> Iterator[Filling | None]:
-    """Hold the entries (layer -> entry) and fill those that are not whole; None if all are.
+    """Lock the entries (layer -> entry) and yield a Filling of the incomplete ones, None if all are complete.
 
-    An entry that another process holds is waited for, while that process writes. Raises BenchError.
+    Waits for another process that holds an entry, as long as it makes progress. Raises BenchError.
     """
-    with ExitStack() as held:
+    with ExitStack() as locks:
         for entry in sorted(entries.values(), key=lambda entry: entry.key):
-            held.enter_context(_held(entry))
-        lacking = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
-        yield Filling(lacking, images) if lacking else None
+            locks.enter_context(_acquire(entry))
+        incomplete = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
+        yield Filling(incomplete, images) if incomplete else None
 
 
-def _held(entry: Entry) -> AcquireReturnProxy:
-    """Take the lock of an entry; raises BenchError if another process holds it and nothing is written."""
+def _acquire(entry: Entry) -> AcquireReturnProxy:
+    """Acquire the lock of an entry; raises BenchError if another process holds it without progress."""
     lock, since = entry.lock(), time.time()
     while True:
         try:
@@ -344,8 +344,8 @@ def _held(entry: Entry) -> AcquireReturnProxy:
             idle = time.time() - max(since, entry.last_used().timestamp())
             if idle > STALLED_S:
                 raise BenchError(
-                    f"another process holds the features {entry.folder} and has written nothing for "
-                    f"{idle / 60:.0f} min; end it (its lock is {lock.lock_file}), then start again"
+                    f"another process has locked the features in {entry.folder} and has written nothing for "
+                    f"{idle / 60:.0f} min; stop it (its lock is {lock.lock_file}), then rerun"
                 ) from None
 
 
@@ -355,7 +355,7 @@ def _measured(path: Path) -> dict[str, Any]:
 
 
 def _is_manifest(values: Mapping[str, Any]) -> bool:
-    """Whether values are what `finish` writes."""
+    """Whether values have the form of whole.json."""
     files = values.get("files")
     return (
         values.get("schema") == SCHEMA

@@ -1,1 +1,1 @@
-"""Estimators on frozen features, after scikit-learn's conventions; in memory or mapped from a disk."""
+"""Estimators on frozen features that follow the scikit-learn API, in memory or memory-mapped."""

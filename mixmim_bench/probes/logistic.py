@@ -1,4 +1,4 @@
-"""Multinomial logistic regression along a path of C, to a certified distance from each optimum."""
+"""Multinomial logistic regression along a path of C, with a certified distance from each optimum."""
 
 import math
 import warnings
@@ -19,7 +19,7 @@ from mixmim_bench.probes.softmax import Point, SoftmaxLoss
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a problem was left, and whether it was solved."""
+    """The final point of a problem, and whether it was solved."""
 
     point: Point
     gap: float
@@ -28,14 +28,14 @@ class Solution:
 
 @contextmanager
 def noting_unsolved() -> Iterator[None]:
-    """Silence ConvergenceWarning, where what was not solved goes into notes."""
+    """Silence ConvergenceWarning where unsolved values of C are recorded as notes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield
 
 
 def unsolved_notes(unsolved: Sequence[tuple[float, float]], tol: float) -> tuple[str, ...]:
-    """Note the C that were not solved, each with its relative gap; nothing if all were."""
+    """Describe unsolved values of C with their relative gaps; empty if all were solved."""
     each = ", ".join(f"{C:.1e} ({gap:.1e})" for C, gap in unsolved)
     return (f"C (relative gap) not solved to tol {tol}: {each}",) if each else ()
 
@@ -46,12 +46,11 @@ class LogisticPath(LinearPath):
     The objective is that of scikit-learn's LogisticRegression: C * sum of losses + |coef|^2 / 2, without a
     penalty on intercepts, on features that are standardised here (`standardize`). Each is minimised by a
     truncated Newton method (conjugate gradients, preconditioned in the basis of uncorrelated features) that
-    starts from the solutions before it, in float32, until the duality gap is at most `tol` of the objective;
-    where float32 does not get there it goes on in float64.
-    The gap bounds how far the objective is from its minimum, up to the rounding of float32 (1e-6 of the
-    objective).
+    is warm-started from the previous solutions, in float32, until the duality gap is at most `tol` of the
+    objective; if float32 is not precise enough, it continues in float64. The gap bounds the distance of the
+    objective from its minimum, up to the rounding of float32 (1e-6 of the objective).
 
-    X is an array (n, d), or `Stacked` arrays, which may be mapped from a disk: what is large is read block by
+    X is an array (n, d), or `Stacked` arrays, which may be memory-mapped: large arrays are read block by
     block. After `fit` the attributes `coef_path_` (n_C, K, d) and `intercept_path_` (n_C, K) are those for
     X as it is, with one row for two classes as in scikit-learn; `objective_path_` and `gap_path_` (n_C,)
     are of the standardised problem. `coef_` and `intercept_` are those of `select`, at first the last C.
@@ -114,7 +113,7 @@ class LogisticPath(LinearPath):
         return self.select(len(solutions) - 1)
 
     def select(self, place: int) -> Self:
-        """Predict with the coefficients of one C of `C_path_` from now on."""
+        """Use the coefficients of one C of `C_path_` for predictions."""
         self.C_ = float(self.C_path_[place])
         return super().select(place)
 
@@ -124,7 +123,7 @@ class LogisticPath(LinearPath):
             raise ValueError(f"Cs must be numbers above 0, not {self.Cs!r}")
 
     def _inwards(self, loss: SoftmaxLoss, coef: np.ndarray, intercept: np.ndarray) -> Tensor:
-        """Bring coefficients for X as it is to the unknowns."""
+        """Convert coefficients for the original X to unknowns."""
         if len(coef) == 1:
             coef, intercept = np.vstack([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
         intercept = intercept + coef @ self.mean_
@@ -132,7 +131,7 @@ class LogisticPath(LinearPath):
         return torch.cat([inner @ loss.basis, torch.from_numpy(intercept).to(loss.basis)[:, None]], dim=1)
 
     def _outwards(self, loss: SoftmaxLoss, solutions: Sequence[Solution]) -> tuple[np.ndarray, np.ndarray]:
-        """Give coefficients (m, K, d) and intercepts (m, K) for X as it is."""
+        """Return coefficients (m, K, d) and intercepts (m, K) for the original X."""
         basis = loss.basis.double().cpu().numpy()
         coefs, intercepts = [], []
         for solution in solutions:
@@ -176,9 +175,9 @@ def _path(
     start: Tensor | None,
     ends: Callable[[Solution, SoftmaxLoss], bool],
 ) -> tuple[list[Solution], SoftmaxLoss]:
-    """Solve for rising C until one `ends` the path; returns the solutions and the loss they belong to.
+    """Solve for rising C until `ends` returns True; returns the solutions and their loss.
 
-    What float32 cannot solve is solved in float64, and so is all that follows.
+    From the first C that float32 cannot solve on, float64 is used.
     """
     solutions: list[Solution] = []
     for c in C:
@@ -205,7 +204,7 @@ def _turn(unknowns: Tensor, turn: Tensor) -> Tensor:
 
 
 def _start(loss: SoftmaxLoss, before: Sequence[Solution], c: float, start: Tensor | None) -> Tensor:
-    """Go on from the solutions before, along a line in log C."""
+    """Extrapolate the previous solutions linearly in log C."""
     if not before:
         return loss.origin() if start is None else start
     last = before[-1].point
@@ -216,7 +215,7 @@ def _start(loss: SoftmaxLoss, before: Sequence[Solution], c: float, start: Tenso
 
 
 def _newton(loss: SoftmaxLoss, unknowns: Tensor, C: float, tol: float, max_iter: int) -> Solution:
-    """Minimise by Newton's method with a truncated conjugate gradient and steps that are cut back."""
+    """Minimise by Newton's method with truncated conjugate gradients and a backtracking line search."""
     point = loss.evaluate(unknowns, C)
     left, can_settle = max_iter, True
     while True:

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, in chunks: memory does not grow with the number of rows."""
+"""Nearest neighbours by cosine similarity, in chunks: memory does not grow with the number of rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ GROUP = 64  # neighbouring columns of which the largest similarity is found firs
 
 @dataclass(frozen=True)
 class _Sizes:
-    """How much is held at a time: enough to fill the device, little enough to fit."""
+    """Chunk sizes: large enough to fill the device, small enough to fit."""
 
     queries: int  # whose neighbours are searched for in one pass over the bank
     panel: int  # queries, and
@@ -51,7 +51,7 @@ def nearest(bank: Any, queries: Any, depth: int, device: str = "cpu") -> tuple[n
 def _best(
     bank: Stacked, queries: torch.Tensor, depth: int, sizes: _Sizes
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Go over the bank once, and keep the best neighbours so far of each query."""
+    """Go through the bank once, keeping the best neighbours of each query."""
     cosines = torch.full((len(queries), depth), -torch.inf, device=queries.device)
     neighbours = torch.zeros((len(queries), depth), dtype=torch.int64, device=queries.device)
     for first, block in bank.blocks(sizes.bank):
@@ -69,7 +69,7 @@ def _best(
 def _largest(similarity: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Find the largest values of each row (m, n) and their columns, both (m, depth).
 
-    They are in the groups of columns with the largest maxima, so only those are sorted.
+    They are among the groups of columns with the largest maxima, so only those are sorted.
     """
     n = similarity.shape[1]
     if n % GROUP or n // GROUP < 4 * depth:
@@ -87,7 +87,7 @@ def _unit(x: np.ndarray, device: Any) -> torch.Tensor:
 
 
 def vote(cosines: np.ndarray, labels: np.ndarray, k: int, temperature: float, num_classes: int) -> np.ndarray:
-    """Let the k nearest vote with exp(cosine / temperature): scores (n, K); the nearest weighs 1.
+    """Return votes (n, K) of the k nearest, weighted by exp(cosine / temperature); the nearest has weight 1.
 
     cosines, labels: (n, depth), the nearest first.
     """
@@ -98,9 +98,9 @@ def vote(cosines: np.ndarray, labels: np.ndarray, k: int, temperature: float, nu
 
 
 def shares(cosines: np.ndarray, labels: np.ndarray, k: int, temperature: float) -> np.ndarray:
-    """Let the k nearest vote on each of several labels: the weighted share (n, K) that has it.
+    """Return the weighted share (n, K) of the k nearest that have each label.
 
-    cosines (n, depth), labels (n, depth, K) of 1, 0, and -1 for those that do not vote.
+    cosines (n, depth); labels (n, depth, K) of 1, 0, and -1 for abstentions.
     """
     weight = _weights(cosines, k, temperature)[:, :, None]
     voting = (weight * (labels[:, :k] >= 0)).sum(1)

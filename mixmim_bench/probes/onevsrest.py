@@ -1,4 +1,4 @@
-"""Logistic regression for several labels an item: each class against the rest."""
+"""One-vs-rest logistic regression for several labels per item."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -14,11 +14,11 @@ TOGETHER = 4  # values of C that are solved for one class before the next one
 
 
 class OneVsRestPath(BaseEstimator):
-    """Logistic regression of each class for several C, on the items of which it is known if they have it.
+    """Logistic regression of each class for several C, on the items with known labels.
 
-    Y is (n, K): 1 where an item has the class, 0 where not, -1 where that is left open. A class that all
-    items have, or none, says nothing: its scores are 0. After `fit`: `C_path_` (n_C,), `coef_path_`
-    (n_C, K, d), `intercept_path_` (n_C, K), and `unsolved_`, the C that were not solved with their gaps.
+    Y is (n, K): 1 if an item has the class, 0 if not, -1 if unknown. Classes that all items have, or none,
+    get scores of 0. After `fit`: `C_path_` (n_C,), `coef_path_` (n_C, K, d), `intercept_path_` (n_C, K), and
+    `unsolved_`, the unsolved C with their gaps.
     """
 
     def __init__(
@@ -69,5 +69,5 @@ class OneVsRestPath(BaseEstimator):
         return self
 
     def decision_path(self, X: Any) -> Iterator[np.ndarray]:
-        """Give for each C the scores (n, K)."""
+        """Yield the scores (n, K) for each C."""
         return decide_each(X, self.coef_path_, self.intercept_path_)

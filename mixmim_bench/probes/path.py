@@ -1,4 +1,4 @@
-"""What linear classifiers with a path of penalties have in common."""
+"""Base class of linear classifiers with a path of penalties."""
 
 from collections.abc import Iterator
 from typing import Any, Self
@@ -13,10 +13,10 @@ from mixmim_bench.probes.rows import Stacked, stacked
 
 
 class LinearPath(ClassifierMixin, BaseEstimator):
-    """Coefficients for each of several penalties; predicts with those of `select`.
+    """A linear classifier for each of several penalties; `select` chooses the one for predictions.
 
-    Subclasses set `classes_`, `coef_path_` (n_path, K, d) and `intercept_path_` (n_path, K), for features
-    as they are; one row stands for two classes.
+    Subclasses set `classes_`, `coef_path_` (n_path, K, d) and `intercept_path_` (n_path, K) for the original
+    features, with a single row for two classes.
     """
 
     classes_: np.ndarray
@@ -24,7 +24,7 @@ class LinearPath(ClassifierMixin, BaseEstimator):
     intercept_path_: np.ndarray
 
     def _check_data(self, X: Any, y: Any) -> tuple[Stacked, np.ndarray]:
-        """Check features (n, d) and labels (n,), give the labels as codes and remember the classes."""
+        """Check features (n, d) and labels (n,), encode the labels and store the classes."""
         if not isinstance(X, Stacked | np.memmap):
             X, y = validate_data(self, X, y, dtype=[np.float32, np.float64])
         rows, labels = stacked(X), column_or_1d(y, warn=True)
@@ -40,12 +40,12 @@ class LinearPath(ClassifierMixin, BaseEstimator):
         return rows, codes
 
     def select(self, place: int) -> Self:
-        """Predict with the coefficients of one penalty from now on."""
+        """Use the coefficients of one penalty for predictions."""
         self.coef_, self.intercept_ = self.coef_path_[place], self.intercept_path_[place]
         return self
 
     def decision_path(self, X: Any) -> Iterator[np.ndarray]:
-        """Give for each penalty the scores of all classes (n, K)."""
+        """Yield the scores of all classes (n, K) for each penalty."""
         return decide_each(X, self.coef_path_, self.intercept_path_)
 
     @property
@@ -66,7 +66,7 @@ class LinearPath(ClassifierMixin, BaseEstimator):
         return self.classes_[logits.argmax(1)]
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the likeliest class of each row (n,)."""
+        """Return the most likely class of each row (n,)."""
         return self._name(self.decision_function(X))
 
     def log_odds(self, X: Any) -> np.ndarray:
@@ -83,7 +83,7 @@ class LinearPath(ClassifierMixin, BaseEstimator):
 
 
 def decide_each(X: Any, coefs: np.ndarray, intercepts: np.ndarray) -> Iterator[np.ndarray]:
-    """Give the scores of all classes (n, K) for each of several coefs (m, K, d) and intercepts (m, K)."""
+    """Yield the scores of all classes (n, K) for each of several coefs (m, K, d) and intercepts (m, K)."""
     rows = stacked(X)
     for coef, intercept in zip(coefs, intercepts, strict=True):
         decided = np.concatenate([_decide(block, coef, intercept) for _, block in rows.blocks()])

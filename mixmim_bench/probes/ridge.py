@@ -14,8 +14,8 @@ class RidgePath(LinearPath):
     """Least squares on one-hot labels with an L2 penalty, for each alpha, on standardised features.
 
     The objective is that of scikit-learn's Ridge for targets 0 and 1: the summed squared error plus
-    `n * alpha * |coef|^2`. One eigendecomposition gives the solutions for all alphas, so it ranks layers
-    and poolings at almost no cost. X is as in LogisticPath.
+    `n * alpha * |coef|^2`. One eigendecomposition yields the solutions for all alphas, so ranking layers and
+    poolings costs almost nothing. X is as in LogisticPath.
     """
 
     def __init__(self, alphas: Sequence[float] = (1e-3,), device: str = "cpu") -> None:

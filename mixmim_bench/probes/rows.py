@@ -1,4 +1,4 @@
-"""Feature rows in one or several arrays, in memory or mapped from a disk, read block by block."""
+"""Feature rows in one or several arrays, in memory or memory-mapped, read block by block."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ LARGEST_BASIS = 8192  # features of which the uncorrelated basis is computed; be
 
 
 class Stacked:
-    """Arrays (n_i, d) one below the other, without copying them: train and val, say."""
+    """Vertically stacked arrays (n_i, d), without copies, such as train and val."""
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         self.arrays = tuple(arrays)
@@ -35,7 +35,7 @@ class Stacked:
             first += len(array)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Copy some rows (m,), in the order given."""
+        """Copy rows (m,) in the given order."""
         taken = np.empty((len(rows), self.shape[1]), dtype=np.float32)
         first = 0
         for array in self.arrays:
@@ -47,7 +47,7 @@ class Stacked:
 
 
 def stacked(x: Any) -> Stacked:
-    """Take features as they come: `Stacked`, or any array (n, d)."""
+    """Convert features, `Stacked` or any array (n, d), to `Stacked`."""
     if isinstance(x, Stacked):
         return x
     return Stacked([x if isinstance(x, np.memmap) else check_array(x, dtype=[np.float32, np.float64])])
@@ -57,10 +57,9 @@ LARGEST_SQUARE = 1e18  # a standardised value beyond this has a square near the 
 
 
 class Standardiser:
-    """Centres columns, and scales them by scikit-learn's rule for constant features.
+    """Centres and scales columns with the mean and deviation of StandardScaler in float64.
 
-    The mean and the deviation are those of StandardScaler in float64. Raises ValueError, which names the
-    column, for values that are not finite or too large to compute with.
+    Raises ValueError with the column for values that are not finite or too large.
     """
 
     def __init__(self, rows: Stacked, scale: bool = True) -> None:
@@ -95,7 +94,7 @@ class Standardiser:
 
 
 class Prepared:
-    """Standardised rows as tensors on a device: kept if they are few, else made anew at every pass."""
+    """Standardised rows as tensors on a device: kept if they fit, else recomputed in every pass."""
 
     def __init__(self, rows: Stacked, standardiser: Standardiser, device: str) -> None:
         self.rows = rows
@@ -113,15 +112,14 @@ class Prepared:
             yield start, self.standardiser.apply(values.to(self.device))
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Give the first row of each block and its values (m, d)."""
+        """Yield the first row of each block and its values (m, d)."""
         yield from self._read() if self.kept is None else self.kept
 
 
 def uncorrelated(x: Prepared) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the orthonormal basis (d, r) in which the features are uncorrelated, and their variances (r,).
+    """Return the orthonormal basis (d, r) in which the features are uncorrelated, and their variances (r,).
 
-    Where rows are fewer than features, r is the number of rows: the basis spans all of them, however small
-    the variance of a direction is, and no other direction matters.
+    With fewer rows than features, r is the number of rows, and the basis spans all of them.
     """
     n, d = x.shape
     if min(n, d) > LARGEST_BASIS:

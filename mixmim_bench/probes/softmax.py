@@ -1,8 +1,8 @@
-"""The objective of multinomial logistic regression, its gradient and its curvature, many problems a pass.
+"""The objective of multinomial logistic regression, its gradient and its curvature.
 
-A problem is one value of C. Its unknowns are a tensor (K, r + 1): a row a class, coordinates in a basis
-in which the features are nearly uncorrelated, and the intercept last. The objective is scikit-learn's:
-C times the sum of the losses, plus half the squared norm of what is not an intercept.
+The unknowns are a tensor (K, r + 1) with one row per class: coordinates in a basis in which the features are
+nearly uncorrelated, then the intercept. The objective is scikit-learn's: C times the sum of the losses, plus
+half the squared norm of the coefficients without intercepts.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ SETTLING_STEPS = 8  # Newton steps for the intercepts alone
 
 @dataclass
 class Point:
-    """What is known of a problem at one point."""
+    """The objective and its derivatives at one point."""
 
     unknowns: Tensor  # (K, r + 1)
     C: float
@@ -36,7 +36,7 @@ class Point:
 
 
 class SoftmaxLoss:
-    """Passes over the rows, shared by all problems that need one."""
+    """Evaluates the objective and its curvature in passes over the rows."""
 
     def __init__(self, x: Prepared, y: np.ndarray, num_classes: int, dtype: torch.dtype) -> None:
         self.x = x
@@ -61,7 +61,7 @@ class SoftmaxLoss:
         return self.num_classes, len(self.variances) + 1
 
     def origin(self) -> Tensor:
-        """Start where features say nothing: intercepts that give each class its frequency."""
+        """Return the starting point: zero coefficients, and intercepts that yield the class frequencies."""
         start = torch.zeros(self.size, dtype=self.dtype, device=self.x.device)
         start[:, -1] = self.counts.log()
         start[:, -1] -= start[:, -1].mean()
@@ -89,9 +89,9 @@ class SoftmaxLoss:
         return Point(unknowns, C, objective, loss, gradient, sums / self.n, kept)
 
     def settle(self, point: Point) -> Tensor | None:
-        """Minimise over the intercepts alone, from the probabilities that are kept; None if none are.
+        """Minimise over the intercepts only, from the kept probabilities; None if none are kept.
 
-        Returns the unknowns with the intercepts that give each class its frequency. `point` is used up.
+        Returns the unknowns with intercepts that yield the class frequencies. `point` is invalidated.
         """
         blocks = point.probabilities
         if blocks is None:
@@ -114,7 +114,7 @@ class SoftmaxLoss:
         return unknowns
 
     def _solve_intercepts(self, blocks: dict[int, Tensor], sums: Tensor, wanted: Tensor) -> Tensor:
-        """Solve for the change of the intercepts that changes the sums of probabilities by `wanted` (K,).
+        """Return the change of the intercepts that changes the sums of probabilities by `wanted` (K,).
 
         Conjugate gradients on diag(sums) - p^T p, preconditioned by its diagonal's larger part.
         """
@@ -155,11 +155,11 @@ class SoftmaxLoss:
         return product
 
     def _pass(self, columns: Tensor, residuals: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Go over the rows once, and multiply residuals with them.
+        """Go through the rows once, and multiply residuals with them.
 
         Args:
             columns: unknowns (k, d + 1).
-            residuals: makes residuals (m, K) of a block from its first row and its values (m, k).
+            residuals: returns residuals (m, K) of a block, given its first row and its values (m, k).
         """
         self.passes += 1
         slopes, intercepts = columns[:, :-1], columns[:, -1]
@@ -184,7 +184,7 @@ class SoftmaxLoss:
         return ((start, block.to(self.dtype)) for start, block in self.x.blocks())  # type: ignore[return-value]
 
     def precondition(self, point: Point, residual: Tensor) -> Tensor:
-        """Solve with what the Hessian would be if features were uncorrelated and rows alike.
+        """Solve with the Hessian of uncorrelated features and identical rows.
 
         The solution sums to zero over the classes, as the unknowns do.
         """
@@ -203,12 +203,12 @@ class SoftmaxLoss:
         return sums
 
     def bound(self, point: Point) -> float:
-        """Bound how far the objective is above its minimum: the duality gap.
+        """Return the duality gap, an upper bound of the distance of the objective from its minimum.
 
-        A point of the dual gives each row probabilities that sum to the class frequencies. Those of `point`
-        are moved there by mixing them with as much as it takes of one distribution for all rows; features
-        are centred, so that changes nothing else. The entropy of a mixture is at least the mixture of the
-        entropies. Up to rounding this holds at every point, whatever its intercepts are.
+        A feasible point of the dual assigns each row probabilities that sum to the class frequencies. Those
+        of `point` are made feasible by mixing them with one distribution for all rows; since features are
+        centred, nothing else changes. The entropy of a mixture is at least the mixture of the entropies. Up
+        to rounding, the bound holds at every point, for any intercepts.
         """
         weights, intercepts = point.unknowns[:, :-1].double(), point.unknowns[:, -1].double()
         of_loss = point.gradient[:, :-1].double() - weights
@@ -225,10 +225,10 @@ class SoftmaxLoss:
         return max(gap, 0.0)
 
     def estimate(self, point: Point) -> float:
-        """Estimate how far the objective is above its minimum, as if the intercepts took a Newton step.
+        """Estimate the distance of the objective from its minimum, after a Newton step of the intercepts.
 
-        The penalty makes the objective strongly convex, so half the squared norm of the gradient bounds what
-        the rest contributes.
+        The penalty makes the objective strongly convex, so half the squared norm of the gradient bounds the
+        contribution of the coefficients.
         """
         of_intercepts = point.gradient[:, -1].double() ** 2 / (
             point.C * self.n * point.weight.clamp_min(1e-12)
@@ -237,9 +237,9 @@ class SoftmaxLoss:
 
 
 def _softmax(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed loss, the probabilities and the residuals p - onehot; logits (m, K) are used up.
+    """Return the summed loss, the probabilities and the residuals p - onehot; logits (m, K) are overwritten.
 
-    All is relative to the label's own logit, so that small losses keep all their digits.
+    All is relative to the logit of the label, so that small losses keep their precision.
     """
     rows = torch.arange(len(y), device=y.device)
     logits -= logits[rows, y][:, None].clone()

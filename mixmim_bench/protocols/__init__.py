@@ -1,8 +1,8 @@
 """Protocols: how a backbone is evaluated. One module per protocol and kind of task, found by scanning.
 
-A module in a folder here (`classification`, `multilabel`: the kinds of task) names its class in `PROTOCOL`, a
-subclass of `contract.Protocol`. Its top-level imports are those of the standard library and of the contract.
-The effective hyper-parameters are: defaults < preset < the task file's `[recipe.<name>]`.
+A module in a subpackage (`classification`, `multilabel`: the kinds of task) exports its class as `PROTOCOL`,
+a subclass of `contract.Protocol`. It imports only the standard library and the contract at the top level. The
+effective hyper-parameters are: defaults < preset < the task file's `[recipe.<name>]`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from mixmim_bench.specs import AUTO
 
 @cache
 def load_protocols() -> Mapping[tuple[str, str], type[Protocol]]:
-    """Scan the folders here: (name, kind) -> protocol class; raises ValueError if two share a key."""
+    """Scan the subpackages: (name, kind) -> protocol class; raises ValueError for duplicates."""
     modules = [
         module.name
         for kind in pkgutil.iter_modules(__path__, f"{__name__}.")
@@ -42,17 +42,17 @@ def load_protocols() -> Mapping[tuple[str, str], type[Protocol]]:
 
 
 def kinds() -> tuple[str, ...]:
-    """Name the kinds of task that some protocol evaluates."""
+    """Return the kinds of task that have protocols."""
     return tuple(sorted({kind for _, kind in load_protocols()}))
 
 
 def protocol_names() -> tuple[str, ...]:
-    """Name the protocols of all kinds of task."""
+    """Return the names of all protocols."""
     return tuple(dict.fromkeys(name for name, _ in load_protocols()))
 
 
 def all_presets() -> tuple[str, ...]:
-    """Name the presets of all protocols."""
+    """Return the names of all presets."""
     return tuple(sorted({preset for cls in load_protocols().values() for preset in cls.presets}))
 
 
@@ -66,9 +66,9 @@ def find_protocol(name: str, kind: str) -> type[Protocol]:
 
 
 def judging(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
-    """Divide protocols into those that a kind of task has and those it has not.
+    """Split protocols into those available for a kind of task and the others.
 
-    Raises BenchError for a name that no kind has, and where none is left.
+    Raises BenchError for an unknown name, and if none is available.
     """
     table = load_protocols()
     for name in names:
@@ -84,7 +84,7 @@ def judging(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
 
 
 def check_values(cls: type[Protocol], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the names and types of hyper-parameters; raises BenchError, which names the wrong one."""
+    """Check the names and types of hyper-parameters; raises BenchError with the invalid one."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     checked = {}
     for key, value in values.items():
@@ -102,7 +102,7 @@ def check_values(cls: type[Protocol], values: Mapping[str, Any]) -> dict[str, An
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Whether a value has the type of a default; a list holds what the default's elements are."""
+    """Return whether a value has the type of a default, including the elements of lists."""
     if isinstance(default, tuple):
         if not default or not isinstance(value, tuple):
             return isinstance(value, tuple)
@@ -120,7 +120,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_recipe(name: str, kind: str, recipe: object) -> None:
-    """Check that what a task changes of a protocol goes with every preset; raises BenchError."""
+    """Check a task's changes to a protocol against every preset; raises BenchError."""
     if not isinstance(recipe, Mapping):
         raise BenchError(f"must be a table of hyper-parameters, not {recipe!r}")
     cls = find_protocol(name, kind)
@@ -131,9 +131,9 @@ def check_recipe(name: str, kind: str, recipe: object) -> None:
 def resolve_protocol(
     name: str, kind: str, preset: str, recipe: Mapping[str, Any], random_weights: bool
 ) -> Protocol:
-    """Give every hyper-parameter its value; raises BenchError.
+    """Resolve all hyper-parameters; raises BenchError.
 
-    preset: a name, or 'auto' for the one named 'random' if the weights are random and there is one.
+    preset: a name, or 'auto' for the preset 'random' if it exists and the weights are random.
     """
     cls = find_protocol(name, kind)
     changes: Mapping[str, Any] = {}
@@ -147,7 +147,7 @@ def resolve_protocol(
 
 
 def build_protocol(values: Mapping[str, Any], kind: str) -> Protocol:
-    """Make the protocol that `Protocol.to_dict` described."""
+    """Rebuild a protocol from `Protocol.to_dict`."""
     cls = find_protocol(values["name"], kind)
     own = {key: value for key, value in values.items() if key not in ("name", "version")}
     return cls(**check_values(cls, own))

@@ -1,4 +1,4 @@
-"""What a protocol is: a frozen dataclass of hyper-parameters that evaluates a backbone on a task."""
+"""The base class of protocols: frozen dataclasses of hyper-parameters that evaluate a backbone on a task."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,29 +18,29 @@ TRAIN_WORK = 3.0  # a training step costs about three forward passes
 
 
 def later(default: T) -> T:
-    """Declare a hyper-parameter that was added to a protocol whose results exist already.
+    """Declare a hyper-parameter that was added after the first release of a protocol.
 
-    Where it has its default it stays out of the identity of runs, so finished runs keep their ids.
+    While it has its default, it stays out of the identity of runs, so finished runs keep their ids.
     """
     return field(default=default, metadata={_LATER: True})
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How many images pass through the backbone."""
+    """The number of images that pass through the backbone."""
 
     forward: int
-    train: int = 0  # also backward, which makes it TRAIN_WORK passes
+    train: int = 0  # also backward, in total TRAIN_WORK passes
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a protocol has fitted.
+    """The result of fitting a protocol.
 
     Attributes:
-        predict: scores the images of a split that was not seen before.
-        chosen: what was chosen on val.
-        arrays: curves, kept beside the record.
+        predict: returns predictions for a new split.
+        chosen: hyper-parameters selected on val.
+        arrays: curves, saved beside the record.
         notes: for the record.
         head_params: parameters behind the backbone.
         head_macs: multiply-adds of one image behind the backbone.
@@ -56,10 +56,10 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """A protocol; its fields are the hyper-parameters.
+    """A protocol, whose fields are the hyper-parameters.
 
-    It is given train and val, chooses on val what there is to choose, and returns a `Fitted`, which is then
-    asked once for the scores of test.
+    It receives train and val, selects hyper-parameters on val, and returns a `Fitted`, which then predicts
+    test once.
     """
 
     name: ClassVar[str]
@@ -78,21 +78,21 @@ class Protocol:
         raise NotImplementedError
 
     def input_size(self) -> int:
-        """Return the side of the images that the protocol asks for, 0 for that of task or model."""
+        """Return the image side that the protocol requires; 0 for that of the task or model."""
         return 0
 
     def frozen_layers(self) -> tuple[str, ...]:
-        """Name the layers whose frozen features are read; none where the backbone is trained."""
+        """Return the layers of the frozen features; empty if the backbone is trained."""
         return ()
 
     @classmethod
     def reading(cls, layer: str) -> dict[str, Any]:
-        """Return the hyper-parameters that choose a layer to read; none where none is read."""
+        """Return the hyper-parameters that select a layer; empty without frozen features."""
         del layer
         return {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return name, version and hyper-parameters as JSON values: what goes into a run's identity."""
+        """Return name, version and hyper-parameters as JSON values for a run's identity."""
         values = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -104,7 +104,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenProtocol(Protocol):
-    """A protocol that reads frozen features, each image once, of the layers that its field `layers` names."""
+    """A protocol on frozen features of the layers in its field `layers`."""
 
     def images(self, counts: Mapping[str, int]) -> Workload:
         return Workload(forward=sum(counts.values()))

@@ -1,4 +1,4 @@
-"""The workbench: one backbone and the splits of one task, as a protocol is handed them."""
+"""The workbench of a run: what a protocol may use."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from mixmim_bench.training.loop import Environment, Trained
 
 @dataclass
 class Shelf:
-    """The last backbone, for the runs that follow on the same one."""
+    """The last backbone, reused by the next runs."""
 
     key: str = ""
     backbone: nn.Module | None = None
@@ -34,9 +34,9 @@ class Shelf:
 
 @dataclass
 class Workbench:
-    """What a protocol may use: the backbone of a run, features of its splits, and the machine.
+    """The backbone of a run, features of its splits, and the machine.
 
-    What it learns on the way goes into the record: `extract_s`, `skipped` (role -> images), `notes`.
+    `extract_s`, `skipped` (role -> images) and `notes` go into the record.
     """
 
     run: Run
@@ -56,21 +56,21 @@ class Workbench:
 
     @property
     def seed(self) -> int:
-        """The seed of what a protocol draws."""
+        """The seed of the protocol."""
         return self.run.seed or 0
 
     @property
     def metric(self) -> str:
-        """The metric of the task that is ranked, and that choices on val are made by."""
+        """The ranked metric of the task, by which hyper-parameters are selected on val."""
         return self.run.task.metrics[0]
 
     def backbone(self, **kwargs: Any) -> nn.Module:
-        """Build the backbone of the run anew, with its weights, for training."""
+        """Build a new copy of the backbone with its weights, for training."""
         return build(self.run.model, self.run.weights, self.run.size, self.seed, **kwargs)
 
     @property
     def environment(self) -> Environment:
-        """What a training runs with."""
+        """The environment of a training."""
         return Environment(
             machine=self.machine,
             seed=self.seed,
@@ -79,11 +79,11 @@ class Workbench:
         )
 
     def transform(self) -> Transform:
-        """Make the evaluation transform of the model."""
+        """Return the evaluation transform of the model."""
         return eval_transform(self.run.preprocessing)
 
     def layers(self, layer: str) -> list[str]:
-        """List the layers that a choice stands for: one, or with 'auto' all that are worth a try."""
+        """Return the layers of a choice: one, or all candidates for 'auto'."""
         return choose_layers(self._frozen(), layer)
 
     def features(self, split: Split, layer: str = OWN) -> Features:
@@ -91,7 +91,7 @@ class Workbench:
         return self.features_of_layers(split, [layer])[layer]
 
     def features_of_layers(self, split: Split, layers: Sequence[str]) -> dict[str, Features]:
-        """Return the features of several layers, which are extracted in one pass and kept in the store."""
+        """Return the features of several layers, extracted in one pass and cached."""
         entries = {layer: entry_of(self.run, split, layer) for layer in layers}
         lacking = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
         damaged = [layer for layer, entry in lacking.items() if entry.manifest() is not None]
@@ -107,7 +107,7 @@ class Workbench:
         return found
 
     def _frozen(self) -> nn.Module:
-        """Return the backbone that features are taken from; it is built once for all runs on it."""
+        """Return the frozen backbone, built once for all its runs."""
         key = digest(made_by_backbone(self.run))
         if self.shelf.key != key:
             notes: list[str] = []
@@ -133,7 +133,7 @@ class Workbench:
         return used
 
     def note_training(self, splits: Sequence[Split], trained: Trained) -> None:
-        """Put on record what a training on some splits, one after the other, has read and noted."""
+        """Record skipped images, digests and notes of a training on concatenated splits."""
         self.note(*trained.notes)
         start = 0
         for split in splits:
@@ -150,7 +150,7 @@ class Workbench:
     def digests(self, split: Split) -> np.ndarray:
         """Return the digests of the bytes of all images of a split, (n, 16).
 
-        Only images that the run has not read are read now; zeros for one whose bytes cannot be read.
+        Images that the run has not read are read now; unreadable ones have zeros.
         """
         self.note_digests(split, np.empty(0, np.int64), np.empty((0, WIDTH), np.uint8))
         known = self._digests[split.role]
@@ -161,5 +161,5 @@ class Workbench:
         return known
 
     def note(self, *notes: str) -> None:
-        """Put notes on record, each once."""
+        """Add notes to the record, without duplicates."""
         self.notes += [note for note in dict.fromkeys(notes) if note not in self.notes]

@@ -1,1 +1,1 @@
-"""Tables, plots and the published results of others, regenerated from the records alone."""
+"""Tables, plots and comparisons, generated from the records."""

@@ -1,4 +1,4 @@
-"""The comparison of two models of the leaderboard, wherever both have results."""
+"""Compare two models of the leaderboard wherever both have results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def compare(
         except BenchError as error:
             if column == shared[-1] and not pairs:
                 raise BenchError(f"{' '.join(column)}: {error}") from error
-            say(f"{' '.join(column)} is left out: {error}")
+            say(f"{' '.join(column)} is skipped: {error}")
     corrected = holm([pair.p for pair in pairs.values()])
     return [
         Comparison(

@@ -1,4 +1,4 @@
-"""Drawing panels of scores over FLOPs, as a paper would print them."""
+"""Draw scores against FLOPs in the style of a paper."""
 
 import io
 import math
@@ -36,9 +36,9 @@ STYLE: Any = {
 
 @matplotlib.rc_context(STYLE)
 def draw(panels: Sequence[Panel]) -> Figure:
-    """Draw one panel per task and protocol, in it one point per row with its interval.
+    """Draw one panel per task and protocol, with one point and interval per row.
 
-    A line joins the models that no cheaper one beats. Weights that were never trained have open markers.
+    A line joins the Pareto-optimal models. Random weights have open markers.
     """
     across = min(len(panels), PANELS_IN_A_ROW)
     down = math.ceil(len(panels) / across)
@@ -99,7 +99,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _front(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    """Find the models that none of the same or less cost beats: their GMACs and scores in percent."""
+    """Return the Pareto front: GMACs and scores in percent."""
     xs: list[float] = []
     ys: list[float] = []
     for point in sorted(points, key=lambda p: (p.gmacs, -p.value)):

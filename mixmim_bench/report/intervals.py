@@ -1,4 +1,4 @@
-"""Intervals that an older method made, recomputed from the predictions that are kept."""
+"""Recompute intervals of older methods from saved predictions."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ from mixmim_bench.suite.records import RunStore
 
 
 def with_current_intervals(store: RunStore, record: RunRecord) -> RunRecord:
-    """Give a record the intervals of today's methods, and write it if that changed it.
+    """Update the intervals of a record to the current methods, and save it if they changed.
 
-    Values stay as they are. Intervals stay too where the metric has a newer version, since its value may be
-    another, and where the predictions are gone.
+    Values stay. Intervals stay too if the metric has a newer version, since its value may differ, or if the
+    predictions are missing.
     """
     versions = record.identity["task"].get("metric_versions", {})
     scores = dict(record.scores)

@@ -1,4 +1,4 @@
-"""Records to the leaderboard: one row per model and its weights, one column per task and protocol."""
+"""Turn records into a leaderboard: one row per model and weights, one column per task and protocol."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +13,16 @@ Column = tuple[str, str]  # task, protocol
 
 @dataclass(frozen=True)
 class Cell:
-    """A score with its interval, both fractions; over several seeds mean ± one standard deviation."""
+    """A score with its interval as fractions; over several seeds, the mean ± one standard deviation."""
 
     value: float
     low: float
     high: float
-    records: tuple[RunRecord, ...]  # those it was made from, the newest first
+    records: tuple[RunRecord, ...]  # newest first
 
     @property
     def seeds(self) -> int:
-        """How many seeds the score is the mean of."""
+        """The number of seeds."""
         return len(self.records)
 
     @property
@@ -33,36 +33,36 @@ class Cell:
 
 @dataclass
 class Row:
-    """Results of a model with its weights in one precision; `settings` tells the rest apart."""
+    """Results of a model with its weights in one precision and, if not the usual ones, other `settings`."""
 
     model: str
     weights: str
     random_init: bool
     precision: str = "float32"
-    settings: str = ""  # what differs from the settings that its columns are about
+    settings: str = ""  # differences from the usual settings of the columns
     cells: dict[Column, Cell] = field(default_factory=dict)
 
     @property
     def variant(self) -> str:
-        """Say what is not usual about the row."""
+        """Describe precision and settings if they are not the usual ones."""
         precision = "" if self.precision == "float32" else self.precision
         return ", ".join(filter(None, [precision, self.settings]))
 
     def mean(self, tasks: Sequence[str], protocol: str) -> float | None:
-        """Average the scores of some tasks; None where one is missing."""
+        """Average the scores of some tasks; None if one is missing."""
         cells = [self.cells.get((task, protocol)) for task in tasks]
         values = [cell.value for cell in cells if cell is not None]
         return sum(values) / len(values) if values and len(values) == len(cells) else None
 
     def cost(self, costs: Mapping[str, Cost]) -> Cost | None:
-        """Find what the model costs at its own image size, on the machine of the row's results."""
+        """Return the cost of the model at its own image size, on the machine of the results."""
         keys = [cell.record.costs.get("own", "") for cell in self.cells.values()]
         return next((costs[key] for key in keys if key in costs), None)
 
 
 @dataclass(frozen=True)
 class Mean:
-    """An average over tasks of one suite that share protocol and ranked metric."""
+    """An average over the tasks of a suite with the same protocol and ranked metric."""
 
     suite: str  # '' for tasks of no suite
     protocol: str
@@ -78,17 +78,17 @@ class Mean:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Rows, the columns that any of them has, and how many results of older versions were left out."""
+    """Rows, columns, and the number of omitted results of older versions."""
 
     rows: Sequence[Row]
     columns: Sequence[Column]
     left_out: int
 
     def means(self) -> list[Mean]:
-        """List the averages that compare rows: over two or more tasks, never over variants of a task.
+        """List the averages over two or more tasks, excluding variants of tasks.
 
-        Where rows differ in what they have, an average is over the tasks that all of them have; if those are
-        fewer than two it is over all tasks, and blank for rows that miss one.
+        If rows have different tasks, the average is over the tasks that all rows have; if those are fewer
+        than two, it is over all tasks, and blank for rows that miss one.
         """
         plain = [row for row in self.rows if not row.settings]
         suites = self._suites()
@@ -108,7 +108,7 @@ class Leaderboard:
         return found
 
     def _suites(self) -> dict[str, tuple[str, ...]]:
-        """Say which suites each task is in, by any record that knows: older ones do not."""
+        """Return the suites of each task; older records do not have them."""
         cells = [(task, cell) for row in self.rows for (task, _), cell in row.cells.items()]
         known = [(task, record) for task, cell in cells for record in cell.records if record.suites]
         known.sort(key=lambda each: each[1].provenance.get("started", ""))
@@ -120,7 +120,7 @@ class Leaderboard:
         return max(record.metric_version(metric) for record in records)
 
     def other_metrics(self) -> list[tuple[Column, str]]:
-        """List the metrics that tasks declare besides the one that is ranked, by column."""
+        """List the further metrics of tasks by column."""
         found = {
             (column, metric): None
             for column in self.columns
@@ -132,12 +132,12 @@ class Leaderboard:
 
 
 def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
-    """Put each result into its cell; failed runs have none.
+    """Build the leaderboard, without failed runs.
 
-    A column holds one version of its task and protocol, the newest, and is about the settings of its newest
-    result: the images and the task for all models, the protocol for those with weights of one kind (random
-    or trained), the rest for a model. Results with other settings get rows of their own, which say what
-    differs. Runs that differ in nothing but the seed share a cell.
+    A column holds the newest version of its task and protocol with the settings of its newest result: images
+    and task are the same for all models, the protocol for those with weights of one kind (random or
+    trained), the rest per model. Results with other settings get their own labelled rows. Runs that differ
+    only in the seed share a cell.
     """
     finished = [record for record in records if not record.error]
     newest_arch: dict[str, int] = {}
@@ -172,9 +172,9 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
 
 
 def _best_first(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
-    """Order rows by their mean rank, as a share of the rows, in the columns that they have.
+    """Order rows by mean relative rank over their columns.
 
-    Rows of other settings follow the row of their model.
+    Rows with other settings follow the row of their model.
     """
     ranks: dict[int, list[float]] = {place: [] for place in range(len(rows))}
     for column in columns:
@@ -202,15 +202,15 @@ def _best_first(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
 
 
 def column_of(record: RunRecord) -> Column:
-    """Name the column of a record."""
+    """Return the column of a record."""
     return record.task, record.protocol
 
 
 def _settings(record: RunRecord) -> dict[tuple[Any, ...], dict[str, str]]:
-    """Return the settings of a result as texts, each part under what it should be common to."""
+    """Return the settings of a result as strings, keyed by what should share them."""
     identity, column = record.identity, column_of(record)
     model = {name: identity[name] for name in identity if name not in _COMMON}
-    # versions decide what is left out, and are no settings
+    # versions are not settings: older ones are omitted
     task = {name: value for name, value in identity["task"].items() if name != "metric_versions"}
     return {
         (column, "task"): _flat({"data": identity["data"], **task}),
@@ -231,7 +231,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
 
 
 def _difference(record: RunRecord, usual: Mapping[tuple[Any, ...], Mapping[str, str]]) -> str:
-    """Name the settings of a result that are not those its column is about."""
+    """Describe the settings of a result that differ from the usual ones of its column."""
     differing = []
     for key, ours in _settings(record).items():
         theirs = usual[key]
@@ -244,7 +244,7 @@ def _difference(record: RunRecord, usual: Mapping[tuple[Any, ...], Mapping[str, 
 
 
 def cell_of(group: Sequence[RunRecord], metric: str = "") -> Cell:
-    """Average a metric, by default the one that is ranked, over the seeds of a run."""
+    """Average a metric, by default the ranked one, over the seeds of a run."""
     scores = [record.scores[metric or record.metric] for record in group]
     if len(scores) == 1:
         return Cell(scores[0]["value"], scores[0]["low"], scores[0]["high"], tuple(group))

@@ -1,4 +1,4 @@
-"""Accuracy against FLOPs: what is in the plot. `drawing` draws it, only where that has changed."""
+"""The content of the accuracy-FLOPs plot; `drawing` draws it when it has changed."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ VERSION = 1  # raised when `drawing` draws the same panels in another way
 
 @dataclass(frozen=True)
 class Point:
-    """A row in a panel: the GMACs of one image at the size of the run, and the score as fractions."""
+    """A row in a panel: the GMACs of one image at the size of the run, and the score as a fraction."""
 
     label: str
     random_init: bool
@@ -29,7 +29,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One task and protocol, by their titles; labels: those of all panels, which decide the colours."""
+    """A task and protocol; `labels` are those of all panels, which determine the colours."""
 
     title: Sequence[str]
     points: Sequence[Point]
@@ -37,16 +37,16 @@ class Panel:
 
 
 def flops_vs_accuracy(board: Leaderboard, costs: Mapping[str, Cost], folder: Path) -> list[Path]:
-    """Draw scores over FLOPs as PNG and SVG; returns their paths, none if there is nothing to draw.
+    """Draw scores against FLOPs as PNG and SVG; returns their paths, or none without scores.
 
-    Files that were drawn from the same panels, and not touched since, stay as they are.
+    Files that were drawn from the same panels and not modified since are left as they are.
     """
     paths = [folder / f"flops_vs_accuracy.{kind}" for kind in ("png", "svg")]
     note = folder / ".flops_vs_accuracy.json"
     found = panels(board, costs)
     if not found:
         for path in (*paths, note):
-            path.unlink(missing_ok=True)  # of results that are gone
+            path.unlink(missing_ok=True)  # of removed results
         return []
     drawn_from = digest([VERSION, metadata.version("matplotlib"), *map(dataclasses.asdict, found)], 32)
     if read_json(note) != {"drawn_from": drawn_from, "files": _stats(paths)}:
@@ -78,7 +78,7 @@ def _title(board: Leaderboard, column: Column) -> list[str]:
 
 
 def _points(board: Leaderboard, column: Column, costs: Mapping[str, Cost]) -> list[Point]:
-    """Collect the rows that have a score in a column and a measured cost at the size of its run."""
+    """Collect rows with a score in a column and a measured cost at the size of the run."""
     found = []
     for row in board.rows:
         cell = row.cells.get(column)
@@ -90,7 +90,7 @@ def _points(board: Leaderboard, column: Column, costs: Mapping[str, Cost]) -> li
 
 
 def _label(row: Row, rows: Sequence[Row]) -> str:
-    """Name a row in the legend, with its weights where its model has results with several."""
+    """Return the legend label of a row, including its weights if its model has several."""
     others = {other.weights for other in rows if other.model == row.model and not other.random_init}
     about = []
     if row.random_init:

@@ -1,7 +1,4 @@
-"""The leaderboard as CSV and as Markdown.
-
-Fractions stay fractions in the CSV; the Markdown shows percent. A missing score stays missing.
-"""
+"""The leaderboard as CSV (fractions) and Markdown (percent). Missing scores stay missing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +20,7 @@ MORE_COST = ("activations_m", "peak_share")  # in the CSV only
 
 
 def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
-    """Make the wide table; costs: by their key. `results/README.md` tells what each column means."""
+    """Build the wide table described in `results/README.md`; costs: measurements by key."""
     rows = []
     for row in board.rows:
         cost = row.cost(costs)
@@ -55,7 +52,7 @@ def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
 
 
 def _other(board: Leaderboard, row: Row, column: Column, metric: str) -> Cell | None:
-    """Make the cell of another metric than the one that is ranked; none where its version is an older one."""
+    """Return the cell of a further metric; None if its version is older."""
     cell = row.cells.get(column)
     if cell is None or any(metric not in record.scores for record in cell.records):
         return None
@@ -127,12 +124,12 @@ def _show(cell: Cell | None, metric: str = "") -> str:
 
 
 def _skipped(cell: Cell) -> int:
-    """Count the test images that could not be read and were left out."""
+    """Return the number of skipped unreadable test images."""
     return cell.record.counts.get("skipped_test", 0)
 
 
 def _guessing(cell: Cell, metric: str) -> bool:
-    """Whether a score is not shown to be better than knowing how frequent the classes are."""
+    """Return whether a score is not significantly better than predicting the class frequencies."""
     scores = [record.scores[metric] for record in cell.records]
     return all(is_a_guess(score) for score in scores)
 
@@ -153,13 +150,13 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
         {f"{markdown(cost.model)} ({', '.join(cost.uncounted)})" for cost in found if cost.uncounted}
     )
     if marked:
-        notes.append(f"† not everything that multiplies was counted: {', '.join(marked)}.")
+        notes.append(f"† some multiplying operations were not counted: {', '.join(marked)}.")
     skipped = [cell for row in board.rows for cell in row.cells.values() if _skipped(cell)]
     if skipped:
         about = {f"{_skipped(cell)} of {_title(column_of(cell.record))}" for cell in skipped}
-        notes.append(f"‡ test images that could not be read were left out: {', '.join(sorted(about))}.")
+        notes.append(f"‡ unreadable test images were skipped: {', '.join(sorted(about))}.")
     if " §" in table:
-        notes.append("§ not shown to be better than always answering the most frequent classes.")
+        notes.append("§ not significantly better than always predicting the most frequent classes.")
     notes += [
         markdown(f"{mean.name}: over {', '.join(mean.tasks)}; not all rows have {', '.join(mean.left_out)}.")
         for mean in board.means()
@@ -167,7 +164,7 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
     ]
     if board.left_out:
         notes.append(
-            f"{board.left_out} results of older versions of task, metric, protocol or architecture are left "
-            "out."
+            f"{board.left_out} results of older versions of task, metric, protocol or architecture are "
+            "omitted."
         )
     return " ".join(map(one_line, notes))

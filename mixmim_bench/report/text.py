@@ -1,4 +1,4 @@
-"""Names of others in Markdown: a title or the name of a checkpoint may hold any character."""
+"""Escape names in Markdown: titles and checkpoint names may hold any character."""
 
 import re
 

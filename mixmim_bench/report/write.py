@@ -1,4 +1,4 @@
-"""Writing the report of a results folder: leaderboard and plots, from the records alone."""
+"""Write the leaderboard and plots of a results folder from its records."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from mixmim_bench.suite.records import RunStore
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the table, the files, and what should be records and is not."""
+    """The written table and files, and the invalid records."""
 
     markdown: str
     paths: list[Path]
@@ -21,7 +21,7 @@ class Report:
 
 
 def write_report(store: RunStore) -> Report:
-    """Write leaderboard.csv, leaderboard.md and the plots; raises BenchError if they cannot be written."""
+    """Write leaderboard.csv, leaderboard.md and the plots; raises BenchError on failure."""
     broken: list[str] = []
     board = leaderboard([with_current_intervals(store, record) for record in store.records(broken)])
     costs = store.read_costs(broken)

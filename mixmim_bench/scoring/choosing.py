@@ -1,12 +1,12 @@
-"""Choosing one of several classifiers on val, such as one for each value of C.
+"""Select one of several classifiers on val, such as one for each value of C.
 
-The best by the task's metric is not always a good one. Where val is small many values tie, and at a small C
-the classifier may be little more than the class frequencies: refitted on train and val, where frequencies
-differ, it predicts one class only. So values of C are considered from the first one on that gains half as
-much in log-loss over the class frequencies as the best. Of these, values within one standard error of the
-best by the metric, image by image, count as tied, and the lowest log-loss on val decides. Metrics that rank,
-which frequencies do not change, tie only where they are equal. In simulations of small, mostly imbalanced
-settings this rule loses little against the best C on test (benchmarks/README.md).
+The best value by the task's metric is not always a good one. If val is small, many values tie, and with a
+small C the classifier may predict little more than the class frequencies: refit on train and val, whose
+frequencies differ, it predicts a single class. So values of C are considered from the first one on that gains
+half as much log-loss over the class frequencies as the best. Among these, values within one standard error of
+the best by the metric, image by image, count as ties, which the lowest log-loss on val breaks. Ranking
+metrics, which do not depend on frequencies, tie only if they are equal. In simulations of small, mostly
+imbalanced settings, this rule loses little compared with the best C on test (benchmarks/README.md).
 """
 
 import numpy as np
@@ -21,10 +21,9 @@ INFORMATIVE = (
 
 
 def log_loss(y: np.ndarray, scores: np.ndarray) -> float:
-    """Return the mean negative log-likelihood of labels y (n,), or (n, K) with -1 for what is open.
+    """Return the mean negative log-likelihood of labels y (n,), or (n, K) with -1 for unknown.
 
-    Scores (n, K) are logits. A class that was never learnt (-inf) cannot be told by any of the classifiers,
-    so its images are left out.
+    Scores (n, K) are logits. Images of classes that no classifier has learnt (-inf) are ignored.
     """
     if y.ndim == 1:
         own = log_softmax(scores, axis=1)[np.arange(len(y)), y]
@@ -35,11 +34,11 @@ def log_loss(y: np.ndarray, scores: np.ndarray) -> float:
 
 
 class Sweep:
-    """What val says of each of several classifiers, the smallest C first.
+    """The scores on val of several classifiers, the smallest C first.
 
     `loss_of_frequencies`: the log-loss on val of the class frequencies of train.
-    `patience`: the sweep may end when that many were better neither by the metric nor by the log-loss, once
-    the metric has left the value it started with (0: never).
+    `patience`: the sweep may end after this many values without improvement of metric or log-loss, once the
+    metric has left its initial value (0: never).
     """
 
     def __init__(self, metric: str, y: np.ndarray, loss_of_frequencies: float, patience: int) -> None:
@@ -68,12 +67,12 @@ class Sweep:
 
     @property
     def ended(self) -> bool:
-        """Whether more values are not worth their time."""
+        """Return whether the sweep may end."""
         moved = any(found != self.values[0] for found in self.values)
         return 0 < self.patience <= len(self.values) - 1 - self._last and moved
 
     def best(self) -> int:
-        """Return the place of the classifier to take."""
+        """Return the index of the selected classifier."""
         values, losses = np.array(self.values), np.array(self.losses)
         gains = self.loss_of_frequencies - losses
         informative = np.arange(len(values)) >= np.argmax(gains >= INFORMATIVE * gains.max())

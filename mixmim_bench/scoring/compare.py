@@ -1,4 +1,4 @@
-"""Two models on the same test images: paired tests of what was kept of their predictions."""
+"""Paired tests of two models on the same test images, from saved predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from mixmim_bench.scoring.statistics import (
 
 @dataclass(frozen=True)
 class Unit:
-    """What is kept of one seed or draw: ids (n,), and the statistics of the items of all draws in it."""
+    """The saved predictions of one seed or draw: ids (n,) and per-item statistics of its draws."""
 
     ids: np.ndarray
     every: Sequence[Items]
 
     def ordered(self, ids: Sequence[str]) -> "Unit":
-        """Take some images, in the order given."""
+        """Return the statistics of images in the given order."""
         places = {image: row for row, image in enumerate(self.ids.tolist())}
         rows = np.array([places[image] for image in ids])
         return Unit(self.ids[rows], [[values[rows] for values in items] for items in self.every])
@@ -35,12 +35,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Side:
-    """What is known of one of two models.
+    """The saved predictions of one of two models.
 
     Attributes:
         units: (seed, draw) -> its predictions.
         drawn: whether seeds matter.
-        one_network: whether it is one random network: several draws say nothing of other networks.
+        one_network: whether it is a single random network, so that several draws do not represent other
+            networks.
     """
 
     units: Mapping[tuple[int, int], Unit]
@@ -49,7 +50,7 @@ class Side:
 
 
 class Pair:
-    """What two models make of the images, and with the seeds or draws, that both have."""
+    """The predictions of two models on common images, with common seeds or draws."""
 
     def __init__(self, metric: str, a: Side, b: Side) -> None:
         self.metric = metric
@@ -98,7 +99,7 @@ class Pair:
             self.test, self.p = "paired z", paired_z_p(differences)
 
     def _compare_reduced(self, x: Sequence[Unit], y: Sequence[Unit]) -> None:
-        """Compare by resampling the images, the same ones for both."""
+        """Compare by resampling images, the same for both models."""
         reduce = METRICS[self.metric].reduce
 
         def values(side: Sequence[Unit], weights: np.ndarray) -> np.ndarray:
@@ -119,7 +120,7 @@ class Pair:
         self.test, self.p = "paired bootstrap z", z_p(self.first - self.second, of_mean**0.5)
 
     def _judge_seeds(self, values: np.ndarray, of_mean: float, of_each: float) -> None:
-        """Compare over several seeds: another seed would move the difference, as other images would."""
+        """Compare over several seeds: the difference varies with the seed as well as with the images."""
         self.test = "paired t over seeds and images"
         self.p, half = seeds_t(values, of_mean, of_each, self.n)
         self.low, self.high = float(values.mean()) - half, float(values.mean()) + half

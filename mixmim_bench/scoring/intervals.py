@@ -1,9 +1,9 @@
 """95 % intervals of scores that are fractions.
 
-A score is a mean of what is measured at each item, or an average over classes. Its interval is Wilson's for
-as many plain items as would have its variance, at Student's quantile where the variance itself is a guess.
-Small classes make such guesses poor (a class that is all right has no variance), so the variance of each
-class is drawn towards that of the others. tests/test_scores.py simulates how often the intervals cover.
+A score is a mean over items or an average over classes. Its interval is Wilson's for the number of items that
+would have its variance, with Student's quantile if the variance is estimated. Small classes make these
+estimates poor (a class without errors has no variance), so the variance of each class is shrunk towards that
+of the others. tests/test_scores.py simulates the coverage.
 """
 
 import math
@@ -32,10 +32,10 @@ def wilson(successes: float, n: float, z: float = Z95) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Spread:
-    """How far a score may be from what is expected of it on other items of the same kind.
+    """The sampling distribution of a score over items of the same kind.
 
-    `centre` is the score drawn a little towards 1/2, which goes with the variance; `df` are the degrees of
-    freedom of the variance, `bias` how much higher than expected the score is, on average.
+    `centre` is the score shrunk slightly towards 1/2, consistent with the variance; `df` are the degrees of
+    freedom of the variance, `bias` is the expected excess of the score.
     """
 
     variance: float
@@ -53,7 +53,7 @@ class Spread:
         return max(min(low, value), 0.0), min(max(high, value), 1.0)
 
     def with_draws(self, values: np.ndarray) -> "Spread":
-        """Add the spread of the values (S,) after several random draws of what was learnt from."""
+        """Add the variance of the values (S,) over several random draws of training images."""
         if len(values) < 2:
             return self
         of_draws = float(values.var(ddof=1)) / len(values)
@@ -69,7 +69,7 @@ def added(a: float, df_a: float, b: float, df_b: float) -> tuple[float, float]:
 
 
 def spread_of_mean(hits: np.ndarray) -> Spread:
-    """Spread of a plain accuracy; hits (S, n): 1 where an item was right, after each of S draws."""
+    """Spread of a plain accuracy; hits (S, n): 1 if an item was right, after each of S draws."""
     n = hits.shape[1]
     of_items = hits.mean(0)
     centre = (of_items.sum() + 1) / (n + 2)
@@ -86,8 +86,8 @@ def _agreement(of_items: np.ndarray, draws: int) -> float:
 def spread_of_class_means(hits: np.ndarray, y: np.ndarray) -> tuple[Spread, int]:
     """Spread of the mean over classes of their accuracies, and the number of items in the smallest class.
 
-    hits: (S, n), as in spread_of_mean; y (n,). The rate of a class is drawn by PRIOR_ITEMS towards the mean
-    of all, which is itself drawn by one class towards 1/2, and has the variance of such a rate.
+    hits: (S, n), as in spread_of_mean; y (n,). The rate of a class is shrunk by PRIOR_ITEMS towards the mean
+    of all, which is itself shrunk by one class towards 1/2, and has the variance of such a rate.
     """
     _, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
     of_items = hits.mean(0)
@@ -113,10 +113,16 @@ def spread_of_ranking(
 ) -> Spread:
     """Spread of the mean over classes of a ranking metric, by a bootstrap over n items.
 
-    reduce: from how often each item was drawn (r, n) to the value of each class (r, K); positives, negatives
-    (K,): the items of each class; prior: the variance that a value of a class is expected to have, from the
-    value and these two. The variance of a class is drawn towards it by PRIOR_POSITIVES. Average precision is
-    higher on few items than on many: the bootstrap tells by how much, and the interval is shifted by it.
+    Args:
+        reduce: maps item counts (r, n) to the value of each class (r, K).
+        n: the number of items.
+        positives: (K,) items of each class.
+        negatives: (K,) items not of each class.
+        prior: returns the expected variance of a class from its value and these two; the variance is shrunk
+            towards it by PRIOR_POSITIVES.
+
+    Average precision is biased upwards on few items: the bootstrap estimates the bias, and the interval is
+    shifted by it.
     """
     values = reduce(np.ones((1, n)))[0]
     drawn = np.concatenate([reduce(weights) for weights in resample(n)])
@@ -136,7 +142,7 @@ def spread_of_ranking(
 
 
 def resample(n: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
-    """Draw n items with replacement, `resamples` times: how often each was drawn, (r, n), part by part."""
+    """Draw n items with replacement, `resamples` times; yields the counts (r, n) in parts."""
     rng = np.random.default_rng(seed)
     at_once = max(1, DRAWN_AT_ONCE // n)
     for start in range(0, resamples, at_once):

@@ -1,8 +1,8 @@
 """Metrics by name: per-item statistics of scores, and their weighted summary.
 
-A metric makes statistics of each item, and reduces them with weights of the items: all ones for its value,
-how often each was drawn for a bootstrap resample. Labels are (n,), or for several labels an item (n, K)
-with 1, 0, and -1 for what is neither (VOC's difficult objects). Scores are (n, K), the higher the likelier.
+A metric computes statistics per item and reduces them with item weights: all ones for its value, counts for a
+bootstrap resample. Labels are (n,) or, for several labels per item, (n, K) with 1, 0, and -1 for neither
+(VOC's difficult objects). Scores are (n, K); higher is more likely.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,9 +30,9 @@ MULTILABEL = "multilabel"
 
 @dataclass(frozen=True)
 class Metric:
-    """How scores are evaluated.
+    """A metric.
 
-    `shares` is set for metrics that are weighted means of hits: the weight of each item (n,), which sum to 1.
+    `shares` is set for metrics that are weighted means of hits: the weights of the items (n,), with sum 1.
     """
 
     items: Callable[[np.ndarray, np.ndarray], Items]  # of labels and scores
@@ -47,12 +47,12 @@ class Metric:
 
 
 def value(name: str, y: np.ndarray, scores: np.ndarray) -> float:
-    """Return a metric as a fraction; raises ValueError for scores that are not numbers."""
+    """Return a metric as a fraction; raises ValueError for NaN scores."""
     return _value(name, [items_of(name, y, scores)])
 
 
 def score(name: str, y: np.ndarray, scores: np.ndarray) -> Score:
-    """Score predictions: value as a fraction, its 95 % interval and how that was made, and n.
+    """Score predictions: value as a fraction, its 95 % interval with the method, and n.
 
     Raises ValueError.
     """
@@ -60,7 +60,7 @@ def score(name: str, y: np.ndarray, scores: np.ndarray) -> Score:
 
 
 def score_draws(name: str, y: np.ndarray, draws: Sequence[np.ndarray]) -> Score:
-    """Score what was learnt from several random draws: the mean, with an interval that covers the draws too.
+    """Score several draws of training images: their mean, with an interval that includes their variance.
 
     draws: scores (n, K) of the same items after each.
     """
@@ -79,14 +79,14 @@ def score_items(name: str, every: Sequence[Items]) -> Score:
 
 
 def interval_method(name: str, draws: int = 1) -> str:
-    """Name the method by which the interval of a metric is made."""
+    """Return the name of the interval method of a metric."""
     return METRICS[name].interval + (" over draws" if draws > 1 else "")
 
 
 def guess(name: str, y: np.ndarray, learnt_from: np.ndarray, num_classes: int) -> float:
-    """Score the prediction of the class frequencies in labels (m,) or (m, K) for every item.
+    """Score constant predictions: the class frequencies in labels (m,) or (m, K).
 
-    That is the majority class, for metrics of the best class.
+    For metrics of the best class this is the majority class.
     """
     if learnt_from.ndim == 1:
         frequencies = np.bincount(learnt_from, minlength=num_classes).astype(np.float64)
@@ -96,14 +96,14 @@ def guess(name: str, y: np.ndarray, learnt_from: np.ndarray, num_classes: int) -
 
 
 def is_a_guess(score: Score) -> bool:
-    """Whether a score is not shown to be better than the class frequencies."""
+    """Return whether a score is not significantly better than predicting the class frequencies."""
     return "guess" in score and score["low"] <= score["guess"]
 
 
 def items_of(name: str, y: np.ndarray, scores: np.ndarray) -> Items:
-    """Make the statistics of each item; raises ValueError for scores that are not numbers."""
+    """Compute per-item statistics; raises ValueError for NaN scores."""
     if np.isnan(scores).any():
-        raise ValueError("some scores of the classes are not numbers: the training diverged")
+        raise ValueError("some scores are NaN: the training diverged")
     return METRICS[name].items(y, scores)
 
 
@@ -117,7 +117,7 @@ def _value(name: str, every: Sequence[Items]) -> float:
 
 def _hits(k: int) -> Callable[[np.ndarray, np.ndarray], Items]:
     def hits(y: np.ndarray, scores: np.ndarray) -> Items:
-        """Whether the label is among the k best scores; of equal scores the first class wins."""
+        """Return whether the label is among the k best scores; the first class wins ties."""
         own = scores[np.arange(len(y)), y][:, None]
         earlier = np.arange(scores.shape[1]) < y[:, None]
         before = (scores > own) | ((scores == own) & earlier)
@@ -143,7 +143,7 @@ def _hits_and_labels(y: np.ndarray, scores: np.ndarray) -> Items:
 
 
 def _mean_per_class(items: Items, weights: np.ndarray) -> np.ndarray:
-    """Average the accuracies of the classes that are there (those that were drawn, in a resample)."""
+    """Average the accuracies of the classes with items (in a resample: drawn items)."""
     hits, y = items
     classes, codes = np.unique(y, return_inverse=True)
     belongs = np.eye(len(classes))[codes]
@@ -168,7 +168,7 @@ def _spread_of_class_means(every: Sequence[Items]) -> tuple[Spread, Score]:
 
 
 def _columns(y: np.ndarray, scores: np.ndarray) -> Items:
-    """Give labels (n, K) of 1, 0 and -1 with their scores; of two classes only the second."""
+    """Return labels (n, K) of 1, 0 and -1 with their scores; of two classes only the second."""
     if y.ndim == 2:
         return [y, scores]
     labels = np.eye(scores.shape[1], dtype=np.int64)[y]
@@ -183,7 +183,7 @@ OfColumn = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def _of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> np.ndarray:
     """Compute a metric for each column that has both positives and negatives: (r, K).
 
-    Of a column without positives in a resample it says NaN. Raises ValueError if there is no such column.
+    Columns without positives in a resample are NaN. Raises ValueError if no column has both.
     """
     labels, scores = items
     found = []
@@ -203,12 +203,12 @@ def _of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> np.nd
 
 
 def _ranked(labels: np.ndarray) -> np.ndarray:
-    """Say which columns of labels (n, K) have both positives and negatives."""
+    """Return which columns of labels (n, K) have both positives and negatives."""
     return (labels == 1).any(0) & (labels == 0).any(0)
 
 
 def _mean_of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> np.ndarray:
-    """Average over the columns; a resample without positives says nothing of a column."""
+    """Average over the columns, ignoring those without positives in a resample."""
     found = _of_classes(of_column, items, weights)
     known = ~np.isnan(found)
     with np.errstate(invalid="ignore"):

@@ -1,7 +1,7 @@
-"""Predictions: each kind of task has a class that scores them, keeps them, and restores what was kept.
+"""Predictions: each kind of task has a class that scores, saves and restores them.
 
-A metric is computed from statistics of each item (`Metric.items`), so what is kept beside a record need only
-give these again: `compare` and recomputed intervals know nothing of how a kind of task stores them.
+A metric is computed from per-item statistics (`Metric.items`), so the saved arrays only need to restore
+these: `compare` and recomputed intervals do not depend on how a kind of task stores its predictions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ KEPT_CLASSES = 5  # of each image's scores, the best are kept
 
 @dataclass(frozen=True)
 class Kept:
-    """What was kept of one run for one metric: ids (n,), and the statistics of the items of each draw."""
+    """The saved predictions of a run for one metric: ids (n,) and per-item statistics of each draw."""
 
     ids: np.ndarray
     draws: list[Items]
 
 
 def of_all_classes(scores: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
-    """Widen the scores (n, k) of some classes (k,) to all: (n, K), -inf for a class never seen."""
+    """Expand scores (n, k) of some classes (k,) to all classes (n, K), with -inf for the others."""
     if len(classes) == num_classes:
         return scores
     wide = np.full((len(scores), num_classes), -np.inf, dtype=scores.dtype)
@@ -41,22 +41,22 @@ class Predictions(Protocol):
     def __len__(self) -> int: ...
 
     def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
-        """Score by official metrics: value, 95 % interval (low, high) and how it was made, n of each."""
+        """Score by metrics: value, 95 % interval (low, high) with its method, and n of each."""
 
     def guesses(self, names: Sequence[str], learnt_from: Any) -> dict[str, float]:
-        """Score what knows only how frequent the classes are in the targets that were learnt from."""
+        """Score the prediction of the class frequencies in the training targets."""
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return what is kept beside the record, to compare two models without running them again."""
+        """Return the arrays to save beside the record, for later comparisons."""
 
     @staticmethod
     def restore(name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
-        """Make the statistics of a metric again from what was kept; raises BenchError."""
+        """Restore the per-item statistics of a metric from saved arrays; raises BenchError."""
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Scores of the classes for images: the higher the likelier, -inf for a class never seen."""
+    """Scores of the classes for images: higher is more likely, -inf for classes without training images."""
 
     ids: np.ndarray  # (n,) of str
     y: np.ndarray  # (n,)
@@ -87,9 +87,9 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class DrawScores:
-    """Scores of the classes for the same images after each of several random draws of what was learnt from.
+    """Scores of the classes for the same images after several random draws of training images.
 
-    The score is the mean over draws; `others` holds those of other settings, by a name for people.
+    The score is the mean over draws; `others` holds the scores of other settings by name.
     """
 
     ids: np.ndarray  # (n,) of str
@@ -135,12 +135,12 @@ PREDICTIONS: dict[str, type[Predictions]] = {"classification": ClassScores, "mul
 
 
 def restore(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
-    """Restore what was kept of a run on a kind of task, for one metric; raises BenchError."""
+    """Restore the saved predictions of a run for one metric; raises BenchError."""
     return PREDICTIONS[kind].restore(name, arrays)
 
 
 def _kept(names: Sequence[str], scores: np.ndarray) -> dict[str, np.ndarray]:
-    """Keep of scores (n, K) what is needed to reduce metrics again: the best classes, or all scores."""
+    """Reduce scores (n, K) to what the metrics need: the best classes, or all scores."""
     if any(METRICS[name].best == 0 for name in names):
         return {"scores": scores.astype(np.float32)}
     most = max(KEPT_CLASSES, *(METRICS[name].best for name in names))

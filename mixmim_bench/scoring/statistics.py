@@ -14,8 +14,8 @@ RESAMPLES = 10_000
 def paired_bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean of per-item differences (n,).
 
-    Items are resampled RESAMPLES times. Few different values are counted, not drawn one by one: the number
-    of each in a resample is multinomial.
+    Items are resampled RESAMPLES times. If there are few distinct values, their multinomial counts are drawn
+    instead of the items.
     """
     values, counts = np.unique(differences, return_counts=True)
     n = len(differences)
@@ -26,10 +26,10 @@ def paired_bootstrap(differences: np.ndarray, seed: int = 0) -> tuple[float, flo
 
 
 def mcnemar_mid_p(only_first: int, only_second: int) -> float:
-    """Test whether two judges of the same items are right equally often; two-sided mid-p.
+    """McNemar's test of equal accuracy on the same items; two-sided mid-p.
 
-    only_first, only_second: items that only one of them got right. The mid-p version keeps its level where
-    the exact one is too careful (Fagerland, Lydersen and Laake, 2013).
+    only_first, only_second: items that only one of the two got right. The mid-p version keeps its level
+    where the exact test is conservative (Fagerland, Lydersen and Laake, 2013).
     """
     from scipy.stats import binom
 
@@ -56,8 +56,8 @@ def crossed_variance(values: np.ndarray, of_mean: float, of_each: float) -> tupl
     """Estimate the variance of the mean of a difference over seeds and items, both drawn at random.
 
     values (S,): the difference after each seed. of_mean, of_each: the variance over items of the difference
-    that is averaged over the seeds, and of that of one seed, on average. What seeds and items share is in
-    both parts and taken off once. Returns the variance and the part of it that the seeds contribute.
+    that is averaged over the seeds, and of that of one seed, on average. The interaction of seeds and items
+    is in both parts and subtracted once. Returns the variance and the part of it that the seeds contribute.
     """
     seeds = len(values)
     of_seeds = float(values.var(ddof=1)) / seeds
@@ -68,9 +68,9 @@ def crossed_variance(values: np.ndarray, of_mean: float, of_each: float) -> tupl
 def seeds_t(values: np.ndarray, of_mean: float, of_each: float, n: int) -> tuple[float, float]:
     """Test whether the mean of a difference over S >= 2 seeds and n items is 0.
 
-    Returns p and half of a 95 % interval. Student's t with Satterthwaite's degrees of freedom, and not less
-    than what the seeds alone give: with two or three the sum of both parts would be too sure
-    (tests/test_compare.py simulates it). The arguments are those of crossed_variance.
+    Returns p and half of a 95 % interval. Student's t with Satterthwaite's degrees of freedom, and at least
+    the variance of the seeds alone: with two or three seeds the sum of both parts would be too confident
+    (simulated in tests/test_compare.py). The arguments are those of crossed_variance.
     """
     from scipy.stats import t
 

@@ -1,1 +1,1 @@
-"""From names to results: task files, resolving, planning, doing the runs, keeping the records."""
+"""From names to results: task files, resolving, planning, running, records."""

@@ -1,4 +1,4 @@
-"""What of a plan is finished, and what the rest will take. Nothing here computes, or imports torch."""
+"""Find the finished runs of a plan and estimate the others, without importing torch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,13 +21,13 @@ TYPICAL_SHARE_OF_PEAK = 0.5
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, or why it cannot be done."""
+    """The estimated cost of a run, or why it cannot be done."""
 
     planned: Planned
     finished: bool
     gmacs: float = 0.0  # of one image
-    at_hand: int = 0  # images whose features are there, or will be after the runs before
-    seconds: float = 0.0  # in the network; what a probe then learns on is not known before
+    at_hand: int = 0  # images whose features are cached, or will be by earlier runs
+    seconds: float = 0.0  # of forward and backward passes; the time to fit a probe is unknown
     features_bytes: int = 0  # that will be written
     error: BenchError | None = None
 
@@ -39,10 +39,10 @@ class Estimate:
 
 
 def finished_runs(resolved: Resolved, store: RunStore, view: View | None = None) -> dict[str, RunRecord]:
-    """Return the results of a plan that need not be done again, by their run ids.
+    """Return the results of finished runs by run id.
 
-    With a view the images are compared with those that the results were made from, by the times of the files
-    and, where these are new to this machine, by their bytes.
+    With a view, the images are compared with those of the results: by the modification times of the files
+    and, if these are new to this machine, by their bytes.
     """
     not_counted: list[str] = []
     ids = {planned.run.run_id for planned in resolved.planned}
@@ -50,7 +50,7 @@ def finished_runs(resolved: Resolved, store: RunStore, view: View | None = None)
     if view is None:
         return finished
     for file in not_counted:
-        view.say(f"Its run counts as not done: {file}")
+        view.say(f"Run counts as unfinished: {file}")
     for name, data in resolved.data.items():
         runs = [each.run for each in resolved.planned if each.run.task.name == name]
         made = {run.run_id: finished[run.run_id] for run in runs if run.run_id in finished}
@@ -59,19 +59,19 @@ def finished_runs(resolved: Resolved, store: RunStore, view: View | None = None)
         seen = Seen(name, data)
         current = seen.known()
         if not current:
-            view.say(f"{name}: hashing the images, whose times are new to this machine")
+            view.say(f"{name}: hashing the images, whose modification times are new to this machine")
             with view.stage("hashing", sum(data.counts.values()), 0.0) as advance:
                 current = seen.hash_again(advance)
         for run in runs:
             record = made.get(run.run_id)
             if record is not None and record.data_bytes not in ("", current):
-                view.say(f"{run.label}: the images are not those of the result, so it is run again")
+                view.say(f"{run.label}: the images differ from those of the result; running again")
                 finished.pop(run.run_id, None)
     return finished
 
 
 def nothing_to_do(resolved: Resolved, finished: Mapping[str, RunRecord], store: RunStore) -> bool:
-    """Whether every run is finished and every cost that the results name was measured."""
+    """Return whether every run is finished and all its costs are measured."""
     if any(planned.run.run_id not in finished for planned in resolved.planned):
         return False
     costs = store.read_costs()
@@ -85,13 +85,13 @@ def estimate(
     cost_key: Callable[[ModelSpec, tuple[int, int]], str],
     peak: Callable[[], float],
 ) -> list[Estimate]:
-    """Say for each run what it takes and how long, from measured speeds where there are any.
+    """Estimate every run, from measured speeds where available.
 
     Args:
         resolved: the plan, with its images.
-        finished: the results that need not be done again.
-        costs: what was measured, by key.
-        cost_key: names the measurement of a model at a size (h, w) on this machine.
+        finished: the results of finished runs.
+        costs: measurements by key.
+        cost_key: returns the key of a measurement for a model and size (h, w) on this machine.
         peak: returns the machine's matrix-multiply peak in GMACs a second.
     """
     extracted: set[str] = set()  # keys of features that an earlier run will have made
@@ -123,8 +123,8 @@ def _estimate_finished(planned: Planned) -> Estimate:
 
 
 def _features(resolved: Resolved, planned: Planned, extracted: set[str]) -> tuple[int, int]:
-    """Count the images whose features a run finds, and those whose features it will write."""
-    if planned.protocol.frozen_layers() != (OWN,):  # other layers are known to the network alone
+    """Count the images of a run with cached features, and those to be extracted."""
+    if planned.protocol.frozen_layers() != (OWN,):  # other layers are known only from the network
         return 0, 0
     from mixmim_bench.features.keys import entry_of
 

@@ -1,4 +1,4 @@
-"""Doing one run: the only step that computes."""
+"""Execute one run: the only step that computes."""
 
 import dataclasses
 import time
@@ -29,18 +29,18 @@ def open_run(
     shelf: Shelf | None = None,
     gmacs: float | None = None,
 ) -> Workbench:
-    """Make the workbench on which a run is done.
+    """Create the workbench of a run.
 
     Args:
         run: the run.
-        data: the images of its task, which must be those of the run.
-        machine: where it computes.
-        stages: where progress is shown.
-        shelf: keeps the backbone for the next run.
-        gmacs: of one image, counted unless given.
+        data: the images of its task.
+        machine: device and precision.
+        stages: shows progress.
+        shelf: reuses the backbone of the previous run.
+        gmacs: of one image; counted if not given.
 
     Raises:
-        BenchError: for other images than those of the run, and a model that cannot be built at its size.
+        BenchError: the images are not those of the run, or the model cannot be built at its size.
     """
     if data.source.fingerprint != run.data.fingerprint:
         raise BenchError(
@@ -55,9 +55,9 @@ def open_run(
 def execute_json(
     text: str, roots: DataRoots, machine: Machine, stages: Stages
 ) -> tuple[RunRecord, dict[str, np.ndarray]]:
-    """Do a run that was written by `Run.to_json`, in another process or on another machine.
+    """Execute a run written by `Run.to_json`, in another process or on another machine.
 
-    The images are found by the data roots, the weights by their path. Raises BenchError.
+    Images are located through the data roots, weights by their path. Raises BenchError.
     """
     run = Run.from_json(text)
     data = open_task(run.task, roots)
@@ -65,9 +65,9 @@ def execute_json(
 
 
 def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict[str, np.ndarray]]:
-    """Judge a backbone on a task: the record, and the arrays that are kept beside it.
+    """Evaluate a backbone on a task; returns the record, and the arrays to save beside it.
 
-    The protocol is handed train and val. Test is scored once, after it has returned.
+    The protocol receives train and val. Test is scored once, after it has returned.
     """
     started = datetime.now(UTC)
     clock = time.perf_counter()
@@ -96,7 +96,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             "head_macs": fitted.head_macs,
         },
         timings={
-            "extract_s": round(bench.extract_s, 3),  # 0 where the features were at hand
+            "extract_s": round(bench.extract_s, 3),  # 0 if the features were cached
             "fit_s": round(fit_s, 3),
             "test_s": round(total_s - fit_s - bench.extract_s, 3),
             "total_s": round(total_s, 3),
@@ -118,9 +118,9 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
 def _look_at_bytes(
     bench: Workbench, splits: Mapping[str, Split]
 ) -> tuple[dict[str, int], str, tuple[str, ...]]:
-    """Count the images of val that are also in train, and those of test in either; digest all bytes.
+    """Count duplicate images between the splits and compute the digest of all bytes.
 
-    Images that the run did not read are read now; where that fails it is a note, for the result stands.
+    Images that the run has not read are read now; a failure becomes a note, since the result is valid.
     """
     try:
         digests = {role: bench.digests(splits[role]) for role in ROLES}
@@ -130,32 +130,32 @@ def _look_at_bytes(
 
 
 def _guessing(run: Run, scores: Mapping[str, Score]) -> list[str]:
-    """Note a score that is not shown to be better than that of knowing the frequencies of the classes."""
+    """Note a score that is not significantly better than predicting the class frequencies."""
     metric = run.task.metrics[0]
     score = scores[metric]
     if not is_a_guess(score):
         return []
     return [
-        f"{metric} {100 * score['value']:.1f} % is not shown to be better than always answering the most "
+        f"{metric} {100 * score['value']:.1f} % is not significantly better than always predicting the most "
         f"frequent classes ({100 * score['guess']:.1f} %)"
     ]
 
 
 def _duplicate_notes(duplicates: Mapping[str, int]) -> list[str]:
     found = duplicates.get("test_in_train_or_val", 0)
-    return [f"{found} test images are also in train or val, byte for byte"] if found else []
+    return [f"{found} test images also occur in train or val"] if found else []
 
 
 def check_kept(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
-    """See that a result can be kept; raises TypeError or ValueError for what a protocol may not return."""
+    """Check that a result can be saved; raises TypeError or ValueError."""
     record.to_json()
     for name, values in arrays.items():
         if np.asarray(values).dtype.hasobject:
-            raise TypeError(f"the array {name!r} holds objects; kept are numbers and texts")
+            raise TypeError(f"the array {name!r} holds objects; only numbers and strings can be saved")
 
 
 def blank_record(run: Run) -> RunRecord:
-    """Describe a run without saying what came of it."""
+    """Return the record of a run without results."""
     return RunRecord(
         run_id=run.run_id,
         identity=run.identity(),
@@ -169,6 +169,6 @@ def blank_record(run: Run) -> RunRecord:
 
 
 def failed_record(run: Run, error: BaseException) -> RunRecord:
-    """Put a failure on record; it is not a finished run, and the next start tries again."""
+    """Return the record of a failed run, which does not count as finished."""
     text = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
     return dataclasses.replace(blank_record(run), error=text[:1000], provenance=provenance())

@@ -1,4 +1,4 @@
-"""From what was resolved to the list of runs; pure, so that a plan can be shown before any work."""
+"""Turn resolved models, tasks and protocols into the list of runs. Pure."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from mixmim_bench.specs import DataSource, ModelSpec, Preprocessing, Run, TaskSp
 
 @dataclass(frozen=True, kw_only=True)
 class ModelChoice:
-    """A model with the weights that were found and its own preprocessing."""
+    """A model with its weights and preprocessing."""
 
     spec: ModelSpec
     weights: Weights
@@ -20,7 +20,7 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class ProtocolChoice:
-    """A protocol with its hyper-parameters for a task: a preset may depend on whether weights are random."""
+    """A protocol with its hyper-parameters for a task, which may depend on whether weights are random."""
 
     for_weights: Protocol
     for_random: Protocol
@@ -31,9 +31,9 @@ class ProtocolChoice:
 
 
 def choose_protocol(task: TaskSpec, name: str, preset: str, layers: str = "") -> ProtocolChoice:
-    """Give a protocol its hyper-parameters for a task; raises BenchError.
+    """Resolve the hyper-parameters of a protocol for a task; raises BenchError.
 
-    layers: read in place of the protocol's own, where it reads frozen features.
+    layers: overrides the layers of protocols that use frozen features.
     """
     recipe = dict(task.recipe.get(name, {}))
     chosen = [resolve_protocol(name, task.kind, preset, recipe, random_weights=r) for r in (False, True)]
@@ -45,7 +45,7 @@ def choose_protocol(task: TaskSpec, name: str, preset: str, layers: str = "") ->
 
 @dataclass(frozen=True, kw_only=True)
 class TaskChoice:
-    """A task with the data that were found, its images per role, and its protocols."""
+    """A task with its data, the number of images per role, and its protocols."""
 
     spec: TaskSpec
     data: DataSource
@@ -55,7 +55,7 @@ class TaskChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """A run, its protocol, and the images that will pass through its backbone."""
+    """A run, its protocol, and the number of images that pass through the backbone."""
 
     run: Run
     protocol: Protocol
@@ -65,10 +65,10 @@ class Planned:
 def plan(
     models: Sequence[ModelChoice], tasks: Sequence[TaskChoice], seeds: Sequence[int], precision: str
 ) -> list[Planned]:
-    """List the runs, ordered by model, task, protocol and seed, each once.
+    """List the runs without duplicates, ordered by model, task, protocol and seed.
 
-    So a backbone is built once, and the features of a task are extracted once. Where nothing is random
-    all seeds are one run.
+    So each backbone is built once, and the features of a task are extracted once. Deterministic runs ignore
+    the seeds.
     """
     planned: dict[str, Planned] = {}
     for model in models:
@@ -93,7 +93,7 @@ def plan(
 
 
 def _preprocessing(model: ModelChoice, task: TaskSpec, protocol: Protocol) -> Preprocessing:
-    """Use the image size of the protocol, else of the task, else of the model; and the task's crop."""
+    """Return the model's preprocessing with the image size and crop of protocol or task, if they set one."""
     found = model.preprocessing
     side = protocol.input_size() or task.image_size
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The results folder: one JSON a run, predictions beside it, and the measured costs."""
+"""The results folder: one JSON file per run with its predictions, and the measured costs."""
 
 import dataclasses
 import io
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class RunStore:
-    """Records by run id. A record that is there is whole: it is written last, and in one piece."""
+    """Records by run id. They are written last and atomically, so a record is always complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,7 +31,7 @@ class RunStore:
         self.costs = folder / "costs"
 
     def prepare(self) -> None:
-        """Make the folders and see that they can be written; raises BenchError."""
+        """Create the folders and check that they are writable; raises BenchError."""
         with self.writing():
             for folder in (self.runs, self.costs):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ class RunStore:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn what a file system refuses into a BenchError that names the folder."""
+        """Turn file-system errors into a BenchError that names the folder."""
         try:
             yield
         except OSError as error:
@@ -49,20 +49,19 @@ class RunStore:
             ) from error
 
     def save(self, record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write a record; what is beside it first, so that a record is never without it.
+        """Save a record after its arrays.
 
-        A failure never takes the place of a result; a result ends the failures of the same run before
-        its data or settings were mended. A result of images with other bytes is kept beside, under another
-        name. Raises BenchError.
+        A failure never replaces a result; a result removes earlier failures of the same model, task, protocol
+        and seed. An existing result of images with other bytes is renamed and kept. Raises BenchError.
         """
         try:
             before = self._read(record.run_id)
-        except BenchError:  # a result goes before what cannot be read, which is kept
+        except BenchError:  # the unreadable record is renamed and kept
             if record.error:
                 raise
             before = None
         if record.error and before is not None and not before.error:
-            return  # also where its predictions are gone
+            return  # even if its predictions are missing
         with self.writing():
             self._set_aside(record, before)
             if arrays:
@@ -80,18 +79,18 @@ class RunStore:
 
     @cached_property
     def _failures(self) -> dict[str, RunRecord]:
-        """The failures on record, by run id: read once, then kept up to date by what is saved here."""
+        """Failed runs by run id, read once and updated by `save`."""
         return {record.run_id: record for record in self.records() if record.error}
 
     def rewrite(self, record: RunRecord) -> None:
-        """Write a record that is there already, after what is made from its predictions was made again."""
+        """Overwrite a record whose intervals were recomputed."""
         with self.writing():
             write_whole(self._path(record.run_id), record.to_json().encode())
 
     def _set_aside(self, record: RunRecord, before: RunRecord | None) -> None:
-        """Rename what a record is not to overwrite.
+        """Rename files that a record must not overwrite.
 
-        That is what is no record, a result without its predictions, and a result of other images.
+        These are invalid records, results without predictions, and results of other images.
         """
         path = self._path(record.run_id)
         if before is None and path.exists():
@@ -113,15 +112,15 @@ class RunStore:
         try:
             return read_record(path)
         except NotARecord as error:
-            if isinstance(error.__cause__, OSError):  # it may well be a result
+            if isinstance(error.__cause__, OSError):  # it may be a result
                 raise BenchError(f"the record {path} cannot be read: {error.__cause__.strerror}") from error
             return None
 
     @contextmanager
     def claim(self, run_id: str, wait: bool = False) -> Iterator[bool]:
-        """Hold a run while it is being done; False if another process holds it (unless told to `wait`).
+        """Claim a run; yields False if another process holds it and `wait` is False.
 
-        A process that dies lets go. Where the file system knows no locks everybody may hold everything.
+        The claim ends with the process. On file systems without locks every claim succeeds.
         """
         locks = self.runs / ".locks"
         lock = FileLock(locks / f"{run_id}.lock", poll_interval=0.5)
@@ -140,23 +139,23 @@ class RunStore:
             lock.release()
 
     def result(self, run_id: str) -> RunRecord | None:
-        """Read the result of a run; None for a failure, and where the predictions are gone."""
+        """Read the result of a run; None for a failure, or if the predictions are missing."""
         record = self._read(run_id)
         return record if record is not None and self._is_result(record) else None
 
     def records(self, broken: list[str] | None = None) -> list[RunRecord]:
-        """Read every record; the files that are none go to `broken`, with the reason."""
+        """Read all records; invalid files are appended to `broken` with the reason."""
         return [record for _, record in _read_all(self.runs, read_record, broken)]
 
     def finished(self, not_counted: list[str] | None = None) -> dict[str, RunRecord]:
-        """Return the results by their run ids: no failed runs, and none whose predictions are gone.
+        """Return the results by run id, without failed runs and results without predictions.
 
-        The files of these, and those that are no records, go to `not_counted`, with the reason.
+        Files of the latter and invalid files are appended to `not_counted` with the reason.
         """
         records = self.records(not_counted)
         if not_counted is not None:
             gone = [record for record in records if not record.error and not self._is_result(record)]
-            not_counted += [f"{self._path(each.run_id)} (its predictions are gone)" for each in gone]
+            not_counted += [f"{self._path(each.run_id)} (its predictions are missing)" for each in gone]
         return {record.run_id: record for record in records if self._is_result(record)}
 
     def _is_result(self, record: RunRecord) -> bool:
@@ -166,7 +165,7 @@ class RunStore:
         return self.runs / f"{run_id}.npz"
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
-        """Read what stands beside a record: predictions, and curves of the protocol; raises BenchError."""
+        """Read the arrays of a record: predictions and curves of the protocol; raises BenchError."""
         path = self._predictions(run_id)
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -176,18 +175,18 @@ class RunStore:
             raise BenchError(f"the predictions {path} cannot be read: {reason}") from error
 
     def save_cost(self, key: str, cost: Cost) -> None:
-        """Write a measurement; raises BenchError."""
+        """Save a measurement; raises BenchError."""
         text = json.dumps(dataclasses.asdict(cost), indent=1, sort_keys=True)
         with self.writing():
             write_whole(self.costs / f"{key}.json", text.encode())
 
     def read_costs(self, broken: list[str] | None = None) -> dict[str, Cost]:
-        """Read every measurement, by its key; one that cannot be read is measured again."""
+        """Read all measurements by key; invalid ones are measured again."""
         return {path.stem: cost for path, cost in _read_all(self.costs, read_cost, broken)}
 
 
 def _read_all(folder: Path, read: Callable[[Path], T], broken: list[str] | None) -> Iterator[tuple[Path, T]]:
-    """Read the files of a folder; those that cannot be read go to `broken`, with the reason."""
+    """Read the files of a folder; invalid ones are appended to `broken` with the reason."""
     for path in sorted(folder.glob("*.json")):
         try:
             yield path, read(path)
@@ -198,6 +197,6 @@ def _read_all(folder: Path, read: Callable[[Path], T], broken: list[str] | None)
 
 
 def _same_name(a: RunRecord, b: RunRecord) -> bool:
-    """Whether two records are of one model, weights, task, protocol and seed, as people name them."""
+    """Return whether two records have the same model, weights, task, protocol and seed by name."""
     names = [(r.model, r.weights, r.task, r.protocol, r.identity["seed"]) for r in (a, b)]
     return names[0] == names[1]

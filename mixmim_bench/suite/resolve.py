@@ -1,7 +1,6 @@
-"""From names to what they stand for on this machine: models, weights, tasks and their images.
+"""Resolve names to models, weights, tasks and images on this machine.
 
-The one impure step before `plan`; everything that can be wrong with the input is found here, before any
-work is done.
+This is the only impure step before `plan`; it finds all errors in the input before any work is done.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What the user asked for."""
+    """The user's selection."""
 
     models: Sequence[str]
     tasks: Sequence[str] = ()
@@ -40,24 +39,31 @@ class Selection:
     weights: str = AUTO
     preset: str = AUTO
     precision: str = "float32"
-    fused_resize: bool = False  # of evaluation: faster, pixels differ by at most 2 of 255
-    layers: str = ""  # of the protocols that judge frozen features; '': what each has by default
+    fused_resize: bool = False  # for evaluation: faster, pixels differ by at most 2 of 255
+    layers: str = ""  # of protocols on frozen features; '': their default
     roots: DataRoots = field(default_factory=DataRoots)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The runs to do, and the images of each task by name."""
+    """The planned runs, and the images of each task by name."""
 
     planned: list[Planned]
     data: dict[str, TaskData] = field(default_factory=dict)
 
 
 def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
-    """Find everything and plan; `say` is told what was decided for the user.
+    """Resolve a selection and plan its runs.
 
-    Without a `bar` for downloads nothing is fetched: what would be can be planned, not run. Raises
-    BenchError.
+    Args:
+        selection: what to run.
+        say: prints what was decided for the user.
+        bar: creates the progress bar of a download; if None, nothing is downloaded, and runs that need a
+            download can be planned only.
+
+    Raises:
+        BenchError: the selection cannot be run.
+
     """
     models = [find_model(name) for name in dict.fromkeys(selection.models)]
     tasks = _tasks(selection, say, planning=bar is None)
@@ -65,7 +71,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     for task in tasks:
         there, absent = judging(list(dict.fromkeys(selection.protocols)), task.kind)
         if absent:
-            say(f"{task.name}: no {' and no '.join(absent)} for {task.kind} tasks; left out")
+            say(f"{task.name}: no {' and no '.join(absent)} for {task.kind} tasks; skipped")
         protocols[task.name] = [
             choose_protocol(task, name, selection.preset, selection.layers) for name in there
         ]
@@ -94,7 +100,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
 
 
 def _check_weights(planned: Sequence[Planned]) -> None:
-    """See that weights fit at the sizes of the runs too: MixMIM's windows depend on them."""
+    """Check that weights also fit at the sizes of the runs, on which MixMIM's windows depend."""
     sizes = {}
     for each in planned:
         run = each.run
@@ -105,7 +111,7 @@ def _check_weights(planned: Sequence[Planned]) -> None:
 
 
 def _say_preprocessing(planned: Sequence[Planned], say: Say) -> None:
-    """Say how images are prepared: no checkpoint tells what it was trained with."""
+    """Print the preprocessing, since checkpoints do not record it."""
     tasks: dict[tuple[str, str], dict[str, None]] = {}
     for each in planned:
         line = each.run.preprocessing.describe()
@@ -115,7 +121,7 @@ def _say_preprocessing(planned: Sequence[Planned], say: Say) -> None:
 
 
 def _check_layers(planned: Sequence[Planned]) -> None:
-    """See that each model has the layers that are asked of it, before anything is computed."""
+    """Check that each model has the requested layers."""
     asked = {}
     for each in planned:
         names = each.protocol.frozen_layers()
@@ -126,7 +132,7 @@ def _check_layers(planned: Sequence[Planned]) -> None:
 
 
 def _tasks(selection: Selection, say: Say, planning: bool) -> list[TaskSpec]:
-    """Select tasks; what is asked for by name must be there, of a suite or a plan what is there is taken."""
+    """Select tasks; named tasks must be available, of a suite or a dry run the available ones are used."""
     roots = selection.roots
     if selection.tasks or selection.suites:
         named = select_tasks(selection.tasks, ())
@@ -150,7 +156,7 @@ def _tasks(selection: Selection, say: Say, planning: bool) -> list[TaskSpec]:
             find_data(task, roots)
             there.append(task)
         except MissingData as error:
-            say(f"{'Missing' if planning else 'Left out'}: {error}")
+            say(f"{'Missing' if planning else 'Skipped'}: {error}")
     tasks = list({task.name: task for task in [*named, *there]}.values())
     if not tasks:
         raise MissingData("none of the tasks has its data on this machine; nothing to run")
@@ -160,7 +166,7 @@ def _tasks(selection: Selection, say: Say, planning: bool) -> list[TaskSpec]:
 def _choose_weights(
     model: ModelSpec, tasks: Sequence[TaskSpec], choice: str, say: Say, bar: Bar | None
 ) -> ModelChoice:
-    """Find the weights of a model. Only the embedded quick start goes on without pretrained ones."""
+    """Find the weights of a model. Only the embedded suite falls back to random weights."""
     try:
         weights = resolve_weights(model, choice, bar)
     except MissingWeights as error:
@@ -170,8 +176,8 @@ def _choose_weights(
         weights = RANDOM
         say(
             f"{model.name}: {error.reason}"
-            + (" (`mixmim-bench models` tells what to put where)" if model.weights else "")
-            + ". The embedded suite goes on with RANDOM weights, and every table says so."
+            + (" (`mixmim-bench models` shows how to get them)" if model.weights else "")
+            + ". The embedded suite continues with RANDOM weights, marked as such in every table."
         )
     facts.check_weights(model, weights)
     return ModelChoice(spec=model, weights=weights, preprocessing=facts.preprocessing(model))

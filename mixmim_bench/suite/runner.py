@@ -1,4 +1,4 @@
-"""Doing a plan: measure what the models cost, do what is not finished, keep every result."""
+"""Run a plan: measure the cost of models, do unfinished runs, save every result."""
 
 import dataclasses
 import time
@@ -24,15 +24,15 @@ from mixmim_bench.suite.resolve import Resolved
 
 @dataclass
 class Outcome:
-    """What came of a suite."""
+    """The outcome of a suite."""
 
     failed: list[RunRecord] = field(default_factory=list)
-    lost: list[Run] = field(default_factory=list)  # finished, but the records are gone
+    lost: list[Run] = field(default_factory=list)  # finished, but the records are missing
     interrupted: bool = False
 
 
 class Suite:
-    """The runs of a plan on one machine, with their results folder."""
+    """The runs of a plan on this machine, with their results folder."""
 
     def __init__(self, resolved: Resolved, store: RunStore, machine: Machine, console: Console) -> None:
         self.resolved = resolved
@@ -41,7 +41,7 @@ class Suite:
         self.console = console
 
     def estimates(self, finished: Mapping[str, RunRecord]) -> list[Estimate]:
-        """Say for each run what it takes and how long."""
+        """Estimate every run."""
         return estimate(
             self.resolved,
             finished,
@@ -54,7 +54,7 @@ class Suite:
         return Cost.key(model.arch, model.kwargs, size, self.machine.precision, self.machine.describe())
 
     def run(self, finished: Mapping[str, RunRecord]) -> Outcome:
-        """Do every run that is not finished; Ctrl-C keeps what is."""
+        """Do all unfinished runs; finished ones survive Ctrl-C."""
         self.store.prepare()
         outcome = Outcome()
         try:
@@ -69,7 +69,7 @@ class Suite:
                 self._do(pending, view, outcome)
         except KeyboardInterrupt:
             outcome.interrupted = True
-            line_printer(self.console)("Interrupted; what is finished is kept, and the same command goes on.")
+            line_printer(self.console)("Interrupted. Finished runs are saved; rerun the command to resume.")
             return outcome
         failed = {record.run_id for record in outcome.failed}
         done = [estimate.planned.run for estimate in estimates]
@@ -79,7 +79,7 @@ class Suite:
         return outcome
 
     def _measure_costs(self, runs: Sequence[Run], view: View) -> None:
-        """Measure each model at its own size and at those of its runs, once a machine."""
+        """Measure each model at its own size and at those of its runs, once per machine."""
         wanted: dict[str, tuple[ModelSpec, tuple[int, int]]] = {}
         for run in runs:
             for size in (facts.own_size(run.model), run.size):
@@ -88,7 +88,7 @@ class Suite:
         for key, (model, size) in wanted.items():
             if key in known:
                 continue
-            view.say(f"measuring what {model.name} costs at {size[0]} x {size[1]} pixels")
+            view.say(f"measuring the cost of {model.name} at {size[0]} x {size[1]} pixels")
             try:
                 cost = measure(model, size, self.machine)
             except BenchError as error:
@@ -97,7 +97,7 @@ class Suite:
                 self.store.save_cost(key, cost)
 
     def _do(self, pending: Sequence[Estimate], view: View, outcome: Outcome) -> None:
-        """Do the runs in order; one that another process is doing comes last, in case that process dies."""
+        """Do the runs in order; those claimed by another process come last, in case that process dies."""
         shelf = Shelf()
         work = 0.0
         left = [(place, estimate, False) for place, estimate in enumerate(pending, 1)]
@@ -110,7 +110,7 @@ class Suite:
                 view.say("  waiting for the other process")
             with self.store.claim(run.run_id, wait) as claimed:
                 if not claimed:
-                    view.say("  another process is doing it")
+                    view.say("  claimed by another process")
                     left.append((place, estimate, True))
                     continue
                 if self._finished_meanwhile(run):
@@ -123,7 +123,7 @@ class Suite:
             view.finish_run(work)
 
     def _finished_meanwhile(self, run: Run) -> bool:
-        """Whether another process has finished a run, on the images that are here."""
+        """Return whether another process has finished a run on the same images."""
         record = self.store.result(run.run_id)
         return record is not None and record.data_bytes in ("", self._seen(run.task.name).known())
 
@@ -131,7 +131,7 @@ class Suite:
         return Seen(task, self.resolved.data[task])
 
     def _do_one(self, estimate: Estimate, view: View, shelf: Shelf) -> RunRecord:
-        """Do a run and keep what came of it, a failure too."""
+        """Do a run and save its result or failure."""
         run = estimate.planned.run
         clock = time.perf_counter()
         try:

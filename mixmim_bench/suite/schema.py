@@ -1,7 +1,7 @@
-"""What the files of a results folder must hold; everything that reads them gets it from here.
+"""Validation of the files in a results folder.
 
-A file may have been written by another version, cut short, or edited by hand. What does not fit is named
-with its field and reason, and is never counted.
+A file may come from another version, be truncated, or have been edited by hand. Invalid files are reported
+with field and reason, and never counted.
 """
 
 import json
@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Version = Annotated[int, Field(ge=0)]
-ROUNDED = 1e-5  # scores of further settings are kept with five decimals
+ROUNDED = 1e-5  # scores of further settings are saved with five decimals
 
 
 class _Strict(BaseModel):
@@ -27,7 +27,7 @@ class _Strict(BaseModel):
 
 
 class _Open(BaseModel):
-    """Fields that are read; there may be more."""
+    """Fields that are read; others are allowed."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
@@ -88,7 +88,7 @@ class _Provenance(_Open):
 
 
 class _Record(_Strict):
-    """A record alone; `_check_record` sees that its fields do not contradict each other."""
+    """The fields of a record; `_check_record` checks that they agree with each other."""
 
     schema_: Annotated[Literal[RECORD_SCHEMA], Field(alias="schema")]  # type: ignore[valid-type]
     run_id: Text
@@ -128,7 +128,7 @@ class _Cost(_Strict):
 
 
 class NotARecord(BenchError):
-    """A file that is not what its place says; the message is the reason alone."""
+    """An invalid file; the message is the reason."""
 
 
 def read_record(path: Path) -> RunRecord:
@@ -162,7 +162,7 @@ def _read(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def _first(error: ValidationError) -> str:
-    """Say the first thing that is wrong, with its field."""
+    """Describe the first error, with its field."""
     found = error.errors(include_url=False, include_input=False)
     field = ".".join(str(part) for part in found[0]["loc"])
     message = found[0]["msg"].removeprefix("Value error, ")
@@ -171,11 +171,11 @@ def _first(error: ValidationError) -> str:
 
 
 def _check_record(record: RunRecord, name: str) -> None:
-    """See that a record is the one of its name, and that what it shows is what its identity says."""
+    """Check that a record matches its file name, and its fields match its identity."""
     kind = record.identity["weights"]["kind"]
     try:
         own = digest(record.identity)
-    except ValueError as error:  # NaN where the schema does not look
+    except ValueError as error:  # NaN in a field the schema does not cover
         raise NotARecord(f"identity: {error}") from error
     if own != record.run_id:
         raise NotARecord(f"run_id {record.run_id} is not that of the identity, {own}")
@@ -191,4 +191,4 @@ def _check_record(record: RunRecord, name: str) -> None:
         raise NotARecord(f"model is {record.model!r}, and the architecture is {arch}")
     lacking = [metric for metric in record.identity["task"]["metrics"] if metric not in record.scores]
     if lacking and not record.error:
-        raise NotARecord(f"scores: there is none of {lacking[0]}, and no error")
+        raise NotARecord(f"scores: {lacking[0]} is missing, and there is no error")

@@ -1,1 +1,1 @@
-"""The training loop, what it minimises, and heads behind frozen backbones."""
+"""The training loop, objectives, and heads behind frozen backbones."""

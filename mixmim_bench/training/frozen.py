@@ -1,4 +1,4 @@
-"""Linear heads on the layers of a frozen backbone, trained together on the images it is given."""
+"""Linear heads on layers of a frozen backbone, trained together on images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from mixmim_bench.seeding import generator
 
 
 class FrozenProbe(nn.Module):
-    """A backbone that does not learn, and linear heads (optionally behind a BatchNorm without weights).
+    """A frozen backbone with linear heads, optionally behind a BatchNorm without weights.
 
     layers: the layer of each head. The backbone is always in eval mode, and no gradient goes through it.
     """
@@ -65,13 +65,13 @@ class FrozenProbe(nn.Module):
         return self.norms[key](features) if key in self.norms else features
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Give the logits (b, K) of each head."""
+        """Return the logits (b, K) of each head."""
         features = {layer: self._normed(layer, x) for layer, x in self._read(images).items()}
         return [head(features[layer]) for head, layer in zip(self.heads, self.layers, strict=True)]
 
     @torch.inference_mode()
     def logits(self, place: int, features: np.ndarray) -> np.ndarray:
-        """Give the logits (n, K) of one head for features (n, d) of its layer."""
+        """Return the logits (n, K) of one head for features (n, d) of its layer."""
         self.eval()
         found = []
         for start in range(0, len(features), 8192):
@@ -80,7 +80,7 @@ class FrozenProbe(nn.Module):
         return np.concatenate(found)
 
     def optimizer(self, name: str, rates: Sequence[float], momentum: float) -> torch.optim.Optimizer:
-        """Make LARS or SGD with a learning rate for each head; LARS leaves biases alone, as MAE's does."""
+        """Return LARS or SGD with a learning rate per head; LARS does not adapt biases, as in MAE."""
         groups: list[dict[str, Any]] = []
         for head, lr in zip(self.heads, rates, strict=True):
             groups.append({"params": [head.weight], "lr": lr, "always_adapt": True})

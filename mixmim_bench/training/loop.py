@@ -1,4 +1,4 @@
-"""The training loop, on Accelerate: timm's optimizer and schedule around an objective of the protocol's."""
+"""The training loop, on Accelerate, with timm's optimizers and schedules and the protocol's objective."""
 
 import copy
 import math
@@ -43,7 +43,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a training runs with, besides its recipe."""
+    """The environment of a training: everything but its recipe."""
 
     machine: Machine
     seed: int
@@ -53,7 +53,7 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """An optimizer and how its learning rate goes: up from 0, then along a cosine to `min_lr`."""
+    """An optimizer and its learning rate: linear warm-up from 0, then a cosine to `min_lr`."""
 
     epochs: int
     batch_size: int
@@ -70,13 +70,13 @@ MakeOptimizer = Callable[[nn.Module, Schedule], torch.optim.Optimizer]
 
 
 class Objective(Protocol):
-    """What is minimised."""
+    """The loss of a training."""
 
     def prepare(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
         """Prepare a batch (B, 3, H, W) with its targets, mixing images if the recipe does."""
 
     def weight(self, targets: Any) -> float:
-        """Return how much some targets of a prepared batch count: images, valid pixels, boxes."""
+        """Return the weight of targets of a prepared batch: the number of images, valid pixels or boxes."""
 
     def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
         """Return the loss of some images of a prepared batch, averaged over their weight."""
@@ -95,23 +95,23 @@ def train(
 ) -> Trained:
     """Train a network in place.
 
-    When memory runs out, training starts again with half as many images at a time, their gradients summed:
-    the batch that the schedule states stays the same, and so does what is mixed in it. Batch norm then has
-    the statistics of fewer images, which is noted, and needs at least two.
+    On running out of memory, training restarts with half as many images at a time and sums their gradients:
+    the batch size of the schedule and its mixing stay the same. Batch norm then sees fewer images, which is
+    noted, and needs at least two.
 
     Args:
         network: the network.
         part: images and targets.
         transform: of an image and its target.
-        objective: what is minimised.
+        objective: the loss.
         schedule: optimizer, learning rate, epochs.
         environment: machine, seed, progress, and what to do with unreadable images.
-        name: shown with the progress.
+        name: shown in the progress display.
         work: GMACs of a training step for one image.
-        make_optimizer: in place of timm's by the schedule's name.
+        make_optimizer: replaces timm's factory.
 
     Raises:
-        BenchError: where memory runs out with the fewest images at a time, and for a loss that diverges.
+        BenchError: memory runs out with the smallest number of images, or the loss diverges.
     """
     fewest = fewest_at_once(network)
     fresh = copy.deepcopy(network.state_dict())
@@ -129,7 +129,7 @@ def train(
             if at_once <= fewest:
                 images = "one image" if fewest == 1 else "as few images as batch norm takes, 2 or 3,"
                 raise BenchError(
-                    f"{name}: memory ran out with {images} at a time; free some, or take a smaller model or "
+                    f"{name}: out of memory with {images} at a time; free memory, or use a smaller model or "
                     "image size"
                 ) from error
             at_once = max(fewest, math.ceil(at_once / 2))
@@ -141,7 +141,7 @@ def train(
 
 
 def _notes(name: str, asked: int, at_once: int, fewest: int) -> tuple[str, ...]:
-    """Note what had to be done with fewer images at a time."""
+    """Describe a reduced number of images at a time."""
     if at_once == asked:
         return ()
     note = halved(name, asked, at_once)
@@ -162,7 +162,7 @@ def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optim
 
 
 def make_accelerator(machine: Machine) -> Accelerator:
-    """Make Accelerate's handle; in one process it must always be the same device and precision."""
+    """Create the Accelerator; within a process, device and precision must not change."""
     mixed = "bf16" if machine.precision == "bfloat16" else "no"
     return Accelerator(cpu=torch.device(machine.device).type == "cpu", mixed_precision=mixed)
 
@@ -268,9 +268,9 @@ class Trainer:
 
 
 def pieces(images: int, at_once: int, fewest: int = 1) -> Iterator[slice]:
-    """Cut a batch into pieces of at most `at_once` images, and of at least `fewest` where that can be.
+    """Split a batch into pieces of at most `at_once` and, if possible, at least `fewest` images.
 
-    Where the last piece would have fewer, all get about the same number; with `at_once` 2 one may have 3.
+    If the last piece would be smaller, all get about the same size; with `at_once` 2, one may have 3.
     """
     starts = list(range(0, images, at_once))
     if 0 < images % at_once < fewest and len(starts) > 1:
@@ -281,7 +281,7 @@ def pieces(images: int, at_once: int, fewest: int = 1) -> Iterator[slice]:
 
 
 def fewest_at_once(network: nn.Module) -> int:
-    """Return how few images a network can be trained with at a time: batch norm needs two."""
+    """Return the smallest number of images per forward pass: batch norm needs two."""
     batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
     return 2 if batch_norm else 1
 

@@ -1,4 +1,4 @@
-"""What a training minimises."""
+"""Training objectives."""
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Classifying:
     """Cross-entropy of class labels, with timm's mixup, cutmix and label smoothing.
 
-    `prepare` mixes the whole batch with its reverse, so the batch should be even; of an odd one the last
-    image stays as it is.
+    `prepare` mixes the batch with its reverse, so its size should be even; the last image of an odd batch is
+    not mixed.
     """
 
     def __init__(self, num_classes: int, mixup: float, cutmix: float, smoothing: float) -> None:
@@ -44,10 +44,10 @@ class Classifying:
 
 
 class ClassifyingByHeads:
-    """Cross-entropy of class labels, summed over several heads that do not know of one another."""
+    """Cross-entropy of class labels, summed over several independent heads."""
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Leave images (B, 3, H, W) and labels (B,) as they are."""
+        """Return images (B, 3, H, W) and labels (B,) unchanged."""
         return images, labels
 
     def weight(self, targets: Tensor) -> float:

@@ -1,1 +1,1 @@
-"""Published weights: which of them are on this machine, and fetching those that are not. Imports no torch."""
+"""Find and download published weights. Does not import torch."""

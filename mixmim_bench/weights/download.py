@@ -1,7 +1,7 @@
-"""Fetching a file whole: resumed where it stopped, checked, and renamed only then.
+"""Download files: interrupted downloads resume, and a file is renamed only after its hash is verified.
 
-A partial file stands beside the place of the whole one as `NAME.part`. Whoever asks for a file while
-another process fetches it waits for that process.
+A partial file is stored next to the final path as `NAME.part`. A process that requests a file while another
+process downloads it waits for that process.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from mixmim_bench.progress import Advance
 
 Bar = Callable[[str, int], AbstractContextManager[Advance]]  # name, total bytes
 
-OFFLINE = "MIXMIM_BENCH_OFFLINE"  # set to anything: nothing is ever fetched
-ANSWER_S = 5.0  # to say whether a server is there
-TIMEOUT_S = 20.0  # without a byte
-ATTEMPTS = 4  # in a row that bring nothing new
+OFFLINE = "MIXMIM_BENCH_OFFLINE"  # set to any value: never download
+ANSWER_S = 5.0  # timeout for checking that a server responds
+TIMEOUT_S = 20.0  # without receiving a byte
+ATTEMPTS = 4  # in a row without progress
 PAUSE_S = 1.0  # before another attempt, doubled each time
 CHUNK = 1 << 20
 
 
 class DownloadError(BenchError):
-    """A file that could not be fetched; `offline` if the server was never reached."""
+    """A file could not be downloaded; `offline` if the server was never reached."""
 
     def __init__(self, message: str, offline: bool = False) -> None:
         super().__init__(message)
@@ -39,44 +39,51 @@ class DownloadError(BenchError):
 
 
 def fetch(url: str, path: Path, sha256: str, bar: Bar) -> None:
-    """Fetch a file to `path`, unless it is there; `sha256` is its digest or the start of it.
+    """Download a file to `path` unless it exists.
 
-    Raises DownloadError: within seconds if there is no network, after a few attempts if the server
-    stalls, and at once if it has no such file. Raises BenchError for another file than expected, and for
-    a disk that is full.
+    Args:
+        url: the address.
+        path: the final path.
+        sha256: the digest of the file, or a prefix of it.
+        bar: creates the progress bar.
+
+    Raises:
+        DownloadError: within seconds if there is no network, after a few attempts if the server stalls, and
+            immediately if it does not have the file.
+        BenchError: the hash does not match, or the disk is full.
     """
     if offline():
-        raise DownloadError(f"{url} is not fetched: ${OFFLINE} is set", offline=True)
+        raise DownloadError(f"{url} was not downloaded: ${OFFLINE} is set", offline=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BenchError(f"{path.parent} cannot be made: {error.strerror}") from error
+        raise BenchError(f"cannot create {path.parent}: {error.strerror}") from error
     part = path.with_name(f"{path.name}.part")
     with FileLock(path.with_name(f"{path.name}.lock")):
         if path.is_file():
             return
         _check_space(path.parent, url)
-        for resumes in (part.exists(), False):  # what an earlier start left may be of another file
+        for resumes in (part.exists(), False):  # an existing partial file may be of another version
             _fetch_all(url, part, bar)
-            found = file_sha256(part)
-            if found.startswith(sha256):
+            actual = file_sha256(part)
+            if actual.startswith(sha256):
                 part.replace(path)
                 return
             part.unlink()
             if not resumes:
                 break
         raise BenchError(
-            f"{url} gave another file than expected: its SHA-256 starts with {found[:8]}, not {sha256}"
+            f"{url} returned an unexpected file: its SHA-256 starts with {actual[:8]}, not {sha256}"
         )
 
 
 def offline() -> bool:
-    """Whether the user wants nothing to be fetched."""
+    """Whether the user has disabled downloads."""
     return bool(os.environ.get(OFFLINE))
 
 
 def answers(url: str) -> bool:
-    """Whether the server of an address can be reached, within seconds."""
+    """Whether the server of a URL responds within seconds."""
     if offline():
         return False
     request = urllib.request.Request(url, method="HEAD")
@@ -98,22 +105,22 @@ def file_sha256(path: Path) -> str:
 def _check_space(folder: Path, url: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < 1 << 30:
-        raise BenchError(f"{folder} has {free >> 20} MB left, too little to fetch {url}")
+        raise BenchError(f"{folder} has only {free >> 20} MB free, too little to download {url}")
 
 
 def _fetch_all(url: str, part: Path, bar: Bar) -> None:
-    """Bring the partial file to its end, however often the connection breaks off."""
+    """Complete the partial file, reconnecting as often as needed."""
     failures, pause = 0, PAUSE_S
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
             if _fetch_some(url, part, bar):
                 return
-            reason = "the connection broke off"
+            reason = "the connection was closed"
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
-                raise DownloadError(f"{url}: the server says {error.code} {error.reason}") from error
-            reason = f"the server says {error.code} {error.reason}"
+                raise DownloadError(f"{url}: the server returned {error.code} {error.reason}") from error
+            reason = f"the server returned {error.code} {error.reason}"
         except (OSError, HTTPException) as error:
             cause = getattr(error, "reason", error)
             if before == 0 and not _timed_out(cause):
@@ -122,7 +129,7 @@ def _fetch_all(url: str, part: Path, bar: Bar) -> None:
         grown = (part.stat().st_size if part.exists() else 0) > before
         failures, pause = (0, PAUSE_S) if grown else (failures + 1, pause * 2)
         if failures >= ATTEMPTS:
-            raise DownloadError(f"{url}: {reason}, {failures} times in a row; the next start goes on")
+            raise DownloadError(f"{url}: {reason}, {failures} times in a row; rerun to resume")
         time.sleep(pause)
 
 
@@ -131,13 +138,13 @@ def _timed_out(cause: object) -> bool:
 
 
 def _fetch_some(url: str, part: Path, bar: Bar) -> bool:
-    """Append what one connection brings; return whether the file is complete then."""
+    """Append the data of one connection; return whether the file is complete."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send: the hash will tell
+        if error.code == 416:  # nothing left to send; the hash is checked later
             return True
         raise
     with response:

@@ -1,4 +1,4 @@
-"""Where the weights of a model come from: a file here, an address to fetch from, or nowhere."""
+"""Find the weights of a model: a local file, a download, or none."""
 
 from pathlib import Path
 
@@ -14,46 +14,53 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 def resolve_weights(
     model: ModelSpec, choice: str, bar: Bar | None = None, finetuned: bool = False
 ) -> Weights:
-    """Find the weights: 'random', the path of a file, or 'auto' for the registered ones.
+    """Find the weights of a model.
 
-    With 'auto' the first registered checkpoint that is here is taken, else the first that can be fetched:
-    pretrained ones before fine-tuned ones, which is what probing wants. With `finetuned` only
-    those are taken where there are any.
-    Without a `bar` nothing is fetched: what would be is described by its registry entry, kind 'remote'.
-    Raises MissingWeights, which says what to put where, if there is none.
+    Args:
+        model: the model.
+        choice: 'random', the path of a file, or 'auto' for the first registered checkpoint on this machine,
+            else the first that can be downloaded; pretrained ones come before fine-tuned ones, as suits
+            probing.
+        bar: creates the progress bar of a download; if None, nothing is downloaded and weights of kind
+            'remote' are returned.
+        finetuned: consider only fine-tuned checkpoints, if there are any.
+
+    Raises:
+        MissingWeights: no weights were found; the message lists the ways to get some.
+        BenchError: the file does not exist or is not the published one.
     """
     if choice == "random":
         return RANDOM
     if choice != AUTO:
         path = Path(choice).expanduser()
         if not path.is_file():
-            raise BenchError(f"--weights {choice}: there is no such file (or say 'auto' or 'random')")
-        return _described(path)
-    found = _registered(model, bar, finetuned) if model.weights else _from_hub(model, bar)
-    if found is None:
-        raise missing(model, "no pretrained weights are on this machine")
-    return found
+            raise BenchError(f"--weights {choice}: no such file (or use 'auto' or 'random')")
+        return _describe(path)
+    weights = _registered(model, bar, finetuned) if model.weights else _from_hub(model, bar)
+    if weights is None:
+        raise missing(model, "no pretrained weights on this machine")
+    return weights
 
 
-def _described(path: Path, name: str = "") -> Weights:
-    """Describe a checkpoint file; one without a published name is named with its digest."""
+def _describe(path: Path, name: str = "") -> Weights:
+    """Describe a checkpoint file; unpublished files are named after the file and its digest."""
     sha256 = file_sha256(path)
     name = name or f"{path.name} ({sha256[:8]})"
     return Weights(kind="file", name=name, sha256=sha256, path=str(path))
 
 
 def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> Weights | None:
-    """Take the first registered checkpoint that is here, else fetch the first that has an address."""
-    by_choice = sorted(model.weights, key=lambda weights: weights.finetuned)
+    """Return the first registered checkpoint on this machine, else download the first that has a URL."""
+    candidates = sorted(model.weights, key=lambda weights: weights.finetuned)
     if finetuned:
-        by_choice = [weights for weights in by_choice if weights.finetuned] or by_choice
-    for weights in by_choice:
+        candidates = [weights for weights in candidates if weights.finetuned] or candidates
+    for weights in candidates:
         if has_weights(weights):
             return checked(weights)
-    to_fetch = [weights for weights in by_choice if weights.url]
-    if not to_fetch:
+    downloadable = [weights for weights in candidates if weights.url]
+    if not downloadable:
         return None
-    weights = to_fetch[0]
+    weights = downloadable[0]
     if bar is None:
         if not answers(weights.url):
             return None
@@ -66,18 +73,18 @@ def _registered(model: ModelSpec, bar: Bar | None, finetuned: bool) -> Weights |
 
 
 def checked(weights: WeightsSpec) -> Weights:
-    """Describe a published checkpoint that is here; raises BenchError if the file is another one."""
-    found = _described(place_of(weights), weights.name)
-    if not found.sha256.startswith(weights.sha256):
+    """Describe a published checkpoint on this machine; raises BenchError if its hash does not match."""
+    local = _describe(place_of(weights), weights.name)
+    if not local.sha256.startswith(weights.sha256):
         raise BenchError(
-            f"{found.path} is not {weights.name}: its SHA-256 starts with {found.sha256[:8]}, not "
+            f"{local.path} is not {weights.name}: its SHA-256 starts with {local.sha256[:8]}, not "
             f"{weights.sha256}; remove the file"
         )
-    return found
+    return local
 
 
 def _hub_id(model: ModelSpec) -> str:
-    """Return the repository on the Hugging Face hub that timm loads weights from, '' if there is none."""
+    """Return the Hugging Face Hub repository that timm loads the weights from, '' if none."""
 
     def look_up() -> str:
         import timm
@@ -89,7 +96,7 @@ def _hub_id(model: ModelSpec) -> str:
 
 
 def _from_hub(model: ModelSpec, bar: Bar | None) -> Weights | None:
-    """Find the file that timm would load from the Hugging Face hub, downloading it if it can."""
+    """Find the file that timm would load from the Hugging Face Hub, downloading it if possible."""
     hub = _hub_id(model)
     if not hub:
         return None
@@ -100,21 +107,21 @@ def _from_hub(model: ModelSpec, bar: Bar | None) -> Weights | None:
     for file in HUB_FILES:
         path = try_to_load_from_cache(hub, file)
         if isinstance(path, str):
-            return _described(Path(path), name)
+            return _describe(Path(path), name)
     if constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT):
         return None
     if bar is None:
         return Weights(kind="remote", name=name)
     for file in HUB_FILES:
         try:
-            return _described(Path(hf_hub_download(hub, file)), name)
+            return _describe(Path(hf_hub_download(hub, file)), name)
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
             continue
     return None
 
 
 def here(model: ModelSpec) -> str:
-    """Name the weights of a model that are on this machine and that 'auto' would take, '' if none are."""
+    """Return the name of the local weights that 'auto' would use, '' if none."""
     for weights in sorted(model.weights, key=lambda weights: weights.finetuned):
         if has_weights(weights):
             return weights.name
@@ -128,18 +135,18 @@ def here(model: ModelSpec) -> str:
 
 
 def missing(model: ModelSpec, reason: str) -> MissingWeights:
-    """Make the error that says why there are no weights of a model, and every way to get some."""
+    """Build the error that explains why a model has no weights, with all ways to get some."""
     ways = [by_hand(weights) for weights in model.weights]
     hub = "" if model.weights else _hub_id(model)
     if hub:
-        ways.append(f"download {hub} from the Hugging Face hub while online")
-    ways.append("give a checkpoint with --weights PATH")
-    ways.append("or take random weights on purpose with --weights random")
-    return MissingWeights(f"{model.name}: {reason}. What helps: {'; '.join(ways)}", reason)
+        ways.append(f"download {hub} from the Hugging Face Hub while online")
+    ways.append("pass a checkpoint with --weights PATH")
+    ways.append("or use random weights with --weights random")
+    return MissingWeights(f"{model.name}: {reason}. To fix this: {'; '.join(ways)}", reason)
 
 
 def by_hand(weights: WeightsSpec) -> str:
-    """Say what to fetch by hand, and where to put it."""
-    what = weights.url or f"{weights.name} from {weights.home}"
+    """Return the instructions for a manual download."""
+    source = weights.url or f"{weights.name} from {weights.home}"
     digest = f" (SHA-256 {weights.sha256}…)" if weights.sha256 else ""
-    return f"put {what}{digest} at {place_of(weights)}"
+    return f"put {source}{digest} at {place_of(weights)}"

@@ -16,10 +16,10 @@ MOST_CLASSES = 1_000_000
 
 
 class CSVList:
-    """One CSV file a part, with the columns `path` (below the root) and `label`.
+    """One CSV file per part, with the columns `path` (relative to the root) and `label`.
 
-    Labels that are all whole numbers are taken as they are; names are ranked in sorted order. The id
-    of an image is its path.
+    If all labels are whole numbers they are used directly; names are ranked in sorted order. The id of an
+    image is its path.
     """
 
     def __init__(self, root: Path, parts: Sequence[str], files: Mapping[str, str]) -> None:
@@ -80,7 +80,7 @@ class CSVList:
         return tuple(sorted(names))
 
     def part(self, name: str) -> Part:
-        """List the images of a part; raises LayoutError for one that is listed but absent."""
+        """List the images of a part; raises LayoutError for missing files."""
         rank = {class_name: label for label, class_name in enumerate(self._classes)}
         numbered = all(c.isdecimal() for c in self._classes)
         paths = [path for path, _ in self._rows[name]]

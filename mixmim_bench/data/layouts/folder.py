@@ -21,13 +21,13 @@ _NO_CLASS = ("lost+found",)  # which file systems put where they are mounted
 
 
 class ImageFolder:
-    """One folder a part (of the folder `below` the root), in it one a class, in it images at any depth.
+    """One folder per part (in `below`, if given), each with a folder per class and images at any depth.
 
-    Labels are the ranks of the sorted class names, or those of the standard order `classes` (a list of
-    `mixmim_bench.data.classes`, or the names), and every part must have the same classes. The id
-    of an image is its path below the root, or with `ids = "name"` its file name without the extension,
-    for datasets whose file names are unique, or with `ids = "class/name"` that behind its last folder. Where
-    parts differ, `ids` is a table by part.
+    Labels are the ranks of the sorted class names, or follow the standard order `classes` (a list of
+    `mixmim_bench.data.classes`, or the names); all parts must have the same classes. The id of an image is
+    its path relative to the root, its file name without extension with `ids = "name"`, for datasets with
+    unique file names, or its last folder and file name with `ids = "class/name"`. `ids` may be a table by
+    part.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ImageFolder:
 
 
 def image_id(path: str, ids: str) -> str:
-    """Make the canonical id of an image from its path, as IDS says."""
+    """Return the canonical id of an image, derived from its path."""
     if ids == "path":
         return path
     kept = path.rsplit("/", IDS[ids])[-IDS[ids] :]

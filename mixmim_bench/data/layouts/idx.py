@@ -18,7 +18,7 @@ KINDS = {"images": (3, "images-idx3-ubyte"), "labels": (1, "labels-idx1-ubyte")}
 class IDX:
     """Four files in the root, in `raw/` or `NAME/raw/` below it (torchvision), or in the folder `system`.
 
-    classes: names in the order of the labels. An image is known by its part and place, as `train_00042`.
+    classes: names in label order. The id of an image is its part and position, such as `train_00042`.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class IDX:
         return self._classes
 
     def part(self, name: str) -> Part:
-        """Read both files of a part; raises LayoutError for what is cut short or something else."""
+        """Read both files of a part; raises LayoutError for truncated or other files."""
         pixels, labels = self._read(name, "images"), self._read(name, "labels")
         if len(pixels) != len(labels):
             raise LayoutError(f"{self._file(name, 'images')}: {len(pixels)} images and {len(labels)} labels")

@@ -1,6 +1,6 @@
-"""ImageNet-1K as its official archives, unpacked or not.
+"""ImageNet-1K as official archives or unpacked.
 
-Images are known by their file names without the extension, classes are the sorted synsets.
+Ids are file names without extension; classes are the sorted synsets.
 """
 
 import csv
@@ -30,12 +30,12 @@ META = "data/meta.mat"
 
 @cache
 def _classes() -> Classes:
-    """Return the 1,000 classes; finding the archives does not need them, and timm takes seconds."""
+    """Return the 1,000 classes, loaded lazily because importing timm takes seconds."""
     return Classes.of_option("imagenet1k")
 
 
 class _Official:
-    """What both layouts share: the classes, and which image of val shows which."""
+    """Base class of both layouts: the classes, and the labels of val."""
 
     def __init__(self, root: Path, parts: Sequence[str]) -> None:
         unknown = set(parts) - {"train", "val"}
@@ -55,7 +55,7 @@ class _Official:
 
 
 class Archives(_Official):
-    """The archives of train and val as they are fetched, and the development kit; nothing is unpacked."""
+    """The downloaded archives of train and val, and the development kit, without unpacking."""
 
     def missing(self) -> str:
         wanted = [self.root / {"train": TRAIN, "val": VAL}[part] for part in self.parts]
@@ -65,7 +65,7 @@ class Archives(_Official):
         return f"archives {', '.join(absent)}" if absent else ""
 
     def part(self, name: str) -> Part:
-        """List an archive; raises LayoutError for one that is cut short or holds something else."""
+        """List an archive; raises LayoutError for a truncated or different archive."""
         path = self.root / {"train": TRAIN, "val": VAL}[name]
         if name == "train":
             labelled: list[tuple[int, Member]] = kept(path, "imagenet train", self._read_train)
@@ -91,7 +91,7 @@ class Archives(_Official):
 class Unpacked(_Official):
     """Class folders for train and a flat folder for val, with the development kit or Kaggle's table.
 
-    Below the root, or `ILSVRC/Data/CLS-LOC/` below it, as on Kaggle.
+    In the root, or in `ILSVRC/Data/CLS-LOC/`, as on Kaggle.
     """
 
     def missing(self) -> str:
@@ -105,7 +105,7 @@ class Unpacked(_Official):
         return nested_folder if nested_folder.is_dir() else self.root / part
 
     def part(self, name: str) -> Part:
-        """List a folder; raises LayoutError for folders that are no classes and images without a line."""
+        """List a folder; raises LayoutError for unknown class folders and images without a label."""
         folder = self._folder(name)
         found = sorted(scan(folder))
         if name == "train":
@@ -119,14 +119,14 @@ class Unpacked(_Official):
 
 
 class Truth:
-    """Which class each image of val shows: of the development kit, or of Kaggle's table."""
+    """The labels of val, from the development kit or Kaggle's table."""
 
     def __init__(self, root: Path) -> None:
         places = [root / DEVKIT, root / f"{DEVKIT}.tar.gz", root / KAGGLE]
         self.source = next((place for place in places if place.exists()), None)
 
     def label(self, image: str) -> int:
-        """Return the label of an image; raises LayoutError for one that the source does not name."""
+        """Return the label of an image; raises LayoutError if it has none."""
         found = self._labels.get(image_id(image, "name"))
         if found is None:
             raise LayoutError(f"{self.source} does not say of which class {image} is")
@@ -150,7 +150,7 @@ class Truth:
         }
 
     def _synsets(self) -> dict[int, str]:
-        """Read the development kit's own order of the classes; it counts them from 1."""
+        """Read the development kit's order of the classes, which starts at 1."""
         from scipy.io import loadmat
 
         try:

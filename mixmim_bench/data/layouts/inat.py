@@ -1,4 +1,4 @@
-"""iNaturalist as its competitions gave it out: a JSON a part, after COCO's, and folders of images."""
+"""iNaturalist as released by its competitions: one COCO-style JSON per part, and folders of images."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ from mixmim_bench.data.layouts.folder import image_id
 
 
 class Competition:
-    """One JSON a part, with the lists `images`, `annotations` and `categories`; `annotations`: part -> file.
+    """One JSON per part with the lists `images`, `annotations` and `categories`; `annotations`: part -> file.
 
-    Labels are the ranks of the categories' ids; an image is known by its last folder and its name without
-    the extension, which unpacked copies keep.
+    Labels are the ranks of the category ids; the id of an image is its last folder and file name without
+    extension, which unpacked copies share.
     """
 
     def __init__(self, root: Path, parts: Sequence[str], annotations: Mapping[str, str]) -> None:
@@ -55,7 +55,7 @@ class Competition:
 
     @cached_property
     def _label_of(self) -> dict[int, int]:
-        """Rank the categories of the first part; the others must have the same."""
+        """Rank the categories of the first part; the others must agree."""
         found = {part: {c["id"] for c in content["categories"]} for part, content in self._content.items()}
         first, *others = self.parts
         for part in others:
@@ -74,7 +74,7 @@ class Competition:
         return Classes.of_option(names if len(set(names)) == len(names) else [str(i) for i in self._label_of])
 
     def part(self, name: str) -> Part:
-        """List a part; raises LayoutError for images without a label or that are listed and not there."""
+        """List a part; raises LayoutError for images that are missing or have no label."""
         where = str(self._file(name))
         try:
             paths, labels = self._list(self._content[name], where)
@@ -86,7 +86,7 @@ class Competition:
         return Part(np.array(ids), np.array(labels, dtype=np.int64), images)
 
     def _list(self, content: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
-        """Give the path and the label of each image."""
+        """Return the path and label of each image."""
         category: dict[Any, Any] = {a["image_id"]: a["category_id"] for a in content["annotations"]}
         paths, labels = [], []
         for image in content["images"]:

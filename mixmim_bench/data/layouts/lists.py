@@ -1,4 +1,4 @@
-"""Lists of images in text files: a path a line, and its label behind it or in its folders."""
+"""Lists of images in text files: one path per line, followed by a label or labelled by its folders."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -17,9 +17,9 @@ SCENE = "scene/name"
 
 
 class TextLists:
-    """One file a part with lines `PATH LABEL`, as OpenMMLab's `meta/train.txt` and the lists of Places.
+    """One file per part with lines `PATH LABEL`, like OpenMMLab's `meta/train.txt` and the lists of Places.
 
-    files: part -> file, or several of which the first that is there is read. folders: part -> folder of its
+    files: part -> file, or several of which the first existing one is read. folders: part -> folder of its
     images below the root. labels: `number` at the end of the line, or `folder`: the folders of the path name
     the class. classes: how many, names, or a list of `mixmim_bench.data.classes`; a file `class_file` with
     lines `NAME NUMBER` names them too. A path whose folders name a class must have the label of that class.
@@ -112,7 +112,7 @@ class TextLists:
         return rows
 
     def part(self, name: str) -> Part:
-        """List a part; raises LayoutError for images that are not there, and labels of other classes."""
+        """List a part; raises LayoutError for missing images and invalid labels."""
         rows, where = self._rows[name], str(self._list(name))
         folder = f"{self.folders[name]}/" if name in self.folders else ""
         # some lists name the folder of the images too
@@ -140,9 +140,9 @@ class TextLists:
 
 
 def scene_of(path: str) -> str:
-    """Name the class that folders say: /a/apartment_building/outdoor/x.jpg is apartment_building-outdoor.
+    """Derive the class from folders: /a/apartment_building/outdoor/x.jpg is apartment_building-outdoor.
 
-    The first folder is left out if it is the first letter of the second one, as in SUN and Places.
+    The first folder is dropped if it is the first letter of the second, as in SUN and Places.
     """
     folders = path.strip("/").split("/") if path.endswith("/") else path.strip("/").split("/")[:-1]
     if len(folders) > 1 and len(folders[0]) == 1 and folders[1].startswith(folders[0]):

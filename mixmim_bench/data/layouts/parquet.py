@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face writes them: the bytes of an image and its label a row."""
+"""Parquet files in Hugging Face's format: one image with its label per row."""
 
 import hashlib
 import json
@@ -28,10 +28,10 @@ GROUPS_KEPT = 2  # decoded row groups a process keeps: neighbours are often aske
 class Parquet:
     """Files with a column of images (struct of `bytes` and `path`, or bytes) and one of labels.
 
-    files: part -> glob patterns. Labels are numbers, or names of classes. An image is known by its part
-    and place, as `train_00042`, or by what `id_pattern` finds in its path. classes and class_pattern: the
-    standard order of the classes, and how a path names the class; see `Naming`. Any row is read on its
-    own, at the price of its row group; a hundred images a group, as Hugging Face writes them, are well.
+    files: part -> glob patterns. Labels are numbers or class names. The id of an image is its part and
+    position, such as `train_00042`, or the match of `id_pattern` in its path. classes and class_pattern: the
+    standard order of the classes, and how a path names the class; see `Naming`. Reading a row decodes its row
+    group; a hundred images per group, as written by Hugging Face, work well.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Parquet:
         return order
 
     def part(self, name: str) -> Part:
-        """List the rows of a part; raises LayoutError for files of another schema."""
+        """List the rows of a part; raises LayoutError for files with another schema."""
         copies = self._copies[name]
         labels = [
             self._classes.label(label, str(copy.path)) if isinstance(label, str) else label
@@ -119,7 +119,7 @@ class Parquet:
 
 @dataclass(frozen=True)
 class _File:
-    """What a file says without its images."""
+    """The metadata and labels of a file."""
 
     path: Path
     labels: list[Any]
@@ -181,7 +181,7 @@ def _holds_labels(kind: "pyarrow.DataType") -> bool:
 
 
 def _class_names(metadata: Mapping[bytes, bytes], label: str) -> list[str]:
-    """Read the names that Hugging Face keeps of a ClassLabel, [] if there are none."""
+    """Read the names of Hugging Face's ClassLabel, [] if there are none."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return [str(name) for name in features[label]["names"]]
@@ -218,7 +218,7 @@ class InParquet:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def _place(self, row: int) -> tuple[int, int]:
-        """Find the group of a row and its place in it."""
+        """Return the group of a row and its position in it."""
         group = int(np.searchsorted(self.ends, row, side="right"))
         return group, int(row - (self.ends[group - 1] if group else 0))
 

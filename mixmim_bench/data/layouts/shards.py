@@ -1,4 +1,4 @@
-"""WebDataset shards: plain tar archives whose members of one name make a sample."""
+"""WebDataset shards: plain tar archives in which members with the same name form a sample."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ Sample = tuple[str, int, str, Member]
 
 
 class Shards:
-    """Tar archives in which `KEY.jpg` stands beside `KEY.cls` (a number) or `KEY.json`.
+    """Tar archives with `KEY.jpg` next to `KEY.cls` (a number) or `KEY.json`.
 
-    shards: part -> glob patterns. label: the extension that holds the label, `cls`, or `json:label` for
-    an entry of a JSON object. An image is known by its key, or by what `id_pattern` finds in its key or
-    in the entry `filename` of its JSON. classes and class_pattern: the standard order of the classes, and
+    shards: part -> glob patterns. label: the extension of the label, `cls`, or `json:label` for an entry of a
+    JSON object. The id of an image is its key, or the match of `id_pattern` in its key or in the entry
+    `filename` of its JSON. classes and class_pattern: the standard order of the classes, and
     how an image names its own; see `Naming`.
     """
 
@@ -88,7 +88,7 @@ class Shards:
         return order
 
     def part(self, name: str) -> Part:
-        """List the samples of a part; raises LayoutError for shards that are cut short."""
+        """List the samples of a part; raises LayoutError for truncated shards."""
         samples = self._samples[name]
         labels = np.array([label for _, label, _, _ in samples], dtype=np.int64)
         ids = [self.naming.id_of(key, origin) for key, _, origin, _ in samples]

@@ -1,4 +1,4 @@
-"""Datasets that torchvision knows, as it lays them out on the disk; nothing is downloaded."""
+"""Datasets in the layouts of torchvision, without downloads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ KEYWORDS = ("split", "train", "annotation_level", "partition", "fold", "classes"
 class Torchvision:
     """A class of torchvision.datasets, made with the keyword arguments that `keywords` names for each part.
 
-    needs: files or folders that must be there, in the root or, as torchvision's users have it, in the folder
-    around it. classes: how many or their names, where the class of torchvision does not say. An image is
-    known by its last folder and its name without the extension, or by its part and place.
+    needs: files or folders that must exist, in the root or, as usual with torchvision, in its parent folder.
+    classes: their number or names, if torchvision's class does not provide them. The id of an image is its
+    last folder and file name without extension, or its part and position.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Torchvision:
 
     @cached_property
     def dataset(self) -> Any:
-        """The class of torchvision; it is imported when it is needed, for it takes seconds."""
+        """The torchvision class, imported lazily because it takes seconds."""
         from torchvision import datasets
 
         if self.name not in datasets.__all__:
@@ -96,7 +96,7 @@ class Torchvision:
         return Classes.of_option(list(getattr(made, "classes", None) or made.categories))
 
     def part(self, name: str) -> Part:
-        """List a part; raises LayoutError for images that are listed and not there."""
+        """List a part; raises LayoutError for missing images."""
         made, root = self._made[name], self._root
         assert root is not None
         listed = _listed(made)
@@ -113,7 +113,7 @@ class Torchvision:
 
 @dataclass(frozen=True)
 class _Listed:
-    """What a dataset of torchvision holds: paths of files, or images, and their labels."""
+    """The content of a torchvision dataset: paths or images, and labels."""
 
     labels: Any
     paths: Sequence[Any] | None = None
@@ -121,7 +121,7 @@ class _Listed:
 
 
 def _listed(made: Any) -> _Listed:
-    """Read the lists that a dataset of torchvision keeps, so that nothing has to be decoded."""
+    """Read the lists of a torchvision dataset without decoding."""
     for paths in ("_image_files", "_images"):
         if hasattr(made, paths) and hasattr(made, "_labels"):
             return _Listed(made._labels, getattr(made, paths))

@@ -1,4 +1,4 @@
-"""Pascal VOC as a classification task: which of 20 classes are on an image."""
+"""Pascal VOC as a classification task: which of 20 classes an image shows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ LABELS = {"1": 1, "-1": 0, "0": -1}  # the class is there, is not, or only as a 
 class VOC:
     """`VOCdevkit/VOCYEAR` with `ImageSets/Main/CLASS_PART.txt` and `JPEGImages/`.
 
-    Labels are (n, 20): 1 where the class is on the image, 0 where it is not, -1 where it is only as a
-    difficult object, which VOC's evaluation leaves out. An image is known by its number.
+    Labels are (n, 20): 1 if the image shows the class, 0 if not, -1 if only as a difficult object, which
+    VOC's evaluation ignores. The id of an image is its number.
     """
 
     def __init__(self, root: Path, parts: Sequence[str], year: int = 2007) -> None:
@@ -44,7 +44,7 @@ class VOC:
         return CLASSES
 
     def part(self, name: str) -> Part:
-        """List a part; raises LayoutError where the lists of two classes differ in their images."""
+        """List a part; raises LayoutError if the lists of two classes have different images."""
         ids: list[str] = []
         columns = []
         for path in self._lists(name).values():

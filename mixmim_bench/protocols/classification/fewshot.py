@@ -1,4 +1,4 @@
-"""`fewshot` for classification: probes that learn from a few images of each class."""
+"""`fewshot` for classification: probes trained on a few images per class."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ HEADS = ("ridge", "logistic")
 class FewShot(FrozenProtocol):
     """Ridge and logistic regression on `shots` images of each class, `draws` times.
 
-    A draw orders the images of each class, and its first ones are taken, so more shots hold the fewer. The
-    penalty of each head and number of shots is the best on val, on average over the draws; train and val
-    are not joined, that would be more shots. The score in tables is that of 10 shots (or the most below)
-    with the head that is better on val; the others stand beside it in the record.
+    A draw orders the images of each class and takes the first ones, so more shots include fewer. The penalty
+    of each head and number of shots is selected on val, averaged over the draws; train and val are not
+    joined, as that would add shots. Tables show the score of 10 shots (or the most below) with the better
+    head on val; the record holds the others.
     """
 
     name: ClassVar[str] = "fewshot"
@@ -51,7 +51,7 @@ class FewShot(FrozenProtocol):
         require(self.layers != AUTO, "layers must be one layer: a few images cannot choose among them")
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
-        """Choose the penalty of each head and number of shots on val."""
+        """Select the penalty of each head and number of shots on val."""
         import numpy as np
 
         from mixmim_bench.protocols.classification import score_path
@@ -121,7 +121,7 @@ class FewShot(FrozenProtocol):
 
 
 def _order(y: "np.ndarray", seed: int, draw: int) -> "tuple[np.ndarray, np.ndarray]":
-    """Order rows at random: the rows (n,), and of each its rank within its class (n,)."""
+    """Shuffle rows; returns the rows (n,) and the rank of each within its class (n,)."""
     import numpy as np
 
     shuffled = np.random.default_rng((seed, draw)).permutation(len(y))

@@ -1,4 +1,4 @@
-"""`finetune` for classification: every weight of the backbone is trained with a new head."""
+"""`finetune` for classification: train all weights of the backbone with a new head."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ CHECKED = 200  # images of train that are scored after training, to see that som
 class Finetune(Protocol):
     """MixMIM-B's fine-tuning on ImageNet-1K (Sense-X/MixMIM, exp/base_600ep/finetune.sh).
 
-    Nothing is chosen, so the fit is on train and val together, as in the papers. The learning rate is
-    base_lr * batch_size / 256. The preset `random` is for weights that were never trained: plain AdamW
-    without what regularises a long fine-tuning.
+    Nothing is selected, so train and val are trained on together, as in the papers. The learning rate is
+    base_lr * batch_size / 256. The preset `random` is for random weights: plain AdamW without the
+    regularisation of a long fine-tuning.
     """
 
     name: ClassVar[str] = "finetune"
@@ -145,7 +145,7 @@ class Finetune(Protocol):
                 raise
             network = bench.backbone(num_classes=bench.num_classes)
             if self.drop_path > 0.0:
-                notes = (f"drop_path {self.drop_path} left out: {bench.run.model.arch} has none",)
+                notes = (f"drop_path {self.drop_path} ignored: {bench.run.model.arch} does not support it",)
         _initialise(classifier(network), self.head_init_std, bench.seed)
         return network, notes
 
@@ -180,7 +180,7 @@ class Finetune(Protocol):
 
 
 def _initialise(head: "nn.Module", std: float, seed: int) -> None:
-    """Draw the weights of a linear head anew, as the recipe says."""
+    """Initialise a linear head as in the recipe."""
     from torch import nn
 
     from mixmim_bench.seeding import generator
@@ -204,7 +204,7 @@ def score(network: "nn.Module", split: "Split", bench: "Workbench") -> "ClassSco
 def _check_learning(
     network: "nn.Module", train: "Split", bench: "Workbench"
 ) -> tuple[float, tuple[str, ...]]:
-    """Score a sample of train as it is; returns its accuracy, and a note if that is chance."""
+    """Score a sample of train without augmentation; returns its accuracy, and a note if it is at chance."""
     import numpy as np
 
     from mixmim_bench.scoring.statistics import mcnemar_mid_p
@@ -218,7 +218,7 @@ def _check_learning(
     if half_of_errors or (right.mean() > majority.mean() and p < 0.05):
         return float(right.mean()), ()
     return float(right.mean()), (
-        f"train accuracy, {100 * right.mean():.1f} % of {len(right)} images, is not shown to be above that "
+        f"train accuracy, {100 * right.mean():.1f} % of {len(right)} images, is not significantly above that "
         f"of the most frequent class, {100 * majority.mean():.1f} %: too few steps, or an unsuitable recipe",
     )
 

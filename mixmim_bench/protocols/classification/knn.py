@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class KNN(FrozenProtocol):
-    """Vote of the k nearest by cosine, each weighted by exp(similarity / temperature).
+    """Vote of the k nearest neighbours by cosine similarity, weighted by exp(similarity / temperature).
 
-    DINO's evaluation (arXiv 2104.14294); k is chosen on val, and train and val vote on test. `layers` is as
+    DINO's evaluation (arXiv 2104.14294); k is selected on val, and train and val vote on test. `layers` is as
     in `linear`.
     """
 
@@ -36,7 +36,7 @@ class KNN(FrozenProtocol):
         require(self.temperature > 0.0, "temperature must be above 0")
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
-        """Choose the layer and k on val; then train and val vote."""
+        """Select the layer and k on val; then train and val vote."""
         import numpy as np
 
         from mixmim_bench.probes.neighbours import nearest, vote

@@ -19,16 +19,16 @@ RIDGE = tuple(10.0**exponent for exponent in range(-5, 3))  # of the penalties t
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(FrozenProtocol):
-    """Logistic regression on standardised features; C is chosen on val, then train and val are refitted.
+    """Logistic regression on standardised features; C is selected on val, then train and val are refit.
 
-    `steps` values of C (the inverse of the L2 penalty) from 10^low to 10^high: 45 from -6 to 5 are those
-    of DINOv2's evaluation (arXiv 2304.07193). Each is solved until the objective is within `tol` of its
-    minimum, relatively, from the smallest on, until the `patience` last ones were better on val neither by
-    the metric nor by the log-loss (0: all are solved): those that are far too large take by far the longest.
-    How C is chosen: `mixmim_bench.scoring.choosing`. It is not rescaled for the refit on more images, as the
-    prior on the coefficients is the same; in simulation neither way is better (benchmarks/README.md).
-    `layers`: a layer of `mixmim_bench.features.layers`, or 'auto' to choose among them on val by closed-form
-    ridge regression before the sweep.
+    `steps` values of C (the inverse of the L2 penalty) from 10^low to 10^high: 45 from -6 to 5 are those of
+    DINOv2's evaluation (arXiv 2304.07193). From the smallest on, each is solved to a relative `tol` of its
+    objective, until `patience` values in a row improve neither metric nor log-loss on val (0: all are
+    solved), since far too large values take by far the longest. `mixmim_bench.scoring.choosing` describes the
+    selection. C is not rescaled for the refit on more images, as the prior on the coefficients is the same;
+    in simulation neither way is better (benchmarks/README.md). `layers`: a layer of
+    `mixmim_bench.features.layers`, or 'auto' to select one on val by closed-form ridge regression before the
+    sweep.
     """
 
     name: ClassVar[str] = "linear"
@@ -53,7 +53,7 @@ class Linear(FrozenProtocol):
         require(self.patience >= 0, "patience must be at least 0")
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
-        """Choose the layer and C on val; refit on train and val."""
+        """Select the layer and C on val; refit on train and val."""
         import numpy as np
 
         from mixmim_bench.probes.path import decide_each
@@ -135,7 +135,7 @@ class Linear(FrozenProtocol):
         coef_init: Any = None,
         monitor: Any = None,
     ) -> "tuple[Any, tuple[str, ...]]":
-        """Fit a path of C; returns it with a note on what was not solved."""
+        """Fit a path of C; returns it with notes on unsolved values."""
         from mixmim_bench.probes.logistic import LogisticPath, noting_unsolved, unsolved_notes
 
         path = LogisticPath(Cs.tolist(), tol=self.tol, max_iter=self.max_iter, device=bench.machine.device)

@@ -30,9 +30,9 @@ class LinearSGD(FrozenProtocol):
     epochs (arXiv 2304.07193; facebookresearch/dinov2, eval/linear.py). A learning rate is
     base_lr * batch_size / 256.
 
-    The head that is best on **val** is chosen, where there are several, and trained again on train and val;
-    one alone is trained on both at once. No layer stands between pooling and head but the norm named here,
-    which has no weights.
+    With several heads, the best one on **val** is selected and trained again on train and val; a single head
+    is trained on both at once. The only layer between pooling and head is the optional BatchNorm, which has
+    no weights.
     """
 
     name: ClassVar[str] = "linear-sgd"
@@ -90,7 +90,7 @@ class LinearSGD(FrozenProtocol):
         return Workload(forward=seen + tried + counts["test"])
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
-        """Train all heads on train, choose one on val, train it on both."""
+        """Train all heads on train, select one on val, train it on both."""
         import numpy as np
 
         from mixmim_bench.scoring.metrics import value

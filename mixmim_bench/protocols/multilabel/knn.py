@@ -1,4 +1,4 @@
-"""`knn` for multilabel tasks: the share of the nearest neighbours that have a class."""
+"""`knn` for multilabel tasks: the weighted share of the nearest neighbours with a class."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class KNNMultilabel(KNN):
-    """The weighted vote of `knn` for classification, for each class on its own; k is chosen on val.
+    """The weighted vote of `knn` for classification, per class; k is selected on val.
 
-    A neighbour of which it is open whether it has a class does not vote on it.
+    Neighbours with an unknown label of a class do not vote on it.
     """
 
     kind: ClassVar[str] = "multilabel"
@@ -28,7 +28,7 @@ class KNNMultilabel(KNN):
         require(self.layers != AUTO, "layers must be one layer for multilabel tasks")
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
-        """Choose k on val; then train and val vote."""
+        """Select k on val; then train and val vote."""
         import numpy as np
 
         from mixmim_bench.probes.neighbours import nearest, shares

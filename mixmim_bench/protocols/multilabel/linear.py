@@ -1,4 +1,4 @@
-"""`linear` for multilabel tasks: logistic regression of each class against the rest, on frozen features."""
+"""`linear` for multilabel tasks: one-vs-rest logistic regression on frozen features."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearMultilabel(Linear):
-    """One C for all classes, chosen on val by the task's metric; then train and val are refitted.
+    """One C for all classes, selected on val by the task's metric; then train and val are refit.
 
-    The values of C, and `patience`, are those of `linear` for classification. Items of which it is open
-    whether they have a class (VOC's difficult objects) are left out for that class.
+    The values of C, and `patience`, are those of `linear` for classification. Items with an unknown label
+    (VOC's difficult objects) are ignored for that class.
     """
 
     kind: ClassVar[str] = "multilabel"
@@ -29,7 +29,7 @@ class LinearMultilabel(Linear):
         require(self.layers != AUTO, "layers must be one layer for multilabel tasks")
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
-        """Choose C on val; refit on train and val."""
+        """Select C on val; refit on train and val."""
         import numpy as np
 
         from mixmim_bench.probes.logistic import noting_unsolved, unsolved_notes
