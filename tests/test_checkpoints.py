@@ -168,7 +168,7 @@ def test_224_pixel_weights_compute_at_384_what_the_release_computes(tmp_path):
     torch.save({"model": state}, tmp_path / "b224.pth")
     network = timm.create_model("mixmim_base_384").eval()
     (note,) = load_weights(network, tmp_path / "b224.pth", "mixmim_base_384")
-    assert "a start for fine-tuning" in note
+    assert "a starting point for fine-tuning" in note
     with torch.no_grad():
         pooled = network.forward_head(
             network.forward_features(torch.from_numpy(seeded.images(1, 384, 0))), pre_logits=True
@@ -262,7 +262,7 @@ def test_the_384_networks_start_from_224_pixel_weights(tmp_path):
     torch.save(timm.create_model("mixmim_base", **SMALL).state_dict(), tmp_path / "b.pth")
     network = timm.create_model("mixmim_base_384", **SMALL)
     (note,) = load_weights(network, tmp_path / "b.pth", "mixmim_base_384")
-    assert "interpolated to 16, 16, 24, 12: a start for fine-tuning" in note
+    assert "interpolated to 16, 16, 24, 12: a starting point for fine-tuning" in note
     with pytest.raises(BenchError, match="another network"):
         load_weights(
             timm.create_model("mixmim_base_384", img_size=224, **SMALL), tmp_path / "b.pth", "mixmim_base_384"
@@ -284,7 +284,7 @@ def test_weights_that_are_only_a_start_say_so_in_the_notes(tmp_path):
     torch.save(timm.create_model("mixmim_base", **SMALL).state_dict(), tmp_path / "b.pth")
     notes = []
     build(small, Weights(kind="file", name="b", path=str(tmp_path / "b.pth")), (384, 384), 0, notes=notes)
-    assert "a start for fine-tuning" in notes[0]
+    assert "a starting point for fine-tuning" in notes[0]
 
 
 def test_the_network_that_weights_were_made_for_is_named(tmp_path):
@@ -315,7 +315,7 @@ def test_a_checkpoint_is_loaded_and_checked(tmp_path):
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("layers.1.blocks.0")], "missing (layers.1.bl"),
         (lambda s: s.update(surplus=torch.zeros(1)), "1 unexpected (surplus)"),
         (lambda s: s.update({"norm.weight": torch.zeros(3)}), "1 of another shape (norm.weight)"),
-        (lambda s: s["norm.weight"].fill_(torch.nan), "numbers that are not finite: 1 tensors (norm.weight)"),
+        (lambda s: s["norm.weight"].fill_(torch.nan), "non-finite values: 1 tensors (norm.weight)"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, change, told):
@@ -343,7 +343,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
 
 def test_a_web_page_is_told_from_a_checkpoint(tmp_path):
     (tmp_path / "file.pth").write_text("<!DOCTYPE html><html>Google Drive - Virus scan warning</html>")
-    with pytest.raises(BenchError, match="it is a web page; fetch the file itself") as told:
+    with pytest.raises(BenchError, match="it is a web page; download the file itself") as told:
         load_weights(create(TINY, (32, 32)), tmp_path / "file.pth", "mixmim_base")
     assert "\n" not in str(told.value)
 
@@ -375,7 +375,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, capsys):
     torch.save(
         {"model": timm.create_model("test_vit").state_dict(), "extra": Malicious()}, tmp_path / "file.pth"
     )
-    with pytest.raises(BenchError, match="cannot be read as a checkpoint: it holds an object of"):
+    with pytest.raises(BenchError, match="cannot be read as a checkpoint: it contains an object of"):
         load_weights(timm.create_model("test_vit"), tmp_path / "file.pth", "test_vit")
     assert "never run" not in capsys.readouterr().out
 
@@ -420,7 +420,7 @@ def refusal(tmp_path, checkpoint, classes=0):
 )
 def test_a_refused_object_is_named_with_the_way_out(tmp_path, extra, name):
     said = refusal(tmp_path, {"model": vit_state(), "extra": extra})
-    assert "it holds an object of " in said and name in said and "code in a checkpoint is never run" in said
+    assert "it contains an object of " in said and name in said and "code in a checkpoint is never run" in said
     assert "safetensors" in said and "weights_only" not in said
 
 
@@ -429,7 +429,7 @@ def test_a_refused_object_is_named_with_the_way_out(tmp_path, extra, name):
     [
         (b"", "it is empty"),
         (b"hello world\n", "it is a text file"),
-        (bytes(range(1, 200)), "it is neither a file of torch.save nor safetensors"),
+        (bytes(range(1, 200)), "it is neither a torch.save nor a safetensors file"),
     ],
 )
 def test_why_a_file_is_no_checkpoint(tmp_path, content, reason):
@@ -465,20 +465,20 @@ def test_a_network_inside_a_larger_one_is_found(tmp_path, prefix):
     torch.save({**state, "projector.weight": torch.zeros(2, 2)}, tmp_path / "file.pth")
     loaded = timm.create_model("test_vit", num_classes=0)
     (note,) = load_weights(loaded, tmp_path / "file.pth", "test_vit")
-    assert f"only what is below '{prefix}' was loaded; left out: projector.weight" in note
+    assert f"only the tensors below '{prefix}' were loaded; skipped: projector.weight" in note
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), saved.parameters(), strict=True))
 
 
 def test_another_librarys_copy_is_recognised_by_its_shapes(tmp_path):
     renamed = {f"layer{i}": value for i, value in enumerate(vit_state().values())}
     said = refusal(tmp_path, renamed)
-    assert "order and shapes are those of another library's copy of this network" in said
+    assert "order and shapes match another library's copy of this network" in said
 
 
 def test_a_classifier_of_another_width_is_left_out_whole(tmp_path):
     torch.save(vit_state(**{"head.weight": torch.zeros(1000, 128)}), tmp_path / "file.pth")
     (note,) = load_weights(timm.create_model("test_vit"), tmp_path / "file.pth", "test_vit")
-    assert "new: head.bias, head.weight" in note
+    assert "newly initialised: head.bias, head.weight" in note
 
 
 def test_two_copies_of_a_network_are_not_chosen_between(tmp_path):

@@ -92,7 +92,7 @@ def test_a_name_alone_means_the_weights_that_fit_the_use():
 @pytest.mark.usefixtures("published")
 def test_another_number_of_classes_gets_a_new_classifier_with_a_warning():
     with pytest.warns(
-        UserWarning, match=r"has no classifier for this network; new: head\.bias, head\.weight"
+        UserWarning, match=r"has no classifier for this network; newly initialised: head\.bias, head\.weight"
     ):
         model = get_model("small_ft", pretrained=True, num_classes=10)
     assert model(torch.rand(1, 3, 224, 224)).shape == (1, 10)

@@ -33,7 +33,7 @@ from mixmim_bench.cache import VARIABLE, cache_folder
 from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import digest
 
-CHUNK_ROWS = 512  # at most so many images are lost when a process is killed
+CHUNK_ROWS = 512  # the most images lost when a process is killed
 LOOK_S = 60  # seconds between checks on another process
 STALLED_S = 2 * 3600  # seconds without a new chunk; the largest networks take half an hour per chunk on a CPU
 SCHEMA = 1
@@ -289,8 +289,8 @@ class Filling:
     def add(self, piece: Piece) -> None:
         """Add the features of the next images; full chunks are written at once."""
         self.waiting.append(piece)
-        stop = self.start + sum(len(piece.rows) + len(piece.failures) for piece in self.waiting)
-        while self.done < len(self.bounds) and stop >= self.bounds[self.done][1]:
+        reached = self.start + sum(len(piece.rows) + len(piece.failures) for piece in self.waiting)
+        while self.done < len(self.bounds) and reached >= self.bounds[self.done][1]:
             self._write(*self.bounds[self.done])
             self.done += 1
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 
 def resize_bias_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Interpolate a table of relative position biases to another window, bicubic as in the release.
+    """Interpolate a relative position bias table to another window size, bicubic as in the release.
 
     Windows are (h, w) in tokens; a table is ((2h - 1) * (2w - 1), heads).
     """
@@ -21,17 +21,17 @@ def resize_bias_table(table: Tensor, old: tuple[int, int], new: tuple[int, int])
     return resized[0].flatten(1).T.to(table.dtype).contiguous()
 
 
-@register_notrace_function  # reason: whether there is a mask is decided at run time
+@register_notrace_function  # whether there is a mask depends on the input
 def add_mask(bias: Tensor, mask: Tensor | None) -> Tensor:
-    """Add a mask (windows, 1, N, N) to a bias (heads, N, N), if there is one: (windows, heads, N, N)."""
+    """Add an optional mask (windows, 1, N, N) to a bias (heads, N, N): (windows, heads, N, N)."""
     return bias if mask is None else bias + mask.to(bias.dtype)
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows of `window_size` (h, w); N = h * w tokens each.
+    """Multi-head self-attention within windows of `window_size` (h, w), N = h * w tokens each.
 
-    The bias of a window is a gather from a small learnt table. While gradients are off the gathered
-    form is kept (`_kept_bias`) and checked against the table before each use.
+    The position bias is gathered from a small learned table. With gradients disabled it is cached
+    (`_kept_bias`) and checked against the table before each use.
     """
 
     relative_position_index: Tensor
@@ -77,12 +77,12 @@ class WindowAttention(nn.Module):
         self._drop_kept_bias()
 
     def init_non_persistent_buffers(self) -> None:
-        """Fill the index again, for timm's loaders that build on the meta device."""
+        """Recompute the index, for timm's loaders that build on the meta device."""
         self._index_windows()
 
     @torch.no_grad()
     def set_window_size(self, window_size: tuple[int, int]) -> None:
-        """Change the window and interpolate the bias table to it."""
+        """Change the window size and interpolate the bias table to it."""
         if window_size == self.window_size:
             return
         old = self.relative_position_bias_table
@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(table, requires_grad=old.requires_grad)
         self._index_windows()
 
-    # -- the gathered bias, kept only while nothing can need its gradient --------------------------
+    # -- the gathered bias, cached only while gradients are disabled -------------------------------
 
     def _drop_kept_bias(self) -> None:
         self._kept_bias: tuple[Tensor, int, Tensor] | None = None
@@ -109,48 +109,52 @@ class WindowAttention(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles are made without the kept bias."""
+        """Exclude the cached bias from copies and pickles."""
         return {**self.__dict__, "_kept_bias": None}
 
     def _gather_bias(self) -> Tensor:
-        """Look the bias of every pair of tokens up in the table: (heads, N, N)."""
+        """Look up the bias of every pair of tokens in the table: (heads, N, N)."""
         tokens = self.window_size[0] * self.window_size[1]
         bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
         return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
 
     def position_bias(self, x: Tensor) -> Tensor:
-        """Return the position bias for tokens x, (heads, N, N), gathered once while gradients are off."""
+        """Return the position bias (heads, N, N) for tokens x, gathered once while gradients are disabled."""
         dtype = x.dtype
         traced = isinstance(x, fx.Proxy) or torch.jit.is_tracing() or torch.compiler.is_compiling()
         if traced or torch.is_grad_enabled():
             return self._gather_bias().to(dtype)
         table = self.relative_position_bias_table
         if self._kept_bias is not None:
-            seen, version, bias = self._kept_bias
-            # A write through `.data` does not raise the version, so on a CPU, where it costs no
-            # synchronisation, the numbers themselves are compared.
+            snapshot, version, bias = self._kept_bias
+            # writes through `.data` do not change the version, so the values are compared too; on the CPU
+            # only, where this needs no synchronisation
             if (
                 bias.dtype == dtype
                 and version == _version(table)
-                and (not table.is_cpu or torch.equal(seen, table))
+                and (not table.is_cpu or torch.equal(snapshot, table))
             ):
                 return bias
-        with torch.inference_mode(False), torch.no_grad():  # usable outside of inference mode too
+        with torch.inference_mode(False), torch.no_grad():  # also usable outside inference mode
             bias = self._gather_bias().to(dtype)
             self._kept_bias = (table.detach().clone(), _version(table), bias)
         return bias
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside each window.
+        """Attend within each window.
 
-        x: tokens, (B, windows, N, C). mask: 0 where a query may see a key and -inf where not,
-        (windows, 1, N, N). Returns (B, windows, N, C).
+        Args:
+            x: tokens (B, windows, N, C).
+            mask: (windows, 1, N, N), 0 where a query may attend to a key, else -inf.
+
+        Returns:
+            Tokens (B, windows, N, C).
         """
         B, windows, N, C = x.shape
         qkv = self.qkv(x).reshape(B, windows, N, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, windows, heads, N, head_dim)
         bias = add_mask(self.position_bias(q), mask)
-        # torch.fx gets attention written out, so that `AttentionExtract` finds its softmax
+        # attention is written out for torch.fx, so that `AttentionExtract` finds its softmax
         fused = self.fused_attn and not isinstance(x, fx.Proxy)
         x = self._attend_fused(q, k, v, bias) if fused else self._attend(q, k, v, bias)
         x = x.transpose(2, 3).reshape(B, windows, N, C)
@@ -161,16 +165,16 @@ class WindowAttention(nn.Module):
         return self.attn_drop(attention.softmax(dim=-1)) @ v
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Call torch's fused kernels, which want four dimensions.
+        """Call torch's fused kernels, which expect four dimensions.
 
-        Windows that share one bias join the batch, so that nothing is copied; windows with masks of
-        their own join the heads, so that one bias serves the whole batch.
+        Windows that share one bias are merged into the batch axis, without a copy; windows with separate
+        masks are merged into the head axis, so that one bias serves the whole batch.
         """
-        join = (0, 1) if bias.ndim == 3 else (1, 2)
+        merged = (0, 1) if bias.ndim == 3 else (1, 2)
         out = F.scaled_dot_product_attention(
-            q.flatten(*join),
-            k.flatten(*join),
-            v.flatten(*join),
+            q.flatten(*merged),
+            k.flatten(*merged),
+            v.flatten(*merged),
             attn_mask=bias.flatten(0, -3).unsqueeze(0),
             dropout_p=self.attn_drop.p if self.training else 0.0,
         )
@@ -178,12 +182,12 @@ class WindowAttention(nn.Module):
 
 
 def _version(table: Tensor) -> int:
-    """Count the in-place changes of a tensor; a tensor made in inference mode keeps no count."""
+    """Return the version of a tensor; -1 for inference tensors, which do not track it."""
     return -1 if table.is_inference() else table._version
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block on tokens that lie window by window."""
+    """A pre-norm transformer block on window-partitioned tokens."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Backbones as runs describe them: preprocessing, and networks with their weights."""
+"""Build backbones from their specs: preprocessing, networks and weights."""
 
 import warnings
 from typing import Any
@@ -35,19 +35,19 @@ def preprocessing(model: ModelSpec) -> Preprocessing:
 
 
 def own_size(model: ModelSpec) -> tuple[int, int]:
-    """Return the image size (h, w) that a model is made for."""
+    """Return the default image size (h, w) of a model."""
     return preprocessing(model).size
 
 
 def own_classes(model: ModelSpec) -> int:
-    """Return the number of classes of the classifier that a model comes with."""
+    """Return the number of classes of a model's default classifier."""
     return _timm_config(model).get("num_classes") or 0
 
 
 def create(model: ModelSpec, image_size: tuple[int, int], num_classes: int = 0, **kwargs: Any) -> nn.Module:
-    """Make the network for an image size, with whatever weights torch's generator draws.
+    """Create the network for an image size, with random weights from torch's generator.
 
-    Without classes its output is the pooled features. Raises BenchError for a size it cannot take.
+    With 0 classes it outputs the pooled features. Raises BenchError for an unsupported size.
     """
     arguments = {**model.kwargs, "num_classes": num_classes, **kwargs}
     if _timm_config(model).get("fixed_input_size"):
@@ -59,17 +59,14 @@ def create(model: ModelSpec, image_size: tuple[int, int], num_classes: int = 0, 
 
 
 def feature_width(model: ModelSpec) -> int:
-    """Return how many numbers an image becomes in the layer that the model's own head reads."""
+    """Return the feature width of the layer that the model's own head reads."""
     with torch.device("meta"):
         network: Any = create(model, own_size(model))
     return int(network.num_features)
 
 
 def try_out(model: ModelSpec, image_size: tuple[int, int]) -> None:
-    """See that a model can be built for an image size and takes such an image; costs no computing.
-
-    Raises BenchError.
-    """
+    """Check that a model can be built and run for an image size, on the meta device; raises BenchError."""
     with torch.device("meta"):
         network: Any = create(model, image_size).eval()
         try:
@@ -84,7 +81,7 @@ def _cannot(what: str, model: ModelSpec, size: tuple[int, int], error: Exception
 
 
 def classes_of(model: ModelSpec, weights: Weights) -> int:
-    """Count the classes of the classifier that weights hold, 0 if they have none."""
+    """Return the number of classes of the classifier in weights, 0 if they have none."""
     if weights.kind != "file":
         return own_classes(model)
     with torch.device("meta"):
@@ -93,15 +90,15 @@ def classes_of(model: ModelSpec, weights: Weights) -> int:
 
 
 def check_weights(model: ModelSpec, weights: Weights, image_size: tuple[int, int] | None = None) -> None:
-    """See that a checkpoint fits a model, by default at its own size, without building it.
+    """Check that a checkpoint fits a model, by default at its own size; raises BenchError.
 
-    Raises BenchError.
+    The network is built on the meta device only.
     """
     if weights.kind == "file":
         with torch.device("meta"):
             network = create(model, image_size or own_size(model))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # they are notes of what uses the weights
+            warnings.simplefilter("ignore", UserWarning)  # reported when the weights are loaded
             checked_state(network, weights.path, model.arch)
 
 
@@ -114,9 +111,9 @@ def build(
     notes: list[str] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Make a backbone with its weights; what is drawn at random comes from `seed` alone.
+    """Build a backbone with its weights; all randomness comes from `seed`.
 
-    `notes` is told what the weights did not fill.
+    Notes about parameters that the weights did not fill are appended to `notes`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

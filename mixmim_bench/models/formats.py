@@ -1,7 +1,7 @@
-"""Published checkpoint formats, recognised by their keys and brought to the names of our network.
+"""Published checkpoint formats, recognised by their keys and converted to our names.
 
 Our names are those of the released fine-tuned checkpoints. OpenMMLab's differ, and its patch merging
-lists the four neighbours of a token in another order, so those weights are permuted.
+concatenates the four neighbours of a token in another order, so those weights are permuted.
 """
 
 import re
@@ -18,7 +18,7 @@ from mixmim_bench.models.positions import resize_positions
 
 _WRAPPERS = ("state_dict", "model", "module", "state_dict_ema", "model_ema", "ema_state_dict")
 _PREFIXES = ("module.", "model.", "_orig_mod.", "ema_model.")
-_COUNTERS = ("n_averaged", "steps")  # beside the weights of an averaged model
+_COUNTERS = ("n_averaged", "steps")  # stored with the weights of averaged models
 
 _OPENMMLAB_NAMES = (
     (r"^neck\.ln1\.", "decoder_norm."),
@@ -31,7 +31,7 @@ _OPENMMLAB_NAMES = (
     (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
 )
 
-# What a checkpoint may hold beyond the encoder: indices that are computed, and the pretraining decoder.
+# tensors besides the encoder: computed indices and the pretraining decoder
 _COMPUTED = re.compile(r"relative_position_index$")
 _DECODER = re.compile(r"^mask_token$|^decoder_")
 
@@ -41,57 +41,58 @@ _TABLE = ".relative_position_bias_table"
 
 
 def read_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Find the tensors in a checkpoint, without the prefixes of what wrapped the model.
+    """Extract the tensors of a checkpoint, without the prefixes of wrappers around the model.
 
-    Raises BenchError if the mapping holds no tensors, or some that no network of ours can hold.
+    Raises BenchError if there are no tensors, or tensors of an unsupported kind.
     """
-    found: Any = checkpoint
-    while inner := next((found[k] for k in _WRAPPERS if isinstance(found.get(k), Mapping)), None):
-        found = inner
+    content: Any = checkpoint
+    while inner := next((content[k] for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None):
+        content = inner
     state = {
         key: value
-        for key, value in found.items()
+        for key, value in content.items()
         if isinstance(key, str) and isinstance(value, Tensor) and key not in _COUNTERS
     }
     if not state:
-        raise BenchError(f"the checkpoint holds no weights, only {', '.join(map(str, list(found)[:5]))}")
+        raise BenchError(f"the checkpoint holds no weights, only {', '.join(map(str, list(content)[:5]))}")
     for prefix in _PREFIXES * 2:  # a compiled model inside DDP has two
         if state and all(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     for key, value in state.items():
         if value.is_quantized or value.layout != torch.strided:
-            what, way = ("quantised", "dequantize()") if value.is_quantized else ("sparse", "to_dense()")
-            raise BenchError(f"{key} is a {what} tensor; save it as a plain one, by tensor.{way}")
+            kind, method = ("quantised", "dequantize()") if value.is_quantized else ("sparse", "to_dense()")
+            raise BenchError(f"{key} is a {kind} tensor; convert it with tensor.{method} before saving")
     return state
 
 
 def without_prefix(state: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
     """Find a network with the tensors `names` inside a larger one, such as below `backbone.`.
 
-    What else the checkpoint holds is left out, with a warning. Raises BenchError if it holds several.
+    Other tensors are skipped with a warning. Raises BenchError if there are several such networks.
     """
     if not names or any(name in state for name in names):
         return dict(state)
-    some = next(iter(names))
-    prefixes = [key.removesuffix(some) for key in state if key.endswith(f".{some}")]
-    whole = [prefix for prefix in prefixes if all(f"{prefix}{name}" in state for name in names)]
-    if len(whole) > 1:
+    first = next(iter(names))
+    candidates = [key.removesuffix(first) for key in state if key.endswith(f".{first}")]
+    prefixes = [prefix for prefix in candidates if all(f"{prefix}{name}" in state for name in names)]
+    if len(prefixes) > 1:
         raise BenchError(
-            f"the checkpoint holds this network {len(whole)} times, below {' and '.join(map(repr, whole))}; "
-            "save the tensors of the one that is meant"
+            f"the checkpoint holds this network {len(prefixes)} times, below "
+            f"{' and '.join(map(repr, prefixes))}; save the tensors of one of them"
         )
-    if not whole:
+    if not prefixes:
         return dict(state)
-    outside = [key for key in state if not key.startswith(whole[0])]
-    if outside:
+    prefix = prefixes[0]
+    skipped = [key for key in state if not key.startswith(prefix)]
+    if skipped:
         warnings.warn(
-            f"only what is below {whole[0]!r} was loaded; left out: {a_few(sorted(outside))}", stacklevel=2
+            f"only the tensors below {prefix!r} were loaded; skipped: {a_few(sorted(skipped))}", stacklevel=2
         )
-    return {key.removeprefix(whole[0]): value for key, value in state.items() if key.startswith(whole[0])}
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the tensors of a MixMIM as our network does, whoever wrote them."""
+    """Convert the tensor names of any published MixMIM to ours."""
     if not any(key.endswith("patch_embed.projection.weight") for key in state):
         return dict(state)
     return _from_openmmlab(state)
@@ -115,13 +116,15 @@ def _reorder_neighbours(value: Tensor) -> Tensor:
 
 
 def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
-    """Bring a published checkpoint to the names, windows and image size of `model`.
+    """Convert a published checkpoint to the names, windows and image size of `model`.
 
-    Computed indices are left out, and the decoder of a pretraining checkpoint where the model has none.
-    Bias tables and position embeddings are interpolated to the model's windows and grid, bicubic. Raises
-    BenchError for weights of another network: one whose windows at the weights' image size are not this
-    model's. There are two exceptions: windows that the caller stated, and, with a warning, 224-pixel weights
-    in the 384-pixel networks, whose fine-tuning starts from them in the release.
+    Computed indices are dropped, and so is the pretraining decoder if the model has none. Bias tables and
+    position embeddings are interpolated to the model's windows and grid, bicubic.
+
+    Raises:
+        BenchError: the weights belong to another network, one whose windows at the weights' image size
+            differ from this model's. There are two exceptions: windows set by the caller, and, with a warning,
+            224-pixel weights in the 384-pixel networks, which the release fine-tunes from them.
     """
     state = in_our_names(read_state_dict(checkpoint))
     state = {k: v for k, v in state.items() if not _COMPUTED.search(k)}
@@ -143,7 +146,7 @@ def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 
 
 def _tables_of_other_windows(state: Mapping[str, Tensor], model: Any) -> dict[str, Any]:
-    """Find the bias tables that are of another size than the model's: key -> (stage, attention)."""
+    """Return the bias tables that differ in size from the model's: key -> (stage, attention)."""
     return {
         key: (stage, attention)
         for key, (stage, attention) in _tables(state, model).items()
@@ -152,19 +155,19 @@ def _tables_of_other_windows(state: Mapping[str, Tensor], model: Any) -> dict[st
 
 
 def _tables(state: Mapping[str, Tensor], model: Any) -> dict[str, tuple[int, Any]]:
-    """Find the bias tables that both have, with as many heads: key -> (stage, attention)."""
-    found = {}
+    """Return the bias tables that both have, with the same number of heads: key -> (stage, attention)."""
+    tables = {}
     for stage, layer in enumerate(model.layers):
         for block, module in enumerate(layer.blocks):
             key = f"layers.{stage}.blocks.{block}.attn{_TABLE}"
             heads = module.attn.relative_position_bias_table.shape[1:]
             if key in state and state[key].shape[1:] == heads:
-                found[key] = (stage, module.attn)
-    return found
+                tables[key] = (stage, module.attn)
+    return tables
 
 
 def _check_windows(state: Mapping[str, Tensor], model: Any, grid: tuple[int, int]) -> None:
-    """See that weights for a patch grid have the windows that the model has there; raises BenchError."""
+    """Check that weights trained on a patch grid have the model's windows for it; raises BenchError."""
     wanted = model.windows_at(grid)
     theirs = {stage: _window_of(state[key]) for key, (stage, _) in _tables(state, model).items()}
     if all(window == wanted[stage] for stage, window in theirs.items()):
@@ -174,15 +177,17 @@ def _check_windows(state: Mapping[str, Tensor], model: Any, grid: tuple[int, int
     pixels = " x ".join(
         str(side * patch) for side, patch in zip(grid, model.patch_embed.patch_size, strict=True)
     )
-    about = f"the weights were trained on {pixels} pixels with windows of {_sides(theirs.values())} tokens"
+    origin = f"the weights were trained on {pixels} pixels with windows of {_sides(theirs.values())} tokens"
     if len(theirs) == len(wanted) and model.starts_from([theirs[stage] for stage in sorted(theirs)], grid):
         own = _sides(stage.window_size for stage in model.layers)
-        warnings.warn(f"{about} and are interpolated to {own}: a start for fine-tuning", stacklevel=2)
+        warnings.warn(
+            f"{origin} and are interpolated to {own}: a starting point for fine-tuning", stacklevel=2
+        )
         return
     raise BenchError(
-        f"{about}, where this network has {_sides(wanted[stage] for stage in theirs)}: another network. The "
-        "windows of mixmim-b and mixmim-l scale with the image; those of mixmim-b-384 and mixmim-l-384 are "
-        "16, 16, 24, 12 at 384 pixels. Name the model that the weights were trained as"
+        f"{origin}, but this network has {_sides(wanted[stage] for stage in theirs)}: they belong to another "
+        "network. The windows of mixmim-b and mixmim-l scale with the image; those of mixmim-b-384 and "
+        "mixmim-l-384 are 16, 16, 24, 12 at 384 pixels. Choose the model that the weights were trained with"
     )
 
 
@@ -191,17 +196,17 @@ def _sides(windows: Iterable[tuple[int, int]]) -> str:
 
 
 def _square(tokens: int) -> tuple[int, int] | None:
-    """Give the square grid of so many tokens, None if there is none."""
+    """Return the square grid with this many tokens, None if there is none."""
     side = round(tokens**0.5)
     return (side, side) if side**2 == tokens else None
 
 
 def _cells(model: Any) -> tuple[int, int]:
-    """Return the grid of a pretraining model's decoder; of any other one it is not asked."""
+    """Return the decoder grid of a pretraining model; unused for other models."""
     return getattr(model, "cells", (0, 0))
 
 
 def _window_of(table: Tensor) -> tuple[int, int]:
-    """Return the square window that a bias table ((2w - 1)^2, heads) was made for."""
+    """Return the square window size of a bias table ((2w - 1)^2, heads)."""
     side = (round(table.shape[0] ** 0.5) + 1) // 2
     return side, side

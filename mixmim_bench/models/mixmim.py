@@ -1,8 +1,8 @@
 """MixMIM, the hierarchical vision transformer of arXiv 2205.13137 (also known as MixMAE).
 
-A Swin-like encoder without shifted windows: every stage attends inside fixed windows, large ones, and
-frozen 2-D sin-cos position embeddings are added to the patch tokens. Written from the published
-facts, as a timm citizen; the parameter names are those of the released fine-tuned checkpoints.
+A Swin-like encoder without shifted windows: every stage attends within large fixed windows, and frozen 2-D
+sin-cos position embeddings are added to the patch tokens. An independent implementation that follows timm's
+conventions; parameter names are those of the released fine-tuned checkpoints.
 """
 
 from collections.abc import Sequence
@@ -39,24 +39,29 @@ from torch import Tensor, nn
 from mixmim_bench.models.attention import Block
 from mixmim_bench.models.positions import Size, resize_positions, sincos_positions
 
-REF_WINDOWS = (14, 14, 14, 7)  # of MixMIM-B, L and H, on the patch grid of 224 pixels:
+REF_WINDOWS = (14, 14, 14, 7)  # of MixMIM-B, L and H, on the patch grid of 224 pixels
 REF_GRID = (56, 56)
-PADDING = -1  # the source of tokens that only fill a window up
+PADDING = -1  # the source index of padding tokens
 
 
-@register_notrace_function  # reason: whether to pad is decided at run time
+@register_notrace_function  # whether to pad depends on the input
 def pad_grid(x: Tensor, multiple: Size) -> Tensor:
-    """Pad tokens (B, H, W, C) with zeros below and on the right, to sides that are multiples of (h, w)."""
+    """Zero-pad tokens (B, H, W, C) at the bottom and right to multiples of (h, w)."""
     rows, columns = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
     return F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
 
 
-@register_notrace_function  # reason: whether tokens are kept apart is decided at run time
+@register_notrace_function  # whether a mask is needed depends on the input
 def attention_mask(x: Tensor, source: Tensor | None, window_size: Size) -> Tensor | None:
-    """Build the mask that lets a token see tokens of its own source only: (windows, 1, N, N).
+    """Build the mask that restricts attention to tokens of the same source.
 
-    x: tokens (B, H, W, C) before padding. source: the image each cell came from, (1, H, W). Padding has a
-    source of its own. None if every token may see every other one of its window.
+    Args:
+        x: tokens (B, H, W, C) before padding.
+        source: the image each cell came from, (1, H, W); padding counts as another source.
+        window_size: (h, w).
+
+    Returns:
+        The mask (windows, 1, N, N), None if all tokens of a window may attend to each other.
     """
     _, height, width, _ = x.shape
     rows, columns = -height % window_size[0], -width % window_size[1]
@@ -66,16 +71,16 @@ def attention_mask(x: Tensor, source: Tensor | None, window_size: Size) -> Tenso
         source = torch.zeros(1, height, width, device=x.device)
     source = F.pad(source, (0, columns, 0, rows), value=PADDING).unsqueeze(-1)
     source = window_partition(source, window_size).flatten(1)  # (windows, N)
-    apart = source.unsqueeze(1) != source.unsqueeze(2)
-    mask = torch.zeros(apart.shape, device=x.device)
-    return mask.masked_fill(apart, float("-inf")).unsqueeze(1)
+    separate = source.unsqueeze(1) != source.unsqueeze(2)
+    mask = torch.zeros(separate.shape, device=x.device)
+    return mask.masked_fill(separate, float("-inf")).unsqueeze(1)
 
 
 class PatchMerging(nn.Module):
     """Merge 2 x 2 neighbours into one token twice as wide: (B, H, W, C) -> (B, H/2, W/2, 2C).
 
-    The four neighbours are concatenated in the order of Swin's first release (column by column),
-    which is that of the released MixMIM weights; odd grids are padded with zeros.
+    The four neighbours are concatenated in the order of Swin's first release (column by column), as in
+    the released MixMIM weights; odd grids are zero-padded.
     """
 
     def __init__(self, dim: int, norm_layer: type[nn.Module], device: Any = None, dtype: Any = None) -> None:
@@ -90,10 +95,10 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on one grid, and the patch merging that leads to the next stage.
+    """Blocks on one grid, followed by the patch merging for the next stage.
 
-    Windows never shift, so the tokens are laid out window by window once for the whole stage.
-    `forward` gives the tokens before `downsample`: those are the stage's features.
+    Windows never shift, so the tokens are partitioned once per stage. `forward` returns the tokens before
+    `downsample`, which are the stage's features.
     """
 
     def __init__(
@@ -130,13 +135,13 @@ class Stage(nn.Module):
         self.downsample: nn.Module = PatchMerging(dim, norm_layer, **factory) if downsample else nn.Identity()
 
     def fit_window(self, window_size: Size, grid_size: Size) -> Size:
-        """Cut a window that is larger than the grid, unless every image is to be partitioned."""
+        """Clip a window to the grid, unless `always_partition`."""
         if self.always_partition:
             return window_size
         return min(window_size[0], grid_size[0]), min(window_size[1], grid_size[1])
 
     def set_input_size(self, grid_size: Size, window_size: Size, always_partition: bool | None) -> None:
-        """Change the grid and the window, interpolating the bias tables."""
+        """Change the grid and window size, interpolating the bias tables."""
         if always_partition is not None:
             self.always_partition = always_partition
         self.window_size = self.fit_window(window_size, grid_size)
@@ -146,7 +151,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
         """Map tokens (B, H, W, C) to the same shape.
 
-        source: for mixed inputs, which image each cell came from, (1, H, W), shared by the batch.
+        For mixed inputs, `source` (1, H, W) is the image each cell came from, shared by the batch.
         """
         B, H, W, C = x.shape
         mask = attention_mask(x, source, self.window_size)
@@ -157,7 +162,7 @@ class Stage(nn.Module):
         return self.tokens_of_windows(x, (H, W))
 
     def tokens_of_windows(self, x: Tensor, grid: Size) -> Tensor:
-        """Lay tokens (B, windows, N, C) out on their grid again, without padding: (B, H, W, C)."""
+        """Return window tokens (B, windows, N, C) to their grid, without padding: (B, H, W, C)."""
         height, width = (side + -side % window for side, window in zip(grid, self.window_size, strict=True))
         x = x.reshape(-1, *self.window_size, x.shape[-1])
         return window_reverse(x, self.window_size, height, width)[:, : grid[0], : grid[1]]
@@ -169,19 +174,21 @@ class Stage(nn.Module):
 class MixMIM(nn.Module):
     """The MixMIM encoder with a classification head.
 
-    With `strict_img_size=False` (or `dynamic_img_size=True`) images of other sizes than `img_size`
-    are taken as they come: windows stay, grids are filled up to whole windows with masked tokens, and
-    the position embedding is interpolated to the grid. The arguments are those of timm's Swin, but that
-    the windows need not be stated: the network has windows of `ref_window_size` on images of
-    `ref_img_size` pixels, and at another `img_size` they scale with the grid as in `set_input_size`.
+    The arguments are those of timm's Swin, except that `window_size` is optional: windows are
+    `ref_window_size` at `ref_img_size` pixels and scale with the grid for other values of `img_size`, as in
+    `set_input_size`.
 
-    Raises ValueError for an image size that is not a multiple of the patch size.
+    With `strict_img_size=False` (or `dynamic_img_size=True`) images of any size are accepted: windows stay
+    the same, grids are padded to whole windows with masked tokens, and the position embedding is interpolated
+    to the grid.
+
+    Raises:
+        ValueError: the image size is not a multiple of the patch size.
     """
 
     absolute_pos_embed: Tensor
-    frozen_tables: tuple[str, ...] = (
-        "absolute_pos_embed",
-    )  # buffers that the published counts include in the parameters
+    # buffers that the published parameter counts include
+    frozen_tables: tuple[str, ...] = ("absolute_pos_embed",)
 
     def __init__(
         self,
@@ -237,7 +244,7 @@ class MixMIM(nn.Module):
 
         self._ref_window_sizes = resolve_stage_window_sizes(ref_window_size, len(depths))
         self._ref_grid_size: Size = (ref_img_size // 4, ref_img_size // 4)
-        self.windows_stated = False  # by the caller, so whatever windows weights had, these are meant
+        self.windows_stated = False  # whether the caller set the windows: then weights are adapted to them
         windows = self._scale_windows(grid, window_size, None)
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.layers = nn.ModuleList(
@@ -293,7 +300,7 @@ class MixMIM(nn.Module):
         return [cast(Stage, stage) for stage in self.layers]
 
     def _scale_windows(self, grid: Size, window_size: Any, window_ratio: Any) -> tuple[Size, ...]:
-        """Give each stage its window on `grid`: the same share of it as before, or the one stated."""
+        """Return each stage's window on `grid`: scaled with the grid unless given."""
         windows = calc_stage_window_sizes(
             grid, self._ref_window_sizes, self._ref_grid_size, window_size, window_ratio
         )
@@ -303,7 +310,7 @@ class MixMIM(nn.Module):
         return windows
 
     def windows_at(self, grid: Size) -> tuple[Size, ...]:
-        """Give the windows of this network's stages at another patch grid (h, w)."""
+        """Return the windows of the stages for another patch grid (h, w)."""
         windows = calc_stage_window_sizes(grid, self._ref_window_sizes, self._ref_grid_size)
         return self._cut_windows(windows, grid)
 
@@ -314,7 +321,7 @@ class MixMIM(nn.Module):
         )
 
     def starts_from(self, windows: Sequence[Size], grid: Size) -> bool:
-        """Whether weights with other windows are a start: those of B and L for the 384-pixel networks."""
+        """Whether weights with other windows can be fine-tuned from: those of B and L in the 384-pixel networks."""
         reference = resolve_stage_window_sizes(REF_WINDOWS, len(self.layers))
         released = self._cut_windows(calc_stage_window_sizes(grid, reference, REF_GRID), grid)
         larger = all(mine > theirs for mine, theirs in zip(self.patch_embed.grid_size, grid, strict=True))
@@ -328,11 +335,11 @@ class MixMIM(nn.Module):
         window_ratio: int | Sequence[int] | None = None,
         always_partition: bool | None = None,
     ) -> None:
-        """Change the image size, with the arguments and the rule of timm's Swin.
+        """Change the image size, with the arguments and rules of timm's Swin.
 
-        Windows scale with the grid unless `window_size` (or `window_ratio`, a divisor of the grid)
-        states them. Bias tables and the position embedding are interpolated, bicubic; so going to another
-        size and back does not restore them exactly.
+        Windows scale with the grid unless `window_size` (or `window_ratio`, a divisor of the grid) is given.
+        Bias tables and the position embedding are interpolated, bicubic, so changing the size and back does
+        not restore them exactly.
         """
         new_patch = self.patch_embed.patch_size if patch_size is None else to_2tuple(patch_size)
         new_size = self.patch_embed.img_size if img_size is None else to_2tuple(img_size)
@@ -355,17 +362,17 @@ class MixMIM(nn.Module):
             always_partition=always_partition,
         )
 
-    # -- what timm's tools ask a model -------------------------------------------------------------
+    # -- timm's model interface --------------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
-        """Name what is never decayed: nothing. The release decays the bias tables, and so do we."""
+        """Return the parameters exempt from weight decay: none, since the release decays bias tables too."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Group the parameters by depth, for layer decay.
+        """Group the parameters by depth, for layer-wise learning rate decay.
 
-        As in the release, a patch merging learns at the rate of the block after it. The head is a
-        group of its own with the full rate (in the release it shares the last block's).
+        As in the release, a patch merging has the learning rate of the block after it. The head is a
+        separate group with the full rate (in the release it shares the last block's).
         """
         first_block = () if coarse else (0,)
         merging = [(rf"^layers\.{i}\.downsample", (i + 1, *first_block)) for i in range(len(self.layers) - 1)]
@@ -376,7 +383,7 @@ class MixMIM(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade computing for memory: recompute each block in the backward pass."""
+        """Trade compute for memory: recompute each block in the backward pass."""
         for stage in self._stages:
             stage.grad_checkpointing = enable
 
@@ -385,7 +392,7 @@ class MixMIM(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new head (none for 0 classes), and maybe another pooling ('' for none)."""
+        """Replace the head (none for 0 classes) and, if given, the pooling ('' for none)."""
         if global_pool is not None:
             self.global_pool = global_pool
             self.pool = _new_pool(global_pool).train(self.training)
@@ -404,7 +411,7 @@ class MixMIM(nn.Module):
     def encode(self, tokens: Tensor, sources: Sequence[Tensor] | None = None) -> Tensor:
         """Run the stages on patch tokens (B, H, W, C): (B, H/8, W/8, 8C).
 
-        sources: for mixed inputs, one map (1, H, W) a stage: which image each cell came from.
+        For mixed inputs, `sources` has one map (1, H, W) per stage: the image each cell came from.
         """
         x = self.add_positions(tokens)
         for i, stage in enumerate(self._stages):
@@ -416,7 +423,7 @@ class MixMIM(nn.Module):
         return self.encode(self.patch_embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool tokens and classify them; with `pre_logits` the pooled features are returned."""
+        """Pool tokens and return their logits, or the pooled features with `pre_logits`."""
         x = self.head_drop(self.pool(x))
         return x if pre_logits else self.head(x)
 
@@ -433,10 +440,15 @@ class MixMIM(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Return the features of chosen stages, and the final ones unless `intermediates_only`.
+        """Return the features of selected stages, and the final ones unless `intermediates_only`.
 
-        `indices` are stages (an int takes the last n); `norm` applies the final norm to the last
-        stage. Each is (B, C, H, W), or (B, H, W, C) with `output_fmt='NHWC'`.
+        Args:
+            x: images (B, 3, H, W).
+            indices: the stages; an int selects the last n.
+            norm: apply the final norm to the last stage.
+            stop_early: skip the stages after the last selected one.
+            output_fmt: 'NCHW' or 'NHWC'.
+            intermediates_only: return only the list of intermediate features.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC, not {output_fmt!r}")
@@ -447,8 +459,8 @@ class MixMIM(nn.Module):
         for i, stage in enumerate(self._stages[: last + 1] if stop_early else self._stages):
             x = stage(x)
             if i in take:
-                taken = self.norm(x) if norm and i == final else x
-                intermediates.append(taken.permute(0, 3, 1, 2) if output_fmt == "NCHW" else taken)
+                features = self.norm(x) if norm and i == final else x
+                intermediates.append(features.permute(0, 3, 1, 2) if output_fmt == "NCHW" else features)
             x = stage.downsample(x)
         if intermediates_only:
             return intermediates
@@ -457,7 +469,7 @@ class MixMIM(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the stages after the last one asked for; return the stages kept as features."""
+        """Remove the stages after the last selected one; return the selected indices."""
         take, last = feature_take_indices(len(self.layers), indices)
         pruned = last < len(self.layers) - 1
         self.layers = self.layers[: last + 1]
@@ -477,8 +489,8 @@ def _check_size(img_size: Size, patch_size: Size) -> None:
         if side <= 0 or side % patch:
             below, above = max(side // patch, 1) * patch, (max(side, 0) // patch + 1) * patch
             raise ValueError(
-                f"MixMIM cannot take images of {img_size[0]} x {img_size[1]} pixels: each side must be "
-                f"a multiple of the patch size {patch} (near {side}: {below}, {above}); multiples of "
+                f"MixMIM does not support images of {img_size[0]} x {img_size[1]} pixels: each side must be "
+                f"a multiple of the patch size {patch} (closest to {side}: {below}, {above}); multiples of "
                 f"{8 * patch} need no padding in any stage"
             )
 
@@ -488,12 +500,12 @@ def _new_pool(global_pool: str) -> SelectAdaptivePool2d:
 
 
 def _stage_grid(grid: Size, stage: int) -> Size:
-    """Give the grid of a stage; merging rounds odd grids up."""
+    """Return the grid of a stage; merging rounds odd grids up."""
     return -(-grid[0] // 2**stage), -(-grid[1] // 2**stage)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: MixMIM) -> dict[str, Tensor]:
-    """Fit the tensors of a published checkpoint to `model`; timm calls this when it loads weights."""
+    """Convert a published checkpoint for `model`; timm calls this when it loads weights."""
     from mixmim_bench.models.formats import convert
 
     return convert(state_dict, model)

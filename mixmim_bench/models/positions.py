@@ -1,7 +1,7 @@
 """The frozen 2-D sin-cos position embedding, and its interpolation to another grid.
 
-The release encodes the column of a token in the first half of its channels and the row in the second; the
-models that OpenMMLab trained itself have it the other way round. Interpolation keeps either order.
+The release encodes the column of a token in the first half of its channels and the row in the second; models
+trained by OpenMMLab use the opposite order. Interpolation preserves either.
 """
 
 import torch.nn.functional as F
@@ -13,18 +13,18 @@ Size = tuple[int, int]
 
 
 def sincos_positions(grid: Size, dim: int) -> Tensor:
-    """Compute the position embedding of MAE for a grid (H, W): (1, H * W, dim)."""
+    """Compute MAE's position embedding (1, H * W, dim) for a grid (H, W)."""
     table = build_sincos2d_pos_embed(list(grid), dim, reverse_coord=True, interleave_sin_cos=True)
-    # timm walks the grid column by column when it reverses the coordinates
+    # with reversed coordinates timm orders the grid column by column
     return table.view(grid[1], grid[0], dim).transpose(0, 1).reshape(1, -1, dim)
 
 
-@register_notrace_function  # reason: whether there is anything to do is decided at run time
+@register_notrace_function  # whether to resize depends on the input
 def resize_positions(table: Tensor, old: Size, new: Size) -> Tensor:
     """Interpolate a position embedding (1, H * W, dim) from one grid to another, bicubic in float32.
 
-    This is how the release starts 384-pixel fine-tuning from 224-pixel weights (Sense-X/MixMIM,
-    util/pos_embed.py), so the distance between two positions stays what the network has learnt.
+    The release initialises 384-pixel fine-tuning from 224-pixel weights in this way (Sense-X/MixMIM,
+    util/pos_embed.py), which preserves the distances between positions that the network has learned.
     """
     if old == new:
         return table

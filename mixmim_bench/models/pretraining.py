@@ -1,8 +1,8 @@
-"""MixMIM's pretraining: two images mixed token by token, and both reconstructed (arXiv 2205.13137).
+"""MixMIM pretraining: two images are mixed token by token and both reconstructed (arXiv 2205.13137).
 
-Where the mask is 1 an image's patch tokens are replaced by those of its partner, the image at the other
-end of the batch. The encoder lets tokens see only tokens of their own image; the decoder gets each image's
-tokens with mask tokens elsewhere and predicts the pixels that were hidden.
+Where the mask is 1, an image's patch tokens are replaced by those of its partner, its mirror image in the batch
+order. In the encoder, tokens attend only to tokens of the same image; the decoder receives each image's tokens,
+with mask tokens elsewhere, and predicts the hidden pixels.
 """
 
 import inspect
@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from mixmim_bench.models.mixmim import MixMIM
 from mixmim_bench.models.positions import Size, sincos_positions
 
-CELL = 32  # pixels of a side of what is masked and predicted as one
+CELL = 32  # side in pixels of the cells that are masked and predicted
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a pretraining step gives."""
+    """The output of a pretraining step."""
 
     loss: Tensor  # mean squared error over all cells and pixels
     patches: Tensor  # predicted, normalised pixels of every cell, (B, h * w, CELL * CELL * 3)
-    mask: Tensor  # 1 where an image's tokens were its partner's, (h, w)
+    mask: Tensor  # 1 where an image's tokens were replaced by its partner's, (h, w)
 
 
 class MixMIMPretraining(MixMIM):
-    """The MixMIM encoder with the decoder of its pretraining.
+    """The MixMIM encoder with its pretraining decoder.
 
     Parameter names are those of the released pretraining checkpoints. The released decoder's layer norms
-    have eps 1e-5; OpenMMLab's have 1e-6 (`decoder_norm_eps`). Further arguments are those of MixMIM.
+    use eps 1e-5; OpenMMLab's use 1e-6 (`decoder_norm_eps`). Other arguments are passed to MixMIM.
     """
 
     decoder_pos_embed: Tensor
@@ -53,7 +53,9 @@ class MixMIMPretraining(MixMIM):
         super().__init__(**{**encoder, "num_classes": 0})
         height, width = self.patch_embed.img_size
         if height % CELL or width % CELL:
-            raise ValueError(f"pretraining needs sides that are multiples of {CELL}, not {height} x {width}")
+            raise ValueError(
+                f"pretraining requires image sides that are multiples of {CELL}, not {height} x {width}"
+            )
         self.norm_pix_loss = norm_pix_loss
         self.cells: Size = (height // CELL, width // CELL)
 
@@ -71,7 +73,7 @@ class MixMIMPretraining(MixMIM):
         trunc_normal_(self.mask_token, std=0.02)
 
     def random_mask(self, ratio: float = 0.5, generator: torch.Generator | None = None) -> Tensor:
-        """Draw which cells are exchanged, `int(cells * ratio)` of them: 1 there, else 0, (h, w)."""
+        """Draw a mask (h, w): 1 for `int(cells * ratio)` exchanged cells, else 0."""
         count = self.cells[0] * self.cells[1]
         order = torch.rand(count, generator=generator).argsort()
         mask = torch.zeros(count)
@@ -79,20 +81,20 @@ class MixMIMPretraining(MixMIM):
         return mask.view(self.cells).to(self.mask_token.device)
 
     def mix(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Embed images (B, 3, H, W) and exchange tokens with the partners: (B, H/4, W/4, C)."""
+        """Embed images (B, 3, H, W) and exchange tokens with their partners: (B, H/4, W/4, C)."""
         tokens = self.patch_embed(images)
         theirs = _spread(mask, tokens.shape[1] // self.cells[0])[None, ..., None] == 1
         return torch.where(theirs, tokens.flip(0), tokens)
 
     def sources(self, mask: Tensor) -> Sequence[Tensor]:
-        """Say for each stage which image its cells come from: (1, H, W) each."""
+        """Return for each stage which image its cells come from, (1, H, W) each."""
         stages = len(self.layers)
         return [_spread(mask, 2 ** (stages - 1 - stage))[None] for stage in range(stages)]
 
     def decode(self, encoded: Tensor, mask: Tensor) -> Tensor:
         """Predict the cells of both images of each mixture from encoded tokens (B, h, w, 8C).
 
-        Returns (2B, h * w, pixels): first from the tokens where the mask is 0, then where it is 1.
+        Returns (2B, h * w, pixels): first from the tokens where the mask is 0, then from those where it is 1.
         """
         tokens = self.decoder_embed(encoded).flatten(1, 2)
         theirs = mask.flatten()[None, :, None] == 1
@@ -104,7 +106,7 @@ class MixMIMPretraining(MixMIM):
         return self.decoder_pred(self.decoder_norm(x))
 
     def target(self, images: Tensor) -> Tensor:
-        """Cut images (B, 3, H, W) into cells (B, h * w, pixels), each with mean 0 and deviation 1."""
+        """Split images (B, 3, H, W) into cells (B, h * w, pixels), normalised per cell if `norm_pix_loss`."""
         B = len(images)
         h, w = self.cells
         cells = images.view(B, -1, h, CELL, w, CELL).permute(0, 2, 4, 3, 5, 1).reshape(B, h * w, -1)
@@ -116,15 +118,19 @@ class MixMIMPretraining(MixMIM):
     def forward(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Reconstruction:
-        """Mix images (B, 3, H, W), encode, decode, and compare each cell with what was hidden there.
+        """Mix, encode and decode images, and compute the loss over the hidden pixels.
 
-        The loss is computed here, since distributed training synchronises gradients of `forward` alone.
-        mask: (h, w), drawn at random if it is not given; all images of the batch share it.
+        The loss is computed here because distributed training synchronises the gradients of `forward` only.
+
+        Args:
+            images: (B, 3, H, W).
+            mask: (h, w), shared by the batch; random by default.
+            generator: draws the mask.
         """
         mask = self.random_mask(generator=generator) if mask is None else mask
         encoded = self.encode(self.mix(images, mask), self.sources(mask))
         own, partners = self.decode(encoded, mask).chunk(2)
-        # a cell is judged where it was hidden: in an image's own mixture, or in its partner's
+        # use each cell's prediction from the mixture in which it was hidden: the image's own or its partner's
         theirs = mask.flatten()[None, :, None] == 1
         patches = torch.where(theirs, own, partners.flip(0))
         loss = (patches - self.target(images)).square().mean()
@@ -137,22 +143,22 @@ def _spread(mask: Tensor, times: int) -> Tensor:
 
 
 def pretraining_model(arch: str, **kwargs: Any) -> MixMIMPretraining:
-    """Build the pretraining form of a registered MixMIM, such as 'mixmim_base'.
+    """Build the pretraining model of a registered MixMIM, such as 'mixmim_base'.
 
     Keyword arguments are those of MixMIMPretraining.
     """
     import timm
 
-    own = {name: kwargs.pop(name) for name in list(kwargs) if name in _DECODER}
+    decoder = {name: kwargs.pop(name) for name in list(kwargs) if name in _DECODER}
     with torch.device("meta"):
         encoder = timm.create_model(arch, **kwargs)
-    described = {
+    config = {
         "img_size": encoder.patch_embed.img_size,
         "embed_dim": encoder.embed_dim,
         "depths": encoder.depths,
         "num_heads": tuple(stage.blocks[0].attn.num_heads for stage in encoder._stages),
     }
-    return MixMIMPretraining(**{**described, **kwargs, **own})
+    return MixMIMPretraining(**{**config, **kwargs, **decoder})
 
 
 _DECODER = [name for name in inspect.signature(MixMIMPretraining).parameters if name != "encoder"]
