@@ -298,7 +298,7 @@ def training(peaks: dict[str, float], quick: bool) -> None:
             clip_grad=0.0,
         )
         environment = loop.Environment(
-            machine=_machine(precision, workers=0), seed=0, stages=Stages(), skip_unreadable=False
+            machine=_machine(precision, workers=8), seed=0, stages=Stages(), skip_unreadable=False
         )
         AcceleratorState._reset_state(reset_partial_state=True)  # one process, both precisions
         objective = Timing()

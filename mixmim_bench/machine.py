@@ -1,6 +1,8 @@
 """The machine: device, precision, threads and memory, and the provenance stored in records."""
 
+import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +20,11 @@ from accelerate.utils.memory import should_reduce_batch_size
 import mixmim_bench
 from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import AUTO
+
+CPU_BATCH, GPU_BATCH = 64, 256
+MOST_WORKERS = 16
+BATCHES_PER_WORKER = 3  # two prefetched, one in preparation
+SHARED_MEMORY = Path("/dev/shm")  # Linux passes batches here
 
 _LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "accelerate", "pillow")
 
@@ -67,8 +74,8 @@ def open_machine(
     device: str = AUTO,
     precision: str = "float32",
     threads: int | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
+    batch_size: int | None = None,
+    workers: int | None = None,
 ) -> Machine:
     """Choose the device and precision, and set the number of threads.
 
@@ -76,8 +83,8 @@ def open_machine(
         device: a torch device; 'auto' uses a GPU if available.
         precision: 'float32' or 'bfloat16'; 'auto' uses bfloat16 if the device supports it natively.
         threads: the number of CPU threads; torch's default if None.
-        batch_size: images per batch for inference.
-        workers: processes that decode images.
+        batch_size: images per batch for inference; by default 64, on a GPU 256, halved if memory runs out.
+        workers: processes that decode images; by default 0, on a GPU by cores and free shared memory.
 
     Raises:
         BenchError: the device is not available.
@@ -94,7 +101,21 @@ def open_machine(
         raise BenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     if precision == AUTO:
         precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
+    if batch_size is None:
+        batch_size = GPU_BATCH if device.startswith("cuda") else CPU_BATCH
+    if workers is None:
+        workers = _workers_for_gpu(batch_size) if device.startswith("cuda") else 0
     return Machine(device=device, precision=precision, batch_size=batch_size, workers=workers)
+
+
+def _workers_for_gpu(batch_size: int) -> int:
+    """Choose the number of worker processes: one per spare core, as far as /dev/shm holds their batches."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores - 1, MOST_WORKERS)
+    if SHARED_MEMORY.is_dir():
+        batch_bytes = 4 * 3 * 224**2 * batch_size
+        workers = min(workers, shutil.disk_usage(SHARED_MEMORY).free // (BATCHES_PER_WORKER * batch_bytes))
+    return max(workers, 0)
 
 
 def computes_in_bfloat16(device: str) -> bool:

@@ -102,19 +102,33 @@ PRECISION = click.option(
     help="Precision of the backbone's forward pass; auto: bfloat16 if the device supports it natively.",
 )
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="CPU threads for computation.")
+
+
+class Count(click.IntRange):
+    """A whole number, or `auto`, which becomes None."""
+
+    name = "number"
+
+    def convert(  # type: ignore[override]
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        return None if value == "auto" else super().convert(value, param, ctx)
+
+
 WORKERS = click.option(
     "--workers",
-    type=click.IntRange(min=0),
-    default=0,
+    type=Count(min=0),
+    default="auto",
     show_default=True,
-    help="Worker processes that decode images.",
+    help="Worker processes that decode images; auto: 0 on a CPU, on a GPU by cores and shared memory.",
 )
 BATCH_SIZE = click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
-    default=64,
+    type=Count(min=1),
+    default="auto",
     show_default=True,
-    help="Images per forward pass; affects results only by rounding.",
+    help="Images per forward pass; affects results only by rounding. auto: 64, on a GPU 256, halved if "
+    "memory runs out.",
 )
 
 

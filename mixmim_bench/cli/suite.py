@@ -97,8 +97,8 @@ def run(
     device: str,
     precision: str,
     threads: int | None,
-    workers: int,
-    batch_size: int,
+    workers: int | None,
+    batch_size: int | None,
     dry_run: bool,
     **selected: Any,
 ) -> None:

@@ -241,7 +241,7 @@ class Trainer:
         """Sum the gradients of one batch, `at_once` images at a time, and take a step; return its loss."""
         seed_everything(self.seed, update)
         device = self.accelerator.device
-        batch = batch.map(lambda tensor: tensor.to(device))
+        batch = batch.map(lambda tensor: tensor.to(device, non_blocking=True))
         images, targets = self.objective.prepare(batch.images, batch.targets)
         total, whole = 0.0, self.objective.weight(targets)
         if not whole:  # such as masks without a valid pixel
