@@ -180,11 +180,13 @@ def extraction(_: dict[str, float], quick: bool) -> None:
                     np.zeros(len(many), np.int64),
                     Files(folder, many),
                 )
-                machine = _machine(precision, batch_size=64, workers=workers)
+                machine = _machine(precision, workers=workers)
 
                 def decode(part: Part = part, machine: Any = machine) -> None:
                     dataset = ImageDataset(part.images, ImageOnly(transform), digests=True)
-                    for _ in batches(dataset, in_groups(range(len(part)), 64), machine.workers):
+                    for _ in batches(
+                        dataset, in_groups(range(len(part)), machine.batch_size), machine.workers
+                    ):
                         pass
 
                 def both(part: Part = part, machine: Any = machine) -> None:
@@ -201,7 +203,7 @@ def extraction(_: dict[str, float], quick: bool) -> None:
                         "ratio": f"{together / alone:.2f}",
                     }
                 )
-    table("Extraction of MixMIM-B's features from JPEGs of 500 x 375 pixels, batch 64", rows)
+    table("Extraction of MixMIM-B's features from JPEGs of 500 x 375 pixels, batch 256", rows)
 
 
 def sweep(peaks: dict[str, float], quick: bool) -> None:
