@@ -265,7 +265,7 @@ def test_a_half_written_record_is_done_again(copied, run):
     path = copied / "runs" / f"{first['digits', 'knn']['run_id']}.json"
     path.write_text(path.read_text()[:200])
     said = run("report", "--results", copied).output
-    assert f"Not a record, so not counted: {path}" in said
+    assert f"Skipped, not a valid record: {path}" in said
     assert "digits knn" not in (copied / "leaderboard.md").read_text()
     assert "1 of 2 runs finished already" in run(*QUICK, "--results", copied).output
     assert records(copied)["digits", "knn"]["scores"] == first["digits", "knn"]["scores"]
@@ -378,7 +378,7 @@ def test_older_versions_are_left_out_and_counted(copied, run):
     (copied / "runs" / f"{record['run_id']}.json").write_text(json.dumps(record))
     run("report", "--results", copied)
     markdown = (copied / "leaderboard.md").read_text()
-    assert "1 results of older versions of task, metric, protocol or architecture are left out" in markdown
+    assert "1 results of older versions of task, metric, protocol or architecture are omitted" in markdown
 
 
 def test_a_model_that_cannot_take_the_size_fails_its_own_runs_only(run, tmp_path):

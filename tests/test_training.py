@@ -216,7 +216,7 @@ def test_a_training_that_diverges_says_so():
 def test_an_architecture_without_stochastic_depth_is_trained_without_it():
     resnet = ModelSpec(name="resnet", arch="test_resnet")
     vgg = ModelSpec(name="vgg", arch="vgg11")
-    for model, notes in ((resnet, ()), (vgg, ("drop_path 0.5 left out: vgg11 has none",))):
+    for model, notes in ((resnet, ()), (vgg, ("drop_path 0.5 ignored: vgg11 does not support it",))):
         bench, _ = bench_for(digits(drop_path=0.5), model=model)
         recipe = build_protocol(bench.run.protocol, "classification")
         assert recipe._network(bench)[1] == notes
@@ -319,7 +319,7 @@ def test_the_end_of_memory_with_batch_norm_is_named(monkeypatch, arch, fewest):
     model = ModelSpec(name=arch, arch=arch)
     bench, data = bench_for(digits(epochs=1, warmup_epochs=0.0, batch_size=8), model=model)
     recipe = build_protocol(bench.run.protocol, "classification")
-    with pytest.raises(BenchError, match=r"memory ran out with (one image|as few images as batch norm)"):
+    with pytest.raises(BenchError, match=r"out of memory with (one image|as few images as batch norm)"):
         recipe.fit(bench, Split("train", data.parts["train"]), Split("val", data.parts["val"]))
     assert tried == [8, 4, 2, 1][: 4 - (fewest == 2)]
 
