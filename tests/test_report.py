@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mixmim_bench.errors import BenchError
 from mixmim_bench.registry import MODELS, by_name
 from mixmim_bench.report import drawing, plots
+from mixmim_bench.report.frame import COLUMNS, to_long
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
@@ -662,3 +663,25 @@ def test_a_record_that_cannot_be_read_now_is_not_taken_for_none(tmp_path, monkey
     assert store.result(made().run_id).scores["top1"]["value"] == 0.8
     (kept,) = store.runs.glob("*.unread")
     assert json.loads(kept.read_text())["scores"]["top1"]["value"] == 0.9
+
+
+def test_all_results_are_in_one_long_table():
+    records = [
+        made("a", 0.9, more=("top5",), scores={"top1": {"value": 0.9}, "top5": {"value": 0.99}}),
+        made("b", 0.8, seed=3),
+        made("c", 0.7, error="it failed"),
+    ]
+    frame = to_long(records, {"a-run": cost("a", 4.0)})
+    assert list(frame.columns) == list(COLUMNS)
+    assert frame[["model", "metric", "value", "ranked"]].values.tolist() == [
+        ["a", "top1", 0.9, True],
+        ["a", "top5", 0.99, False],
+        ["b", "top1", 0.8, True],
+    ]
+    assert frame["gmacs"].tolist()[:2] == [4.0, 4.0] and frame["gmacs"].isna().tolist() == [
+        False,
+        False,
+        True,
+    ]
+    assert frame["run_id"].nunique() == 2 and frame["seed"].tolist()[2] == 3
+    assert to_long([], {}).empty

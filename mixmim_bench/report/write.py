@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixmim_bench.atomic import write_whole
+from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import flops_vs_accuracy
@@ -21,14 +22,16 @@ class Report:
 
 
 def write_report(store: RunStore) -> Report:
-    """Write leaderboard.csv, leaderboard.md and the plots; raises BenchError on failure."""
+    """Write leaderboard.csv, leaderboard.md, results.csv and the plots; raises BenchError on failure."""
     broken: list[str] = []
-    board = leaderboard([with_current_intervals(store, record) for record in store.records(broken)])
+    records = [with_current_intervals(store, record) for record in store.records(broken)]
+    board = leaderboard(records)
     costs = store.read_costs(broken)
-    paths = [store.folder / "leaderboard.csv", store.folder / "leaderboard.md"]
+    paths = [store.folder / name for name in ("leaderboard.csv", "leaderboard.md", "results.csv")]
     markdown = to_markdown(board, costs) if board.rows else "No run is finished yet."
     with store.writing():
         write_whole(paths[0], to_frame(board, costs).to_csv(index=False).encode())
         write_whole(paths[1], f"{markdown}\n".encode())
+        write_whole(paths[2], to_long(records, costs).to_csv(index=False).encode())
         paths += flops_vs_accuracy(board, costs, store.folder / "plots")
     return Report(markdown, paths, broken)

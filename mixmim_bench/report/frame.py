@@ -1,0 +1,62 @@
+"""All results as one long table: one row per run and metric, for analyses of your own."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from mixmim_bench.specs import Cost, RunRecord
+
+COLUMNS = (
+    "run_id", "model", "arch", "weights", "random_init", "task", "suites", "protocol", "seed", "precision",
+    "image_size", "metric", "ranked", "value", "low", "high", "interval", "n", "draws", "std", "guess",
+    "params_m", "gmacs", "task_version", "metric_version", "protocol_version", "data", "started",
+)  # fmt: skip
+
+
+def to_long(records: Iterable[RunRecord], costs: Mapping[str, Cost]) -> pd.DataFrame:
+    """Build the long table of finished runs, sorted by task, protocol, model, seed and metric.
+
+    Args:
+        records: of any version; failed runs are skipped.
+        costs: measurements by key; `params_m` and `gmacs` are those at the size of the run.
+    """
+    rows = [row for record in records if not record.error for row in _rows(record, costs)]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.sort_values(["task", "protocol", "model", "weights", "seed", "run_id", "metric"])
+
+
+def _rows(record: RunRecord, costs: Mapping[str, Cost]) -> Iterable[dict[str, Any]]:
+    identity = record.identity
+    cost = costs.get(record.costs.get("run", ""))
+    common = {
+        "run_id": record.run_id,
+        "model": record.model,
+        "arch": identity["arch"],
+        "weights": record.weights,
+        "random_init": record.random_init,
+        "task": record.task,
+        "suites": " ".join(record.suites),
+        "protocol": record.protocol,
+        "seed": identity["seed"],
+        "precision": identity["precision"],
+        "image_size": "x".join(map(str, identity["preprocessing"].get("size", ()))),
+        "params_m": cost.params_m if cost else None,
+        "gmacs": cost.gmacs if cost else None,
+        "task_version": identity["task"]["version"],
+        "protocol_version": identity["protocol"]["version"],
+        "data": identity["data"],
+        "started": record.provenance.get("started", ""),
+    }
+    for metric, score in record.scores.items():
+        known = {
+            name: score.get(name)
+            for name in ("value", "low", "high", "interval", "n", "draws", "std", "guess")
+        }
+        yield {
+            **common,
+            **known,
+            "metric": metric,
+            "ranked": metric == record.metric,
+            "metric_version": record.metric_version(metric),
+        }
