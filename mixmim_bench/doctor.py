@@ -77,7 +77,7 @@ class Doctor:
             features_gb=sum(task.counts.values()) * width * 4 / 1e9,
         )
         try:
-            found = find_data(task, self.roots)
+            source = find_data(task, self.roots)
         except MissingData as error:
             problems = [f"no {wanted}" for wanted in error.looked_for]
             return dataclasses.replace(
@@ -85,9 +85,9 @@ class Doctor:
             )
         except BenchError as error:
             return dataclasses.replace(blank, problems=[str(error)])
-        blank = dataclasses.replace(blank, layout=found.name, root=str(found.root), download=())
+        blank = dataclasses.replace(blank, layout=source.name, root=str(source.root), download=())
         try:
-            listed, classes, index = list_task(task, found)
+            listed, classes, index = list_task(task, source)
         except BenchError as error:
             return dataclasses.replace(blank, problems=[str(error)])
         parts = {
@@ -105,9 +105,9 @@ class Doctor:
             problems.append(
                 f"{counted(len(read.unreadable), 'image')} cannot be read: {a_few(read.unreadable)}"
             )
-        balance, lacking = _balance(parts.get("train"), classes)
-        if lacking:
-            problems.append(f"no image of {a_few(lacking)} is in train")
+        balance, missing_classes = _balance(parts.get("train"), classes)
+        if missing_classes:
+            problems.append(f"no image of {a_few(missing_classes)} is in train")
         return dataclasses.replace(
             blank,
             state=WRONG if problems else OK,
@@ -196,8 +196,12 @@ def _balance(part: Part | None, classes: Sequence[str]) -> tuple[dict[str, float
     counts = part.targets.per_class(len(classes))
     if counts is None:
         return {}, []
-    lacking = [name for name, count in zip(classes, counts, strict=True) if not count]
-    return {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())}, lacking
+    missing_classes = [name for name, count in zip(classes, counts, strict=True) if not count]
+    return {
+        "min": int(counts.min()),
+        "median": float(np.median(counts)),
+        "max": int(counts.max()),
+    }, missing_classes
 
 
 def _empty(part: Part) -> list[str]:

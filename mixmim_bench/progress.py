@@ -45,7 +45,7 @@ class _Speed(TextColumn):
 class View:
     """Shows the runs of a suite one after the other, and the stages of each.
 
-    work: GMACs of the whole plan, from which the time left is told; 0 where there is no plan.
+    work: GMACs of the whole plan, from which the remaining time is estimated; 0 without a plan.
     """
 
     def __init__(self, console: Console, work: float) -> None:

@@ -124,12 +124,12 @@ def prune(
     for key in keys:
         if key not in entries:
             raise BenchError(f"no features have the key {key!r}; {nearest(key, entries)}")
-    found = []
+    findings = []
     for key, entry in entries.items():
         reason = _reason(entry, key in keys, older_than, everything, bool(keys))
         if reason and (dry_run or entry.remove()):
-            found.append(Finding(entry, reason))
-    return found
+            findings.append(Finding(entry, reason))
+    return findings
 
 
 def _reason(entry: Entry, named: bool, older_than: float | None, everything: bool, by_name: bool) -> str:

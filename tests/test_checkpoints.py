@@ -420,7 +420,9 @@ def refusal(tmp_path, checkpoint, classes=0):
 )
 def test_a_refused_object_is_named_with_the_way_out(tmp_path, extra, name):
     said = refusal(tmp_path, {"model": vit_state(), "extra": extra})
-    assert "it contains an object of " in said and name in said and "code in a checkpoint is never run" in said
+    assert (
+        "it contains an object of " in said and name in said and "code in a checkpoint is never run" in said
+    )
     assert "safetensors" in said and "weights_only" not in said
 
 

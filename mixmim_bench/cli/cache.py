@@ -85,10 +85,10 @@ def prune(keys: tuple[str, ...], older_than: float | None, everything: bool, dry
 
     store = FeatureStore()
     whole = {entry.key[:12]: entry.key for entry in store.entries()}
-    found = remove(store, [whole.get(key, key) for key in keys], older_than, everything, dry_run)
-    for finding in found:
+    removed = remove(store, [whole.get(key, key) for key in keys], older_than, everything, dry_run)
+    for finding in removed:
         click.echo(f"{'would remove' if dry_run else 'removed'} {_named(finding.entry)}: {finding.text}")
-    click.echo(f"{len(found)} {'would be ' if dry_run else ''}removed")
+    click.echo(f"{len(removed)} {'would be ' if dry_run else ''}removed")
 
 
 def _named(entry: Any) -> str:

@@ -69,12 +69,12 @@ def doctor(
     with view:
         reports = [looking.task(task, width) for task in named or load_tasks().values()]
     weights = [looking.model(model) for model in specs]
-    found = looking.describe_machine()
+    description = looking.describe_machine()
     if as_json:
         rows = [dataclasses.asdict(report) for report in reports]
-        click.echo(json.dumps({"tasks": rows, "models": weights, "machine": found}, indent=1))
+        click.echo(json.dumps({"tasks": rows, "models": weights, "machine": description}, indent=1))
     else:
-        _print(reports, weights, found, brief=not named)
+        _print(reports, weights, description, brief=not named)
     states = {report.state for report in reports}
     if WRONG in states:
         sys.exit(1)
@@ -87,11 +87,11 @@ def _print(
 ) -> None:
     from mixmim_bench.doctor import MISSING
 
-    absent = [report for report in reports if brief and report.state == MISSING]
-    shown = [report for report in reports if report not in absent]
+    not_found = [report for report in reports if brief and report.state == MISSING]
+    shown = [report for report in reports if report not in not_found]
     print_table([_row(report) for report in shown])
-    if absent:
-        names = ", ".join(report.task for report in absent)
+    if not_found:
+        names = ", ".join(report.task for report in not_found)
         click.echo(
             f"\nMissing: {names}. `mixmim-bench doctor -t NAME` shows where it looked and how to get it."
         )

@@ -90,7 +90,7 @@ def predict(
         raise BenchError("--csv and --json were both given; choose one")
     pictures = _pictures(images)
     ready, computer = _ready(model, weights, seed, image_size, machine)
-    found: list[dict[str, Any]] = []  # one entry an image
+    rows: list[dict[str, Any]] = []  # one entry an image
     failures: dict[int, str] = {}
     writer = csv.DictWriter(sys.stdout, ["image", "rank", "label", "synset", "class", "score"])
     if as_csv:
@@ -102,17 +102,17 @@ def predict(
                 if as_csv:
                     writer.writerows({"image": pictures.name(row), **p} for p in predictions)
                 else:
-                    found.append({"image": pictures.name(row), "predictions": predictions})
+                    rows.append({"image": pictures.name(row), "predictions": predictions})
             failures |= outputs.failures
             advance(len(outputs.rows) + len(outputs.failures))
     if as_json:
-        found += [{"image": pictures.name(row), "error": reason} for row, reason in failures.items()]
-        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        rows += [{"image": pictures.name(row), "error": reason} for row, reason in failures.items()]
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
     elif not as_csv:
         print_table(
             [
                 {"image": entry["image"], **p, "score": f"{100 * p['score']:.2f} %"}
-                for entry in found
+                for entry in rows
                 for p in entry["predictions"]
             ]
         )
@@ -242,10 +242,10 @@ def _pictures(images: tuple[str, ...]) -> Any:
     if not images:
         click.echo("No image was named: this is the photograph that comes with the package.", err=True)
         return Pictures([demo_image()])
-    found: list[Any] = []
+    paths: list[Any] = []
     for image in images:
-        found += read_input(sys.stdin.buffer.read()) if image == "-" else find_pictures([Path(image)])
-    return Pictures(found)
+        paths += read_input(sys.stdin.buffer.read()) if image == "-" else find_pictures([Path(image)])
+    return Pictures(paths)
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def _plan_row(estimate: Any) -> dict[str, Any]:
         "protocol": run.protocol["name"],
         "seed": "" if run.seed is None else run.seed,
         "forward images": estimate.planned.work.forward,
-        "cached": estimate.at_hand,
+        "cached": estimate.cached,
         "train images": estimate.planned.work.train,
         "GMACs/image": f"{estimate.gmacs:.2f}",
         "estimate": f"cannot run: {estimate.error}" if estimate.error else time_left,
@@ -231,9 +231,11 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     from mixmim_bench.report.compare import compare as compared
     from mixmim_bench.suite.records import RunStore
 
-    found = compared(RunStore(_existing(results)), first, second, lambda text: click.echo(text, err=True))
+    comparisons = compared(
+        RunStore(_existing(results)), first, second, lambda text: click.echo(text, err=True)
+    )
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(row) for row in found], indent=1))
+        click.echo(json.dumps([dataclasses.asdict(row) for row in comparisons], indent=1))
         return
     print_table(
         [
@@ -249,7 +251,7 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
                 "p (Holm)": f"{row.p_holm:.3g}",
                 "verdict": row.verdict,
             }
-            for row in found
+            for row in comparisons
         ]
     )
 

@@ -62,10 +62,12 @@ class Classes:
         """Raise LayoutError if the given classes are not those of the list."""
         names = set(found)
         if wrong := sorted(names - set(self.names)):
-            told = "is no class" if len(wrong) == 1 else "are no classes"
-            raise LayoutError(f"{where}: {a_few(wrong)} {told} of the task")
-        if absent := sorted(set(self.names) - names):
-            raise LayoutError(f"{where}: {counted(len(absent), 'class', 'classes')} missing: {a_few(absent)}")
+            kind = "is no class" if len(wrong) == 1 else "are no classes"
+            raise LayoutError(f"{where}: {a_few(wrong)} {kind} of the task")
+        if not_found := sorted(set(self.names) - names):
+            raise LayoutError(
+                f"{where}: {counted(len(not_found), 'class', 'classes')} missing: {a_few(not_found)}"
+            )
 
 
 class Order:

@@ -92,15 +92,15 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
             return layout
         looked_for.append(f"{missing} ({layout.name})")
     if not root.is_dir():
-        absent = root if root.parent.is_dir() or not roots.knows(task) else root.parent
-        looked_for = [f"folder {absent}"]
+        not_found = root if root.parent.is_dir() or not roots.knows(task) else root.parent
+        looked_for = [f"folder {not_found}"]
     near = ""
     if roots.knows(task):
         names = (task.dataset, *task.also_called)
         tasks = {path.stem for path in Path(task.path).parent.glob("*.toml")}
         near = hint(names, root, lambda folder: _holds(task, roots, folder), tasks, ", ".join(looked_for))
-    told = near if roots.knows(task) else "no data root is set (--data-root FOLDER)"
-    message = "; ".join(filter(None, [f"not found: {', or '.join(looked_for)}", told]))
+    advice = near if roots.knows(task) else "no data root is set (--data-root FOLDER)"
+    message = "; ".join(filter(None, [f"not found: {', or '.join(looked_for)}", advice]))
     raise MissingData(f"{task.name}: {message}", looked_for, near)
 
 
@@ -175,8 +175,8 @@ def _wrong_counts(
     """Compare the numbers of classes and images with the task file."""
     if len(classes) != task.num_classes:
         some = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
-        found = f"is {task.num_classes}, and the data has {len(classes)}: {some}"
-        yield LayoutError(found, "num_classes")
+        reason = f"is {task.num_classes}, and the data has {len(classes)}: {some}"
+        yield LayoutError(reason, "num_classes")
     for name, count in task.counts.items():
         if name in listed and len(listed[name]) != count:
             yield LayoutError(f"is {count}, and there are {len(listed[name])}", f"data.counts.{name}")

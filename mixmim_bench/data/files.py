@@ -46,8 +46,8 @@ class Files:
         self.root = root
         self.paths = Names(listed)
         if sizes is None or times is None:
-            found = np.array([_stat(f"{root}/{path}") for path in listed], dtype=np.int64).reshape(-1, 2)
-            sizes, times = found[:, 0].copy(), found[:, 1].copy()
+            stats = np.array([_stat(f"{root}/{path}") for path in listed], dtype=np.int64).reshape(-1, 2)
+            sizes, times = stats[:, 0].copy(), stats[:, 1].copy()
         self.sizes = sizes
         self.times = times
 
@@ -77,11 +77,10 @@ class Files:
 
     def check_listed(self, where: str) -> None:
         """Raise LayoutError if files listed by `where` are missing."""
-        absent = np.flatnonzero(self.sizes == ABSENT)
-        if len(absent):
-            raise LayoutError(
-                f"{where} lists {len(absent)} images that are not there, such as {self.name(int(absent[0]))}"
-            )
+        not_found = np.flatnonzero(self.sizes == ABSENT)
+        if len(not_found):
+            first = self.name(int(not_found[0]))
+            raise LayoutError(f"{where} lists {len(not_found)} images that are not there, such as {first}")
 
 
 def _stat(path: str) -> tuple[int, int]:
@@ -120,13 +119,13 @@ def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
 
     `{0000..1023}` expands to these numbers, as in WebDataset. Raises LayoutError for an invalid pattern.
     """
-    found: set[Path] = set()
+    paths: set[Path] = set()
     for text in _texts(patterns):
         anchor = Path(text).anchor
         folder = Path(anchor) if anchor else root
         for each in _numbered(text[len(anchor) :]):
-            found.update(path for path in folder.glob(each) if path.is_file())
-    return sorted(found)
+            paths.update(path for path in folder.glob(each) if path.is_file())
+    return sorted(paths)
 
 
 def wanted(root: Path, of_parts: Sequence[Sequence[str] | str]) -> str:

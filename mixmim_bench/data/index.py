@@ -87,7 +87,7 @@ def _work_out(
     slices: Mapping[str, Slice],
     problems: Sequence[LayoutError],
 ) -> Index:
-    found = [*problems, *_problems(listed, slices)]
+    wrong = [*problems, *_problems(listed, slices)]
     orders = {name: stratified_order(part.ids, part.targets.strata()) for name, part in listed.items()}
     rows = {}
     for role, cut in slices.items():
@@ -95,19 +95,19 @@ def _work_out(
         try:
             chosen = cut.rows(orders[cut.part], part.targets.strata())
         except ValueError as error:
-            found.append(LayoutError(str(error), f"split.{role}"))
+            wrong.append(LayoutError(str(error), f"split.{role}"))
             continue
         if not len(chosen):
-            found.append(LayoutError(f"{task.split[role]!r} has no image", f"split.{role}"))
+            wrong.append(LayoutError(f"{task.split[role]!r} has no image", f"split.{role}"))
         rows[role] = chosen[np.argsort(part.ids[chosen], kind="stable")]
     if len(rows) < len(slices):
-        return Index(rows, problems=found)
+        return Index(rows, problems=wrong)
     shared = shared_rows(slices, rows)
-    if shared and not any(problem.key == "split" for problem in found):
-        found.append(LayoutError(shared, "split"))
+    if shared and not any(problem.key == "split" for problem in wrong):
+        wrong.append(LayoutError(shared, "split"))
     parts = {role: listed[cut.part].take(rows[role]) for role, cut in slices.items()}
     stamps = {role: stamp(part) for role, part in parts.items()}
-    return Index(rows, fingerprint(parts), stamps, found)
+    return Index(rows, fingerprint(parts), stamps, wrong)
 
 
 def _problems(listed: Mapping[str, Part], slices: Mapping[str, Slice]) -> Iterator[LayoutError]:

@@ -66,12 +66,12 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
         )
     try:
         if own is not None and own == beside / f"{module}.py":
-            found = getattr(load_file(own), attribute)
+            layout = getattr(load_file(own), attribute)
         elif own_module := _own_module(module):
-            found = pkgutil.resolve_name(f"{own_module}:{attribute}")
+            layout = pkgutil.resolve_name(f"{own_module}:{attribute}")
         else:
-            found = pkgutil.resolve_name(name)
-        if not isinstance(found, type):
+            layout = pkgutil.resolve_name(name)
+        if not isinstance(layout, type):
             raise AttributeError("it names no class")
     except Exception as error:  # a module may fail in any way
         raise LayoutError(
@@ -79,7 +79,7 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
             "'module:Class' of your own, in a file beside the task file",
             "data.layouts",
         ) from error
-    return found
+    return layout
 
 
 def _own_module(module: str) -> str:

@@ -133,9 +133,9 @@ class Unreadable:
         """Raise UnreadableImages if there are any and they are not allowed."""
         if self.found and not self.allowed:
             first = [f"{self.images.name(row)} ({self.found[row]})" for row in list(self.found)[:3]]
-            found = f"{len(self.found)} of {counted(len(self.images), 'image')}"
+            count = f"{len(self.found)} of {counted(len(self.images), 'image')}"
             raise UnreadableImages(
-                f"{found} cannot be read: {'; '.join(first)}"
+                f"{count} cannot be read: {'; '.join(first)}"
                 f"{'; …' if len(self.found) > 3 else ''}. Repair or remove them, or let the task leave "
                 "them out with `skip_unreadable = true` in its [data]"
             )

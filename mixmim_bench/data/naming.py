@@ -21,8 +21,8 @@ class Naming:
         if self.id_pattern is None:
             return next(name for name in names if name).rpartition("/")[2].partition(".")[0]
         for name in names:
-            if found := self.id_pattern.search(name):
-                return found[0]
+            if match := self.id_pattern.search(name):
+                return match[0]
         raise LayoutError(
             f"no image id in {' or '.join(filter(None, names)) or 'an image without a name'}: none matches "
             f"{self.id_pattern.pattern}",
@@ -33,8 +33,8 @@ class Naming:
         """Return the class from the first name that matches, '' if none does."""
         if self.class_pattern is not None:
             for name in names:
-                if found := self.class_pattern.search(name):
-                    return found[0]
+                if match := self.class_pattern.search(name):
+                    return match[0]
         return ""
 
 

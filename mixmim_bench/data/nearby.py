@@ -32,9 +32,9 @@ def hint(
 
 
 def _inside(name: str, root: Path, is_there: Callable[[Path], bool], wanted: str = "") -> str:
-    found = next((folder for folder in _below(root, DEEP) if is_there(folder)), None)
-    if found is not None:
-        return f"perhaps it lies in {found}: --data-root {name}={found}"
+    folder_inside = next((folder for folder in _below(root, DEEP) if is_there(folder)), None)
+    if folder_inside is not None:
+        return f"perhaps it lies in {folder_inside}: --data-root {name}={folder_inside}"
     renamed = [
         f"{theirs}/ should be called {ours}/: rename it, or link it"
         for theirs, ours in OTHER_NAMES.items()
@@ -84,7 +84,7 @@ def _below(root: Path, depth: int) -> Iterator[Path]:
 def _folders(root: Path) -> list[Path]:
     try:
         with os.scandir(root) as entries:
-            found = (Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
-            return sorted(islice(found, MOST))
+            folders = (Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
+            return sorted(islice(folders, MOST))
     except OSError:
         return []

@@ -31,11 +31,11 @@ class Seen:
 
     def hash_again(self, advance: Callable[[int], None] = lambda _: None) -> str:
         """Hash the bytes of all images and store the digest."""
-        found = digest_of_bytes(
+        digest_of_all = digest_of_bytes(
             {role: hash_images(part, np.arange(len(part)), advance) for role, part in self.data.parts.items()}
         )
-        self.note(found)
-        return found
+        self.note(digest_of_all)
+        return digest_of_all
 
     def known(self) -> str:
         """Return the digest of the bytes if it is known for the current file times, else ''."""

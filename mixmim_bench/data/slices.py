@@ -50,13 +50,13 @@ class Slice:
             raise ValueError(
                 f"{text!r} is not a slice such as 'train', 'train[:95%]', 'all[800:]', 'train[:5/class]'"
             )
-        found = tuple(Cut(c["start"] or "", c["stop"] or "", bool(c["per_class"])) for c in cuts if c)
-        for cut in found:
+        parsed = tuple(Cut(c["start"] or "", c["stop"] or "", bool(c["per_class"])) for c in cuts if c)
+        for cut in parsed:
             for bound in (cut.start, cut.stop):
                 if bound.endswith("%") and (cut.per_class or int(bound[:-1]) > 100):
                     of = "of each class" if cut.per_class else "of a part"
                     raise ValueError(f"{text!r} asks for {bound} {of}")
-        return cls(match["part"], found)
+        return cls(match["part"], parsed)
 
     def check(self, n: int) -> None:
         """Raise ValueError if the first cut exceeds a part of `n` images."""
@@ -106,7 +106,7 @@ def overlap(slices: Mapping[str, Slice], sizes: Mapping[str, int]) -> str:
     sizes: part -> images. Only slices with at most one cut and known sizes are checked.
     """
     for (role_a, a), (role_b, b) in combinations(slices.items(), 2):
-        cuts = [found.cuts[0] if found.cuts else Cut() for found in (a, b)]
+        cuts = [each.cuts[0] if each.cuts else Cut() for each in (a, b)]
         if a.part != b.part or max(len(a.cuts), len(b.cuts)) > 1 or len({c.per_class for c in cuts}) > 1:
             continue
         any_size = cuts[0].per_class or all(cut.in_percent for cut in cuts)

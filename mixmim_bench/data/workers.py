@@ -104,7 +104,7 @@ def _reason(text: str, workers: int) -> str:
     if "DataLoader timed out" in text:
         return (
             f"nothing came from the {workers} worker processes for {STALLED_S} s: the disk does not answer, "
-            "or they are stopped; the same command goes on, and --workers 0 reads without such processes"
+            "or they are stopped; rerun the command to resume; --workers 0 reads without worker processes"
         )
     if "DataLoader worker" not in text or not ("killed by signal" in text or "exited unexpectedly" in text):
         return ""
@@ -114,5 +114,5 @@ def _reason(text: str, workers: int) -> str:
     elif signal.startswith("Killed"):
         cause = "probably for want of memory: use fewer --workers, or a smaller --batch-size"
     else:
-        cause = "the same command goes on; --workers 0 reads without such processes"
+        cause = "rerun the command to resume; --workers 0 reads without worker processes"
     return f"a worker process that reads images died ({signal or 'it exited'}): {cause}"

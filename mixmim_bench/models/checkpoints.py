@@ -52,8 +52,8 @@ def _why(path: Path, error: Exception) -> str:
     refused = _REFUSED.search(str(error))
     if refused:
         return (
-            f"it contains an object of type {refused[1]}, and code in a checkpoint is never run. If you trust "
-            "it, save its tensors alone: torch.save(checkpoint['state_dict'], PATH), or use safetensors"
+            f"it contains an object of type {refused[1]}, and code in a checkpoint is never run. If you "
+            "trust it, save its tensors alone: torch.save(checkpoint['state_dict'], PATH), or use safetensors"
         )
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in start):
         return "it is a text file, not named tensors"

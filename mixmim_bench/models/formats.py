@@ -123,8 +123,8 @@ def convert(checkpoint: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
 
     Raises:
         BenchError: the weights belong to another network, one whose windows at the weights' image size
-            differ from this model's. There are two exceptions: windows set by the caller, and, with a warning,
-            224-pixel weights in the 384-pixel networks, which the release fine-tunes from them.
+            differ from this model's. Exceptions: windows set by the caller, and, with a warning, 224-pixel
+            weights in the 384-pixel networks, which the release fine-tunes from them.
     """
     state = in_our_names(read_state_dict(checkpoint))
     state = {k: v for k, v in state.items() if not _COMPUTED.search(k)}

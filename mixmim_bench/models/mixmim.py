@@ -321,7 +321,7 @@ class MixMIM(nn.Module):
         )
 
     def starts_from(self, windows: Sequence[Size], grid: Size) -> bool:
-        """Whether weights with other windows can be fine-tuned from: those of B and L in the 384-pixel networks."""
+        """Whether fine-tuning can start from weights with these windows, as the 384-pixel networks do."""
         reference = resolve_stage_window_sizes(REF_WINDOWS, len(self.layers))
         released = self._cut_windows(calc_stage_window_sizes(grid, reference, REF_GRID), grid)
         larger = all(mine > theirs for mine, theirs in zip(self.patch_embed.grid_size, grid, strict=True))

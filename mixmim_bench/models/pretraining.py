@@ -1,8 +1,8 @@
 """MixMIM pretraining: two images are mixed token by token and both reconstructed (arXiv 2205.13137).
 
-Where the mask is 1, an image's patch tokens are replaced by those of its partner, its mirror image in the batch
-order. In the encoder, tokens attend only to tokens of the same image; the decoder receives each image's tokens,
-with mask tokens elsewhere, and predicts the hidden pixels.
+Where the mask is 1, an image's patch tokens are replaced by those of its partner, the image at the other end
+of the batch. In the encoder, tokens attend only to tokens of the same image; the decoder receives each
+image's tokens, with mask tokens elsewhere, and predicts the hidden pixels.
 """
 
 import inspect
@@ -118,7 +118,7 @@ class MixMIMPretraining(MixMIM):
     def forward(  # type: ignore[override]
         self, images: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Reconstruction:
-        """Mix, encode and decode images, and compute the loss over the hidden pixels.
+        """Mix, encode and decode images, and compute the loss over all cells.
 
         The loss is computed here because distributed training synchronises the gradients of `forward` only.
 

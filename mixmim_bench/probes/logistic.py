@@ -254,20 +254,20 @@ def _conjugate_gradient(loss: SoftmaxLoss, point: Point, small: float, most: int
     """Solve Hessian @ direction = -gradient until the squared residual is at most `enough`."""
     direction = torch.zeros_like(point.unknowns)
     residual = -point.gradient
-    along = loss.precondition(point, residual)
-    size = first = _dot(residual, along)
+    search = loss.precondition(point, residual)
+    size = first = _dot(residual, search)
     for used in range(1, most + 1):
-        product = loss.curve(point, along)
-        curvature = _dot(along, product)
+        product = loss.curve(point, search)
+        curvature = _dot(search, product)
         if curvature <= 0:  # rounding: the Hessian is positive
-            return direction if used > 1 else along, used
-        direction += size / curvature * along
+            return direction if used > 1 else search, used
+        direction += size / curvature * search
         residual -= size / curvature * product
         conditioned = loss.precondition(point, residual)
         size, before = _dot(residual, conditioned), size
         if _dot(residual, residual) <= small or size <= 0.0025 * first:
             return direction, used
-        along = conditioned + size / before * along
+        search = conditioned + size / before * search
     return direction, most
 
 

@@ -32,12 +32,12 @@ def load_protocols() -> Mapping[tuple[str, str], type[Protocol]]:
     ]
     table: dict[tuple[str, str], type[Protocol]] = {}
     for name in modules:
-        found = getattr(importlib.import_module(name), "PROTOCOL", None)
-        if found is None:
+        cls = getattr(importlib.import_module(name), "PROTOCOL", None)
+        if cls is None:
             continue
-        if (found.name, found.kind) in table:
-            raise ValueError(f"two protocols are called {found.name!r} for {found.kind}")
-        table[found.name, found.kind] = found
+        if (cls.name, cls.kind) in table:
+            raise ValueError(f"two protocols are called {cls.name!r} for {cls.kind}")
+        table[cls.name, cls.kind] = cls
     return MappingProxyType(table)
 
 
@@ -65,7 +65,7 @@ def find_protocol(name: str, kind: str) -> type[Protocol]:
     return table[name, kind]
 
 
-def judging(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
+def split_by_kind(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
     """Split protocols into those available for a kind of task and the others.
 
     Raises BenchError for an unknown name, and if none is available.

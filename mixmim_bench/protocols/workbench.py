@@ -93,18 +93,18 @@ class Workbench:
     def features_of_layers(self, split: Split, layers: Sequence[str]) -> dict[str, Features]:
         """Return the features of several layers, extracted in one pass and cached."""
         entries = {layer: entry_of(self.run, split, layer) for layer in layers}
-        lacking = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
-        damaged = [layer for layer, entry in lacking.items() if entry.manifest() is not None]
+        missing = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
+        damaged = [layer for layer, entry in missing.items() if entry.manifest() is not None]
         if damaged:
             self.note(f"stored features of {split.role} were damaged and made again: {', '.join(damaged)}")
-        used = self._extract(split, lacking) if lacking else 0
+        used = self._extract(split, missing) if missing else 0
         if 0 < used < min(self.machine.batch_size, len(split.part)):
             self.note(halved("features", self.machine.batch_size, used))
-        found = {layer: features_of(entry, split.part, used) for layer, entry in entries.items()}
-        first = next(iter(found.values()))
+        features = {layer: features_of(entry, split.part, used) for layer, entry in entries.items()}
+        first = next(iter(features.values()))
         self.skipped[split.role] = first.unreadable
         self.note_digests(split, first.rows, first.digests)
-        return found
+        return features
 
     def _frozen(self) -> nn.Module:
         """Return the frozen backbone, built once for all its runs."""

@@ -87,11 +87,11 @@ def _find(rows: Sequence[Row], name: str) -> Row:
             names.setdefault(known, []).append(row)
     if name not in names:
         raise UnknownName("results of", name, names)
-    found = names[name]
-    if len({row.weights for row in found}) > 1:
-        choices = ", ".join(sorted(f"{row.model}/{row.weights}" for row in found))
+    models = names[name]
+    if len({row.weights for row in models}) > 1:
+        choices = ", ".join(sorted(f"{row.model}/{row.weights}" for row in models))
         raise BenchError(f"{name} has results with several weights; name one of {choices}")
-    return found[0]  # float32 before other precisions
+    return models[0]  # float32 before other precisions
 
 
 def _side(store: RunStore, cell: Cell) -> Side:
@@ -99,23 +99,23 @@ def _side(store: RunStore, cell: Cell) -> Side:
 
     The draws of one random network are not independent, so with several seeds they make one unit.
     """
-    found = {}
+    units = {}
     for record in cell.records:
         kept = restore(record.identity["task"]["kind"], record.metric, store.arrays(record.run_id))
         seed = record.identity["seed"] or 0
         if record.random_init and cell.seeds > 1:
-            found[seed, 0] = Unit(kept.ids, kept.draws)
+            units[seed, 0] = Unit(kept.ids, kept.draws)
         else:
-            found.update({(seed, draw): Unit(kept.ids, [items]) for draw, items in enumerate(kept.draws)})
+            units.update({(seed, draw): Unit(kept.ids, [items]) for draw, items in enumerate(kept.draws)})
     drawn = cell.record.identity["seed"] is not None
-    return Side(found, drawn, cell.record.random_init and cell.seeds == 1)
+    return Side(units, drawn, cell.record.random_init and cell.seeds == 1)
 
 
 def _verdict(first: str, second: str, pair: Pair, p: float) -> str:
-    found = _finding(first, second, pair, p)
+    verdict = _finding(first, second, pair, p)
     if pair.one_seed:
-        return f"{found} (one seed: the spread of other seeds is not covered)"
-    return found
+        return f"{verdict} (one seed: the spread of other seeds is not covered)"
+    return verdict
 
 
 def _finding(first: str, second: str, pair: Pair, p: float) -> str:

@@ -24,10 +24,10 @@ def with_current_intervals(store: RunStore, record: RunRecord) -> RunRecord:
             continue
         try:
             arrays = store.arrays(record.run_id)
-            found = score_items(name, restore(record.identity["task"]["kind"], name, arrays).draws)
+            current = score_items(name, restore(record.identity["task"]["kind"], name, arrays).draws)
         except BenchError:
             continue
-        scores[name] = {**score, **found, "value": score["value"]}
+        scores[name] = {**score, **current, "value": score["value"]}
     if scores == record.scores:
         return record
     record = dataclasses.replace(record, scores=scores)

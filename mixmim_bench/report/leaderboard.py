@@ -98,14 +98,14 @@ class Leaderboard:
                 for suite in suites.get(task, ("",)) if "@" not in task else ():
                     group = groups.setdefault((suite, protocol, cell.record.metric), {})
                     group.setdefault(task, set()).add(place)
-        found = []
+        averages = []
         for key, tasks in sorted(groups.items()):
             rows = set.union(*tasks.values())
             common = sorted(task for task in tasks if tasks[task] == rows)
             over = common if len(common) > 1 else sorted(tasks)
             if len(over) > 1:
-                found.append(Mean(*key, tasks=over, left_out=sorted(set(tasks) - set(over))))
-        return found
+                averages.append(Mean(*key, tasks=over, left_out=sorted(set(tasks) - set(over))))
+        return averages
 
     def _suites(self) -> dict[str, tuple[str, ...]]:
         """Return the suites of each task; older records do not have them."""
@@ -121,14 +121,14 @@ class Leaderboard:
 
     def other_metrics(self) -> list[tuple[Column, str]]:
         """List the further metrics of tasks by column."""
-        found = {
+        metrics = {
             (column, metric): None
             for column in self.columns
             for row in self.rows
             if column in row.cells
             for metric in row.cells[column].record.identity["task"]["metrics"][1:]
         }
-        return list(found)
+        return list(metrics)
 
 
 def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
@@ -183,7 +183,7 @@ def _best_first(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
         for place, rank in zip(here, values.rank(ascending=False), strict=True):
             ranks[place].append((rank - 0.5) / len(here))
     worst = 2.0
-    means = {place: sum(found) / len(found) if found else worst for place, found in ranks.items()}
+    means = {place: sum(shares) / len(shares) if shares else worst for place, shares in ranks.items()}
     of_model: dict[tuple[str, str], float] = {}
     for place, row in enumerate(rows):
         key = (row.model, row.weights)

@@ -43,17 +43,17 @@ def flops_vs_accuracy(board: Leaderboard, costs: Mapping[str, Cost], folder: Pat
     """
     paths = [folder / f"flops_vs_accuracy.{kind}" for kind in ("png", "svg")]
     note = folder / ".flops_vs_accuracy.json"
-    found = panels(board, costs)
-    if not found:
+    drawn = panels(board, costs)
+    if not drawn:
         for path in (*paths, note):
             path.unlink(missing_ok=True)  # of removed results
         return []
-    drawn_from = digest([VERSION, metadata.version("matplotlib"), *map(dataclasses.asdict, found)], 32)
+    drawn_from = digest([VERSION, metadata.version("matplotlib"), *map(dataclasses.asdict, drawn)], 32)
     if read_json(note) != {"drawn_from": drawn_from, "files": _stats(paths)}:
         from mixmim_bench.report.drawing import draw, save
 
         note.unlink(missing_ok=True)
-        save(draw(found), paths)
+        save(draw(drawn), paths)
         write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
     return paths
 
@@ -67,7 +67,7 @@ def _stats(paths: Sequence[Path]) -> list[list[int]]:
 def panels(board: Leaderboard, costs: Mapping[str, Cost]) -> list[Panel]:
     """List the panels that have points, by protocol and task."""
     points = {column: _points(board, column, costs) for column in board.columns}
-    labels = sorted({point.label for found in points.values() for point in found})
+    labels = sorted({point.label for group in points.values() for point in group})
     order = sorted(filter(points.get, points), key=lambda column: (column[1], column[0]))
     return [Panel(_title(board, column), points[column], labels) for column in order]
 
@@ -79,14 +79,14 @@ def _title(board: Leaderboard, column: Column) -> list[str]:
 
 def _points(board: Leaderboard, column: Column, costs: Mapping[str, Cost]) -> list[Point]:
     """Collect rows with a score in a column and a measured cost at the size of the run."""
-    found = []
+    points = []
     for row in board.rows:
         cell = row.cells.get(column)
         cost = costs.get(cell.record.costs.get("run", "")) if cell else None
         if cell and cost and not row.settings:
             label = _label(row, board.rows)
-            found.append(Point(label, row.random_init, cost.gmacs, cell.value, cell.low, cell.high))
-    return found
+            points.append(Point(label, row.random_init, cost.gmacs, cell.value, cell.low, cell.high))
+    return points
 
 
 def _label(row: Row, rows: Sequence[Row]) -> str:

@@ -135,8 +135,8 @@ def _guessing(cell: Cell, metric: str) -> bool:
 
 
 def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
-    found = [cost for cost in (row.cost(costs) for row in board.rows) if cost]
-    machines = sorted({f"{cost.device}, {cost.threads} threads, {cost.precision}" for cost in found})
+    measured = [cost for cost in (row.cost(costs) for row in board.rows) if cost]
+    machines = sorted({f"{cost.device}, {cost.threads} threads, {cost.precision}" for cost in measured})
     notes = ["Scores are percent with their 95 % interval."]
     if " ± " in table:
         notes.append("± is one standard deviation over seeds or draws.")
@@ -147,7 +147,7 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
     if any(row.random_init for row in board.rows):
         notes.append("**random init**: the weights were never trained; only the head or fine-tuning was.")
     marked = sorted(
-        {f"{markdown(cost.model)} ({', '.join(cost.uncounted)})" for cost in found if cost.uncounted}
+        {f"{markdown(cost.model)} ({', '.join(cost.uncounted)})" for cost in measured if cost.uncounted}
     )
     if marked:
         notes.append(f"† some multiplying operations were not counted: {', '.join(marked)}.")

@@ -54,10 +54,10 @@ class Sweep:
 
     def add(self, scores: np.ndarray) -> None:
         """Evaluate the next classifier by its scores (n, K) on val."""
-        found, loss = value(self.metric, self.y, scores), log_loss(self.y, scores)
-        if not self.values or found > max(self.values) or loss < (1 - IMPROVEMENT) * min(self.losses):
+        score, loss = value(self.metric, self.y, scores), log_loss(self.y, scores)
+        if not self.values or score > max(self.values) or loss < (1 - IMPROVEMENT) * min(self.losses):
             self._last = len(self.values)
-        self.values.append(found)
+        self.values.append(score)
         self.losses.append(loss)
         metric = METRICS[self.metric]
         if metric.shares is not None:
@@ -68,7 +68,7 @@ class Sweep:
     @property
     def ended(self) -> bool:
         """Return whether the sweep may end."""
-        moved = any(found != self.values[0] for found in self.values)
+        moved = any(score != self.values[0] for score in self.values)
         return 0 < self.patience <= len(self.values) - 1 - self._last and moved
 
     def best(self) -> int:

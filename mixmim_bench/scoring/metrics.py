@@ -72,10 +72,10 @@ def score_items(name: str, every: Sequence[Items]) -> Score:
     metric = METRICS[name]
     values = np.array([_value(name, [items]) for items in every])
     spread, recorded = metric.spread(every)
-    found = _value(name, every)
-    low, high = spread.with_draws(values).interval(found)
+    mean = _value(name, every)
+    low, high = spread.with_draws(values).interval(mean)
     method = interval_method(name, len(every))
-    return {"value": found, "low": low, "high": high, "interval": method, "n": len(every[0][0]), **recorded}
+    return {"value": mean, "low": low, "high": high, "interval": method, "n": len(every[0][0]), **recorded}
 
 
 def interval_method(name: str, draws: int = 1) -> str:
@@ -186,7 +186,7 @@ def _of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> np.nd
     Columns without positives in a resample are NaN. Raises ValueError if no column has both.
     """
     labels, scores = items
-    found = []
+    columns = []
     for column in np.flatnonzero(_ranked(labels)):
         label, own = labels[:, column], scores[:, column]
         order = np.argsort(-own, kind="stable")
@@ -196,10 +196,10 @@ def _of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> np.nd
         drawn = weights[:, order]
         positive = np.cumsum(drawn * label[order], axis=1)[:, last]
         everything = np.cumsum(drawn, axis=1)[:, last]
-        found.append(of_column(positive, everything))
-    if not found:
+        columns.append(of_column(positive, everything))
+    if not columns:
         raise ValueError("no class has both positive and negative items")
-    return np.stack(found, axis=1)
+    return np.stack(columns, axis=1)
 
 
 def _ranked(labels: np.ndarray) -> np.ndarray:
@@ -209,10 +209,10 @@ def _ranked(labels: np.ndarray) -> np.ndarray:
 
 def _mean_of_classes(of_column: OfColumn, items: Items, weights: np.ndarray) -> np.ndarray:
     """Average over the columns, ignoring those without positives in a resample."""
-    found = _of_classes(of_column, items, weights)
-    known = ~np.isnan(found)
+    per_class = _of_classes(of_column, items, weights)
+    known = ~np.isnan(per_class)
     with np.errstate(invalid="ignore"):
-        return np.where(known, found, 0.0).sum(1) / known.sum(1)
+        return np.where(known, per_class, 0.0).sum(1) / known.sum(1)
 
 
 def _spread_of_ranking(

@@ -101,13 +101,13 @@ class DrawScores:
         return len(self.y)
 
     def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
-        found = {name: self._score(name, self.draws) for name in names}
+        scores = {name: self._score(name, self.draws) for name in names}
         first = names[0]
         for other, draws in self.others.items():  # in short: what is said of the first holds for them too
             score = self._score(first, draws)
             value, low, high, std = (round(score[k], 5) for k in ("value", "low", "high", "std"))
-            found[f"{first} {other}"] = {"value": value, "low": low, "high": high, "std": std}
-        return found
+            scores[f"{first} {other}"] = {"value": value, "low": low, "high": high, "std": std}
+        return scores
 
     def _score(self, name: str, draws: Sequence[np.ndarray]) -> Score:
         values = np.array([metrics.value(name, self.y, scores) for scores in draws])

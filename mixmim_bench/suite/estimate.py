@@ -26,7 +26,7 @@ class Estimate:
     planned: Planned
     finished: bool
     gmacs: float = 0.0  # of one image
-    at_hand: int = 0  # images whose features are cached, or will be by earlier runs
+    cached: int = 0  # images whose features are cached, or will be by earlier runs
     seconds: float = 0.0  # of forward and backward passes; the time to fit a probe is unknown
     features_bytes: int = 0  # that will be written
     error: BenchError | None = None
@@ -35,7 +35,7 @@ class Estimate:
     def work(self) -> float:
         """GMACs of the whole run."""
         work = self.planned.work
-        return self.gmacs * (work.forward - self.at_hand + TRAIN_WORK * work.train)
+        return self.gmacs * (work.forward - self.cached + TRAIN_WORK * work.train)
 
 
 def finished_runs(resolved: Resolved, store: RunStore, view: View | None = None) -> dict[str, RunRecord]:
@@ -106,9 +106,9 @@ def estimate(
         except BenchError as error:
             estimates.append(Estimate(planned, finished=False, error=error))
             continue
-        at_hand, lacking = _features(resolved, planned, extracted)
-        width = facts.feature_width(run.model) if lacking else 0
-        each = Estimate(planned, False, gmacs, at_hand, features_bytes=lacking * width * 4)
+        cached, missing = _features(resolved, planned, extracted)
+        width = facts.feature_width(run.model) if missing else 0
+        each = Estimate(planned, False, gmacs, cached, features_bytes=missing * width * 4)
         cost = costs.get(cost_key(run.model, run.size))
         speed = cost.images_per_s * gmacs if cost is not None else TYPICAL_SHARE_OF_PEAK * peak()
         estimates.append(dataclasses.replace(each, seconds=each.work / speed))
@@ -128,12 +128,12 @@ def _features(resolved: Resolved, planned: Planned, extracted: set[str]) -> tupl
         return 0, 0
     from mixmim_bench.features.keys import entry_of
 
-    run, found, lacking = planned.run, 0, 0
+    run, cached, missing = planned.run, 0, 0
     for split in resolved.data[run.task.name].splits.values():
         entry = entry_of(run, split)
         if entry.key in extracted or entry.manifest() is not None:
-            found += len(split.part)
+            cached += len(split.part)
         else:
-            lacking += len(split.part)
+            missing += len(split.part)
         extracted.add(entry.key)
-    return found, lacking
+    return cached, missing

@@ -142,8 +142,8 @@ def _guessing(run: Run, scores: Mapping[str, Score]) -> list[str]:
 
 
 def _duplicate_notes(duplicates: Mapping[str, int]) -> list[str]:
-    found = duplicates.get("test_in_train_or_val", 0)
-    return [f"{found} test images also occur in train or val"] if found else []
+    count = duplicates.get("test_in_train_or_val", 0)
+    return [f"{count} test images also occur in train or val"] if count else []
 
 
 def check_kept(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:

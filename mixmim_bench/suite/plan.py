@@ -94,8 +94,8 @@ def plan(
 
 def _preprocessing(model: ModelChoice, task: TaskSpec, protocol: Protocol) -> Preprocessing:
     """Return the model's preprocessing with the image size and crop of protocol or task, if they set one."""
-    found = model.preprocessing
+    own = model.preprocessing
     side = protocol.input_size() or task.image_size
     return dataclasses.replace(
-        found, size=(side, side) if side else found.size, crop_pct=task.crop_pct or found.crop_pct
+        own, size=(side, side) if side else own.size, crop_pct=task.crop_pct or own.crop_pct
     )

@@ -13,7 +13,7 @@ from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import MissingData, MissingWeights
 from mixmim_bench.features import OWN
-from mixmim_bench.protocols import judging
+from mixmim_bench.protocols import split_by_kind
 from mixmim_bench.registry import find_model
 from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, TaskSpec
 from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, choose_protocol, plan
@@ -69,11 +69,11 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     tasks = _tasks(selection, say, planning=bar is None)
     protocols = {}
     for task in tasks:
-        there, absent = judging(list(dict.fromkeys(selection.protocols)), task.kind)
-        if absent:
-            say(f"{task.name}: no {' and no '.join(absent)} for {task.kind} tasks; skipped")
+        available, unavailable = split_by_kind(list(dict.fromkeys(selection.protocols)), task.kind)
+        if unavailable:
+            say(f"{task.name}: no {' and no '.join(unavailable)} for {task.kind} tasks; skipped")
         protocols[task.name] = [
-            choose_protocol(task, name, selection.preset, selection.layers) for name in there
+            choose_protocol(task, name, selection.preset, selection.layers) for name in available
         ]
     data = {task.name: open_task(task, selection.roots) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]

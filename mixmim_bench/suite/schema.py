@@ -163,10 +163,10 @@ def _read(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
 
 def _first(error: ValidationError) -> str:
     """Describe the first error, with its field."""
-    found = error.errors(include_url=False, include_input=False)
-    field = ".".join(str(part) for part in found[0]["loc"])
-    message = found[0]["msg"].removeprefix("Value error, ")
-    more = f"; {len(found) - 1} more" if len(found) > 1 else ""
+    errors = error.errors(include_url=False, include_input=False)
+    field = ".".join(str(part) for part in errors[0]["loc"])
+    message = errors[0]["msg"].removeprefix("Value error, ")
+    more = f"; {len(errors) - 1} more" if len(errors) > 1 else ""
     return f"{field}: {message}{more}" if field else f"{message}{more}"
 
 
@@ -189,6 +189,6 @@ def _check_record(record: RunRecord, name: str) -> None:
     known = by_name(MODELS).get(record.model)
     if known is not None and known.arch != arch:
         raise NotARecord(f"model is {record.model!r}, and the architecture is {arch}")
-    lacking = [metric for metric in record.identity["task"]["metrics"] if metric not in record.scores]
-    if lacking and not record.error:
-        raise NotARecord(f"scores: {lacking[0]} is missing, and there is no error")
+    missing = [metric for metric in record.identity["task"]["metrics"] if metric not in record.scores]
+    if missing and not record.error:
+        raise NotARecord(f"scores: {missing[0]} is missing, and there is no error")

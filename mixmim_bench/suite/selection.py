@@ -84,8 +84,8 @@ def in_variant(task: TaskSpec, variant: str) -> TaskSpec:
     if not variant:
         return task
     for pattern, cuts in VARIANTS.items():
-        if found := re.fullmatch(pattern, variant):
-            train, val = cuts(found)
+        if match := re.fullmatch(pattern, variant):
+            train, val = cuts(match)
             split = {**task.split, "train": task.split["train"] + train, "val": task.split["val"] + val}
             name, title = f"{task.name}@{variant}", f"{task.title}, {variant}"
             return dataclasses.replace(task, name=name, title=title, split=split)

@@ -87,18 +87,18 @@ def _layouts(data: Table) -> tuple[LayoutSpec, ...]:
     entries = data.values.pop("layouts", None)
     if not isinstance(entries, list) or not entries:
         raise data.error("layouts", f"must name at least one layout, not {entries!r}")
-    found = []
+    layouts = []
     for place, entry in enumerate(entries):
         if isinstance(entry, str):
-            found.append(LayoutSpec(name=entry, options=options, key="data.options"))
+            layouts.append(LayoutSpec(name=entry, options=options, key="data.options"))
         elif isinstance(entry, dict) and isinstance(entry.get("layout"), str):
             own = {key: value for key, value in entry.items() if key != "layout"}
-            found.append(
+            layouts.append(
                 LayoutSpec(name=entry["layout"], options={**options, **own}, key=f"data.layouts[{place}]")
             )
         else:
             raise data.error(f"layouts[{place}]", f"must be a text or a table with `layout`, not {entry!r}")
-    return tuple(found)
+    return tuple(layouts)
 
 
 def _counts(table: Table) -> dict[str, int]:

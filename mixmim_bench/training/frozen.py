@@ -73,11 +73,11 @@ class FrozenProbe(nn.Module):
     def logits(self, place: int, features: np.ndarray) -> np.ndarray:
         """Return the logits (n, K) of one head for features (n, d) of its layer."""
         self.eval()
-        found = []
+        blocks = []
         for start in range(0, len(features), 8192):
             block = torch.from_numpy(np.array(features[start : start + 8192])).to(self.machine.device)
-            found.append(self.heads[place](self._normed(self.layers[place], block)).cpu().numpy())
-        return np.concatenate(found)
+            blocks.append(self.heads[place](self._normed(self.layers[place], block)).cpu().numpy())
+        return np.concatenate(blocks)
 
     def optimizer(self, name: str, rates: Sequence[float], momentum: float) -> torch.optim.Optimizer:
         """Return LARS or SGD with a learning rate per head; LARS does not adapt biases, as in MAE."""

@@ -36,8 +36,8 @@ class CSVList:
                 raise LayoutError(f"no split uses the part {part!r}", "data.options.files")
 
     def missing(self) -> str:
-        absent = [str(self._file(p)) for p in self.parts if not self._file(p).is_file()]
-        return f"list files {', '.join(absent)}" if absent else ""
+        not_found = [str(self._file(p)) for p in self.parts if not self._file(p).is_file()]
+        return f"list files {', '.join(not_found)}" if not_found else ""
 
     def _file(self, part: str) -> Path:
         return self.root / self.files[part]
@@ -54,9 +54,9 @@ class CSVList:
             raise LayoutError(f"{path} is not UTF-8: {error}") from error
         with io.StringIO(text, newline="") as file:
             reader = csv.DictReader(file)
-            absent = {"path", "label"} - set(reader.fieldnames or ())
-            if absent:
-                raise LayoutError(f"{path} has no column {' or '.join(sorted(absent))!s}")
+            not_found = {"path", "label"} - set(reader.fieldnames or ())
+            if not_found:
+                raise LayoutError(f"{path} has no column {' or '.join(sorted(not_found))!s}")
             rows = []
             for row in reader:
                 if not row["path"] or not row["label"]:

@@ -51,26 +51,26 @@ class ImageFolder:
         self._wanted = classes
 
     def missing(self) -> str:
-        absent = [str(self.root / part) for part in self.parts if not _has_folders(self.root / part)]
-        return f"class folders {', '.join(absent)}" if absent else ""
+        not_found = [str(self.root / part) for part in self.parts if not _has_folders(self.root / part)]
+        return f"class folders {', '.join(not_found)}" if not_found else ""
 
     def classes(self) -> Sequence[str]:
         return self._classes
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
-        found = {part: list(_class_folders(self.root / part)) for part in self.parts}
+        folders = {part: list(_class_folders(self.root / part)) for part in self.parts}
         if self._wanted is not None:
             standard = Classes.of_option(self._wanted)
-            for part, names in found.items():
+            for part, names in folders.items():
                 standard.check_same(names, str(self.root / part))
             return standard.names
-        everything = sorted(set().union(*found.values()))
-        for part, names in found.items():
-            lacking = sorted(set(everything) - set(names))
-            if lacking:
+        everything = sorted(set().union(*folders.values()))
+        for part, names in folders.items():
+            missing = sorted(set(everything) - set(names))
+            if missing:
                 raise LayoutError(
-                    f"{self.root / part} has no class folder {a_few(lacking)}, and another part has"
+                    f"{self.root / part} has no class folder {a_few(missing)}, and another part has"
                 )
         return tuple(everything)
 

@@ -59,33 +59,33 @@ class Archives(_Official):
 
     def missing(self) -> str:
         wanted = [self.root / {"train": TRAIN, "val": VAL}[part] for part in self.parts]
-        absent = [str(path) for path in wanted if not path.is_file()]
+        not_found = [str(path) for path in wanted if not path.is_file()]
         if "val" in self.parts and not self._truth.source:
-            absent.append(str(self.root / f"{DEVKIT}.tar.gz"))
-        return f"archives {', '.join(absent)}" if absent else ""
+            not_found.append(str(self.root / f"{DEVKIT}.tar.gz"))
+        return f"archives {', '.join(not_found)}" if not_found else ""
 
     def part(self, name: str) -> Part:
         """List an archive; raises LayoutError for a truncated or different archive."""
         path = self.root / {"train": TRAIN, "val": VAL}[name]
         if name == "train":
             labelled: list[tuple[int, Member]] = kept(path, "imagenet train", self._read_train)
-            found = [member for _, member in labelled]
+            entries = [member for _, member in labelled]
             labels = [label for label, _ in labelled]
         else:
-            found = kept(path, "imagenet val", lambda path: list(members(path)))
-            labels = [self._truth.label(member[0]) for member in found]
-        ids = [image_id(member[0], "name") for member in found]
-        return Part(np.array(ids), np.array(labels, dtype=np.int64), in_tars([(path, found)]))
+            entries = kept(path, "imagenet val", lambda path: list(members(path)))
+            labels = [self._truth.label(member[0]) for member in entries]
+        ids = [image_id(member[0], "name") for member in entries]
+        return Part(np.array(ids), np.array(labels, dtype=np.int64), in_tars([(path, entries)]))
 
     def _read_train(self, path: Path) -> list[tuple[int, Member]]:
-        found: list[tuple[int, Member]] = []
+        labelled: list[tuple[int, Member]] = []
         synsets = []
         for archive, inner in nested(path):
             synsets.append(image_id(archive, "name"))
             label = _classes().label(synsets[-1], str(path))
-            found += [(label, member) for member in inner]
+            labelled += [(label, member) for member in inner]
         _classes().check_same(synsets, str(path))
-        return found
+        return labelled
 
 
 class Unpacked(_Official):
@@ -95,10 +95,10 @@ class Unpacked(_Official):
     """
 
     def missing(self) -> str:
-        absent = [f"folder {self.root / part}" for part in self.parts if not self._folder(part).is_dir()]
+        not_found = [f"folder {self.root / part}" for part in self.parts if not self._folder(part).is_dir()]
         if "val" in self.parts and not self._truth.source:
-            absent.append(f"{self.root / DEVKIT}(.tar.gz) or {self.root / KAGGLE}")
-        return ", ".join(absent)
+            not_found.append(f"{self.root / DEVKIT}(.tar.gz) or {self.root / KAGGLE}")
+        return ", ".join(not_found)
 
     def _folder(self, part: str) -> Path:
         nested_folder = self.root / "ILSVRC" / "Data" / "CLS-LOC" / part
@@ -107,15 +107,15 @@ class Unpacked(_Official):
     def part(self, name: str) -> Part:
         """List a folder; raises LayoutError for unknown class folders and images without a label."""
         folder = self._folder(name)
-        found = sorted(scan(folder))
+        entries = sorted(scan(folder))
         if name == "train":
-            synsets = [path.partition("/")[0] for path, _, _ in found]
+            synsets = [path.partition("/")[0] for path, _, _ in entries]
             _classes().check_same(synsets, str(folder))
             labels = [_classes().label(synset, str(folder)) for synset in synsets]
         else:
-            labels = [self._truth.label(path) for path, _, _ in found]
-        ids = np.array([image_id(path, "name") for path, _, _ in found])
-        return Part(ids, np.array(labels, dtype=np.int64), scanned(folder, found))
+            labels = [self._truth.label(path) for path, _, _ in entries]
+        ids = np.array([image_id(path, "name") for path, _, _ in entries])
+        return Part(ids, np.array(labels, dtype=np.int64), scanned(folder, entries))
 
 
 class Truth:
@@ -166,8 +166,8 @@ class Truth:
             return (self.source / name).read_bytes()
         try:
             with tarfile.open(self.source) as archive:
-                found = archive.extractfile(f"{DEVKIT}/{name}")
-                assert found is not None
-                return found.read()
+                member = archive.extractfile(f"{DEVKIT}/{name}")
+                assert member is not None
+                return member.read()
         except (tarfile.TarError, EOFError, KeyError) as error:
             raise LayoutError(f"{self.source}: {name} cannot be read: {error}; fetch it again") from error

@@ -31,8 +31,8 @@ class Competition:
                 raise LayoutError(f"no JSON is named for the part {part!r}", "data.options.annotations")
 
     def missing(self) -> str:
-        absent = [str(self._file(part)) for part in self.parts if not self._file(part).is_file()]
-        return f"annotations {', '.join(absent)}" if absent else ""
+        not_found = [str(self._file(part)) for part in self.parts if not self._file(part).is_file()]
+        return f"annotations {', '.join(not_found)}" if not_found else ""
 
     def _file(self, part: str) -> Path:
         inside = self.root / "annotations" / self.files[part]  # where some copies keep them
@@ -56,12 +56,12 @@ class Competition:
     @cached_property
     def _label_of(self) -> dict[int, int]:
         """Rank the categories of the first part; the others must agree."""
-        found = {part: {c["id"] for c in content["categories"]} for part, content in self._content.items()}
+        ids = {part: {c["id"] for c in content["categories"]} for part, content in self._content.items()}
         first, *others = self.parts
         for part in others:
-            if found[part] != found[first]:
+            if ids[part] != ids[first]:
                 raise LayoutError(f"{self._file(part)} and {self._file(first)} have other categories")
-        return {category: label for label, category in enumerate(sorted(found[first]))}
+        return {category: label for label, category in enumerate(sorted(ids[first]))}
 
     def classes(self) -> Sequence[str]:
         return self._classes.names

@@ -53,10 +53,10 @@ class TextLists:
     def missing(self) -> str:
         wanted = [self._list(part) for part in self.parts]
         wanted += [self.root / self.class_file] if self.class_file else []
-        absent = [str(path) for path in wanted if not path.is_file()]
+        not_found = [str(path) for path in wanted if not path.is_file()]
         folders = dict.fromkeys(self.root / folder for folder in self.folders.values())
-        absent += [f"folder {folder}" for folder in folders if not folder.is_dir()]
-        return f"lists {', '.join(absent)}" if absent else ""
+        not_found += [f"folder {folder}" for folder in folders if not folder.is_dir()]
+        return f"lists {', '.join(not_found)}" if not_found else ""
 
     def _list(self, part: str) -> Path:
         names = [self.files[part]] if isinstance(self.files[part], str) else self.files[part]

@@ -57,9 +57,11 @@ class Parquet:
         self._wanted = classes
 
     def missing(self) -> str:
-        lacking = [part for part in self.parts if not self._files(part)]
+        without_files = [part for part in self.parts if not self._files(part)]
         return (
-            f"parquet files {wanted(self.root, [self.patterns[part] for part in lacking])}" if lacking else ""
+            f"parquet files {wanted(self.root, [self.patterns[part] for part in without_files])}"
+            if without_files
+            else ""
         )
 
     def _files(self, part: str) -> list[Path]:

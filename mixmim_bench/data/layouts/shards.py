@@ -49,8 +49,12 @@ class Shards:
         self._wanted = classes
 
     def missing(self) -> str:
-        lacking = [part for part in self.parts if not self._files(part)]
-        return f"shards {wanted(self.root, [self.patterns[part] for part in lacking])}" if lacking else ""
+        without_files = [part for part in self.parts if not self._files(part)]
+        return (
+            f"shards {wanted(self.root, [self.patterns[part] for part in without_files])}"
+            if without_files
+            else ""
+        )
 
     def _files(self, part: str) -> list[Path]:
         return listed_files(self.root, self.patterns[part])

@@ -30,12 +30,12 @@ class VOC:
         self.folder = next((place for place in places if place.is_dir()), places[0])
 
     def missing(self) -> str:
-        absent = [
+        not_found = [
             str(path) for part in self.parts for path in self._lists(part).values() if not path.is_file()
         ]
         if not (self.folder / "JPEGImages").is_dir():
-            absent.append(str(self.folder / "JPEGImages"))
-        return f"{', '.join(absent[:3])}{', …' if len(absent) > 3 else ''}" if absent else ""
+            not_found.append(str(self.folder / "JPEGImages"))
+        return f"{', '.join(not_found[:3])}{', …' if len(not_found) > 3 else ''}" if not_found else ""
 
     def _lists(self, part: str) -> dict[str, Path]:
         return {name: self.folder / "ImageSets" / "Main" / f"{name}_{part}.txt" for name in CLASSES}
