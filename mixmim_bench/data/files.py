@@ -3,8 +3,9 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -128,9 +129,42 @@ def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
     return sorted(paths)
 
 
-def wanted(root: Path, of_parts: Sequence[Sequence[str] | str]) -> str:
-    """Describe the expected files by their patterns, using the first alternative of each part."""
-    return ", ".join(str(root / _texts(patterns)[0]) for patterns in of_parts)
+class FilesOfParts:
+    """The files of each part, given by glob patterns.
+
+    Args:
+        root: the folder that patterns are relative to.
+        parts: the required parts.
+        patterns: part -> patterns.
+        kind: what the files are, for messages, such as "shards".
+        key: the option of the task file.
+
+    Raises:
+        LayoutError: a part has no patterns.
+    """
+
+    def __init__(
+        self, root: Path, parts: Sequence[str], patterns: Mapping[str, Any], kind: str, key: str
+    ) -> None:
+        self.root, self.parts, self.patterns, self.kind = root, tuple(parts), dict(patterns), kind
+        for part in self.parts:
+            if part not in self.patterns:
+                raise LayoutError(f"no {kind} are named for the part {part!r}", key)
+
+    def of(self, part: str) -> list[Path]:
+        """List the files of a part, sorted."""
+        return listed_files(self.root, self.patterns[part])
+
+    def missing(self) -> str:
+        """Describe the files of parts that have none, '' if all have some."""
+        without_files = [part for part in self.parts if not self.of(part)]
+        if not without_files:
+            return ""
+        return f"{self.kind} {self.describe(without_files)}"
+
+    def describe(self, parts: Sequence[str]) -> str:
+        """Describe the expected files of parts by the first pattern of each."""
+        return ", ".join(str(self.root / _texts(self.patterns[part])[0]) for part in parts)
 
 
 def _texts(patterns: Sequence[str] | str) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mixmim_bench.data.classes import Classes, Order
-from mixmim_bench.data.files import Names, listed_files, wanted
+from mixmim_bench.data.files import FilesOfParts, Names
 from mixmim_bench.data.images import Part, decode, decoding, hashed
 from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.naming import Naming
@@ -45,27 +45,15 @@ class Parquet:
         class_pattern: str = "",
         classes: Any = None,
     ) -> None:
-        self.root = root
         self.parts = tuple(parts)
-        self.patterns = dict(files)
-        for part in self.parts:
-            if part not in self.patterns:
-                raise LayoutError(f"no parquet files are named for the part {part!r}", "data.options.files")
+        self.files = FilesOfParts(root, parts, files, "parquet files", "data.options.files")
         self.image, self.label = image, label
         self.by_place = not id_pattern
         self.naming = Naming(id_pattern, class_pattern)
         self._wanted = classes
 
     def missing(self) -> str:
-        without_files = [part for part in self.parts if not self._files(part)]
-        return (
-            f"parquet files {wanted(self.root, [self.patterns[part] for part in without_files])}"
-            if without_files
-            else ""
-        )
-
-    def _files(self, part: str) -> list[Path]:
-        return listed_files(self.root, self.patterns[part])
+        return self.files.missing()
 
     def classes(self) -> Sequence[str]:
         return self._classes.names
@@ -86,7 +74,7 @@ class Parquet:
     @cached_property
     def _copies(self) -> "dict[str, list[_File]]":
         return {
-            part: [_read(path, self.image, self.label) for path in self._files(part)] for part in self.parts
+            part: [_read(path, self.image, self.label) for path in self.files.of(part)] for part in self.parts
         }
 
     @cached_property
@@ -114,7 +102,7 @@ class Parquet:
             ids = [f"{name}_{place:05d}" for place in range(len(paths))]
         else:
             ids = [self.naming.id_of(path) for path in paths]
-        where = wanted(self.root, [self.patterns[name]])
+        where = self.files.describe([name])
         mapped = self._order.map(np.array(labels, dtype=np.int64), where)
         return Part(np.array(ids), mapped, InParquet(copies, self.image, Names(ids)))
 

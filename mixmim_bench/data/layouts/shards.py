@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mixmim_bench.data.classes import Classes, Order
-from mixmim_bench.data.files import listed_files, wanted
+from mixmim_bench.data.files import FilesOfParts
 from mixmim_bench.data.images import EXTENSIONS, Part
 from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.naming import Naming
@@ -38,26 +38,14 @@ class Shards:
         class_pattern: str = "",
         classes: Any = None,
     ) -> None:
-        self.root = root
         self.parts = tuple(parts)
-        self.patterns = dict(shards)
-        for part in self.parts:
-            if part not in self.patterns:
-                raise LayoutError(f"no shards are named for the part {part!r}", "data.options.shards")
+        self.shards = FilesOfParts(root, parts, shards, "shards", "data.options.shards")
         self.label = label
         self.naming = Naming(id_pattern, class_pattern)
         self._wanted = classes
 
     def missing(self) -> str:
-        without_files = [part for part in self.parts if not self._files(part)]
-        return (
-            f"shards {wanted(self.root, [self.patterns[part] for part in without_files])}"
-            if without_files
-            else ""
-        )
-
-    def _files(self, part: str) -> list[Path]:
-        return listed_files(self.root, self.patterns[part])
+        return self.shards.missing()
 
     def classes(self) -> Sequence[str]:
         return self._classes.names
@@ -77,7 +65,7 @@ class Shards:
     def _found(self) -> dict[str, list[tuple[Path, list[Sample]]]]:
         found = {}
         for part in self.parts:
-            paths = self._files(part)
+            paths = self.shards.of(part)
             found[part] = list(zip(paths, kept_of_all(paths, f"shard {self.label}", self._read), strict=True))
         return found
 
@@ -99,7 +87,7 @@ class Shards:
         images: InTars = in_tars(
             [(path, [image for _, _, _, image in found]) for path, found in self._found[name]]
         )
-        return Part(np.array(ids), self._order.map(labels, wanted(self.root, [self.patterns[name]])), images)
+        return Part(np.array(ids), self._order.map(labels, self.shards.describe([name])), images)
 
     # -- one shard ---------------------------------------------------------------------------------------
 
