@@ -16,8 +16,10 @@ from mixmim_bench.data.hashing import WIDTH, count_duplicates, read_images
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, a_few, counted
-from mixmim_bench.machine import Machine, available_bytes, computes_in_bfloat16, provenance
+from mixmim_bench.machine import Machine, computes_in_bfloat16
+from mixmim_bench.memory import available_bytes
 from mixmim_bench.progress import Stages
+from mixmim_bench.provenance import provenance
 from mixmim_bench.specs import ModelSpec, TaskSpec
 from mixmim_bench.weights.find import by_hand, here
 

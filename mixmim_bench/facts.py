@@ -45,7 +45,7 @@ def count_gmacs(model: ModelSpec, size: Size) -> float:
     """Count the GMACs of one image; raises BenchError for a size the model does not support."""
 
     def count() -> float:
-        from mixmim_bench.cost import count_on_meta
+        from mixmim_bench.counting import count_on_meta
 
         return count_on_meta(model, size).total / 1e9
 

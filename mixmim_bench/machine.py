@@ -1,23 +1,16 @@
-"""The machine: device, precision, threads and memory, and the provenance stored in records."""
+"""The machine: device, precision, threads, batch size and workers."""
 
 import os
 import platform
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 
-import mixmim_bench
 from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import AUTO
 
@@ -25,8 +18,6 @@ CPU_BATCH, GPU_BATCH = 64, 256
 MOST_WORKERS = 16
 BATCHES_PER_WORKER = 3  # two prefetched, one in preparation
 SHARED_MEMORY = Path("/dev/shm")  # Linux passes batches here
-
-_LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "accelerate", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,93 +125,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-@cache
-def provenance() -> dict[str, Any]:
-    """Return the versions behind a result: this package, its commit if a checkout, and its libraries."""
-    versions = {name: metadata.version(name) for name in _LIBRARIES}
-    return {
-        "mixmim_bench": mixmim_bench.__version__,
-        **_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": versions,
-    }
-
-
-def _commit() -> dict[str, Any]:
-    """Return the commit of the checkout that the package runs from; empty if it is installed."""
-    root = Path(mixmim_bench.__file__).parent.parent
-    if not (root / ".git").exists():
-        return {}
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(root), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", ".", ":!results")  # runs write there
-        return {"git_sha": git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-
-
-# -- memory ----------------------------------------------------------------------------------------
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the GPU or the machine ran out of memory."""
-    if isinstance(error, MemoryError):
-        return True
-    if not isinstance(error, Exception):
-        return False
-    texts = ("std::bad_alloc", "not enough memory", "out of memory", "could not create a primitive")
-    return should_reduce_batch_size(error) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
-    )
-
-
-def halved(what: str, asked: int, used: int) -> str:
-    """Describe a fallback from batch size `asked` to `used` for lack of memory."""
-    return f"{what}: out of memory at batch size {asked}, used {used}"
-
-
-def available_bytes() -> int:
-    """Return the memory still available to this process, within any container limit."""
-    available = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        if limit != "max":
-            # the page cache counts as used, but is reclaimed on demand
-            cached = int(statistics.get("inactive_file", 0)) + int(statistics.get("active_file", 0))
-            available = min(available, max(int(limit) - used + cached, 0))
-    except (OSError, ValueError):
-        pass
-    return available
-
-
-@contextmanager
-def memory_errors(machine: Machine) -> Iterator[None]:
-    """Make running out of memory raise instead of killing the process.
-
-    Linux kills a process that allocates too much. With its data limited to just under the available
-    memory, the allocation fails instead, and the batch can be halved.
-    """
-    if torch.device(machine.device).type != "cpu" or platform.system() != "Linux":
-        yield
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    limit = held + int(0.95 * available_bytes())
-    ceilings = [limit] + [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(ceilings), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

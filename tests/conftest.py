@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 
 import mixmim_bench.models  # noqa: F401 (registers the models)
 from mixmim_bench.cli import main
-from mixmim_bench.cost import Count, count_on_meta, measure
+from mixmim_bench.cost import measure
+from mixmim_bench.counting import Count, count_on_meta
 from mixmim_bench.data.layouts import embedded
 from mixmim_bench.machine import Machine
 from mixmim_bench.registry import find_model
@@ -100,7 +101,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Costs:
 def _costs_once(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands in this process count and measure a model at a size once a session."""
     monkeypatch.setattr("mixmim_bench.suite.runner.measure", costs.measure)
-    monkeypatch.setattr("mixmim_bench.cost.count_on_meta", costs.count_on_meta)
+    monkeypatch.setattr("mixmim_bench.counting.count_on_meta", costs.count_on_meta)
 
 
 def make_tiny(seed: int = 0, **kwargs: object) -> torch.nn.Module:

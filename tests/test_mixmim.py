@@ -16,7 +16,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import AttentionExtract, ModelEmaV3
 from torch import nn
 
-from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters
+from mixmim_bench.counting import count_by_fvcore, count_on_meta, count_parameters
 from mixmim_bench.models.mixmim import MixMIM
 from mixmim_bench.registry import MODELS, find_model
 

@@ -12,7 +12,8 @@ import torch
 from click.shell_completion import ShellComplete
 
 from mixmim_bench.cli import main
-from mixmim_bench.cost import count_by_fvcore, count_on_meta, count_parameters, measure
+from mixmim_bench.cost import measure
+from mixmim_bench.counting import count_by_fvcore, count_on_meta, count_parameters
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.machine import Machine
 from mixmim_bench.models.build import build, create, own_classes, own_size, preprocessing, try_out
@@ -201,7 +202,7 @@ def test_activations_are_those_counted_by_hand():
     """A linear layer, attention and a convolution: the numbers of their outputs."""
     from torch import nn
 
-    from mixmim_bench.cost import count_activations
+    from mixmim_bench.counting import count_activations
 
     class Small(nn.Module):
         def __init__(self):

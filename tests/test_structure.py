@@ -13,9 +13,9 @@ PACKAGE = ROOT / "mixmim_bench"
 # From the ground up: a room imports those below it, and itself.
 FLOORS = [
     ["specs", "errors", "atomic", "cache", "kept", "seeding", "progress"],
-    ["machine", "registry"],
+    ["machine", "memory", "provenance", "registry"],
     ["data", "models", "scoring", "weights"],
-    ["cost", "features", "probes"],
+    ["counting", "cost", "features", "probes"],
     ["facts", "training"],
     ["protocols"],
     ["suite", "inference"],

@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from mixmim_bench.data.dataset import Split, open_task
 from mixmim_bench.data.images import join
 from mixmim_bench.errors import BenchError
-from mixmim_bench.machine import Machine, is_out_of_memory, memory_errors
+from mixmim_bench.machine import Machine
+from mixmim_bench.memory import is_out_of_memory, memory_errors
 from mixmim_bench.protocols import build_protocol
 from mixmim_bench.protocols.workbench import Shelf, Workbench
 from mixmim_bench.specs import RANDOM, ModelSpec, Preprocessing

@@ -17,7 +17,7 @@ from mixmim_bench.data.images import Arrays
 from mixmim_bench.data.loading import ImageDataset, batches, in_groups
 from mixmim_bench.data.transforms import ImageOnly, eval_transform
 from mixmim_bench.errors import BenchError
-from mixmim_bench.machine import is_out_of_memory
+from mixmim_bench.memory import is_out_of_memory
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 

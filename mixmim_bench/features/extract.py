@@ -15,7 +15,8 @@ from mixmim_bench.data.transforms import ImageOnly, Transform
 from mixmim_bench.features import OWN
 from mixmim_bench.features.layers import Taps
 from mixmim_bench.features.store import Entry, Piece, filling
-from mixmim_bench.machine import Machine, is_out_of_memory
+from mixmim_bench.machine import Machine
+from mixmim_bench.memory import is_out_of_memory
 from mixmim_bench.progress import Advance
 
 

@@ -16,7 +16,8 @@ from mixmim_bench.features.extract import Features, extract_to_store, features_o
 from mixmim_bench.features.keys import entry_of, made_by_backbone
 from mixmim_bench.features.layers import choose_layers
 from mixmim_bench.features.store import Entry
-from mixmim_bench.machine import Machine, halved
+from mixmim_bench.machine import Machine
+from mixmim_bench.memory import halved
 from mixmim_bench.models.build import build
 from mixmim_bench.progress import Stages
 from mixmim_bench.specs import Run, digest

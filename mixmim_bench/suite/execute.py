@@ -13,10 +13,12 @@ from mixmim_bench.data.images import join
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError
 from mixmim_bench.facts import count_gmacs
-from mixmim_bench.machine import Machine, memory_errors, provenance
+from mixmim_bench.machine import Machine
+from mixmim_bench.memory import memory_errors
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol, find_protocol
 from mixmim_bench.protocols.workbench import Shelf, Workbench
+from mixmim_bench.provenance import provenance
 from mixmim_bench.scoring.metrics import is_a_guess
 from mixmim_bench.specs import ROLES, Run, RunRecord, Score
 

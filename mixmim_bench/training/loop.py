@@ -19,7 +19,8 @@ from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.transforms import JointTransform
 from mixmim_bench.errors import BenchError
-from mixmim_bench.machine import Machine, halved, is_out_of_memory
+from mixmim_bench.machine import Machine
+from mixmim_bench.memory import halved, is_out_of_memory
 from mixmim_bench.progress import Advance, Stages
 from mixmim_bench.seeding import generator, seed_everything
 
