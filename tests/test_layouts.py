@@ -124,7 +124,7 @@ def cut(path, share=0.5):
         (
             "lists",
             lambda r: (r / "meta" / "val.txt").write_text("a.JPEG\n"),
-            "val.txt:1: 'a.JPEG' is no line",
+            "val.txt:1: 'a.JPEG' is not a line",
         ),
         ("lists", lambda r: (r / "meta" / "val.txt").write_bytes(b"\xff\xfe 1\n"), "is not UTF-8"),
         ("lists", lambda r: (r / "meta" / "val.txt").write_text("\n"), "lists no image"),
@@ -136,7 +136,7 @@ def cut(path, share=0.5):
         (
             "unpacked",
             lambda r: cut(r / "ILSVRC2012_devkit_t12" / "data" / "ILSVRC2012_validation_ground_truth.txt"),
-            "does not say of which class",
+            "does not give the class of",
         ),
         (
             "unpacked",
@@ -145,7 +145,7 @@ def cut(path, share=0.5):
         ),
         ("archives", lambda r: cut(r / "ILSVRC2012_img_train.tar"), "it is cut short or no archive"),
         ("archives", lambda r: cut(r / "ILSVRC2012_img_val.tar", 0.98), "it is cut short or no archive"),
-        ("archives", lambda r: cut(r / "ILSVRC2012_devkit_t12.tar.gz"), "fetch it again"),
+        ("archives", lambda r: cut(r / "ILSVRC2012_devkit_t12.tar.gz"), "download it again"),
         ("archives", lambda r: (r / "ILSVRC2012_img_val.tar").unlink(), "archives"),
         ("shards", lambda r: cut(r / "imagenet1k-train-0002.tar"), "imagenet1k-train-0002.tar: "),
         ("shards", lambda r: cut(r / "imagenet1k-train-0002.tar", 0.9), "it is cut short or no archive"),
@@ -318,14 +318,14 @@ def test_openmmlabs_lists_of_inaturalist_are_read(tmp_path, prefix):
     ("change", "said"),
     [
         (lambda r: (r / "val2019.json").unlink(), "annotations"),
-        (lambda r: cut(r / "train2019.json"), "train2019.json is no JSON or cut short"),
+        (lambda r: cut(r / "train2019.json"), "train2019.json is not JSON or truncated"),
         (lambda r: (r / "train2019.json").write_text('{"images": []}'), "has no list 'annotations'"),
         (lambda r: edit_json(r, lambda c: c["annotations"].pop()), "has no annotation"),
         (
             lambda r: edit_json(r, lambda c: c["annotations"][0].update(category_id=1010)),
             "has the category 1010",
         ),
-        (lambda r: edit_json(r, lambda c: c["categories"].pop()), "have other categories"),
+        (lambda r: edit_json(r, lambda c: c["categories"].pop()), "have different categories"),
         (lambda r: edit_json(r, lambda c: c["images"][0].update(file_name="gone.jpg")), "such as"),
         (lambda r: edit_json(r, lambda c: c["images"][0].pop("file_name")), "file_name"),
     ],
@@ -496,6 +496,6 @@ def test_voc_has_several_labels_an_image(tmp_path):
         expected = [{"1": 1, "-1": 0, "0": -1}[flags[str(image)]] for image in test.ids]
         assert test.labels[:, column].tolist() == expected
     (folder / "cat_test.txt").write_text("000001 2\n")
-    assert "cat_test.txt: '000001 2' is no line such as '000012 -1'" in told("voc2007", tmp_path)
+    assert "cat_test.txt: '000001 2' is not a line such as '000012 -1'" in told("voc2007", tmp_path)
     (folder / "cat_test.txt").write_text("000001 1\n")
-    assert "lists other images than that of aeroplane" in told("voc2007", tmp_path)
+    assert "lists different images than aeroplane" in told("voc2007", tmp_path)

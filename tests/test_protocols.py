@@ -478,5 +478,5 @@ def test_a_run_is_done_from_its_json_alone(my_task, tmp_path):
     assert record.provenance["root"] == str(elsewhere)
     assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
     sorted(elsewhere.rglob("*.png"))[0].unlink()
-    with pytest.raises(BenchError, match="are not those of the run"):
+    with pytest.raises(BenchError, match="differ from those of the run"):
         execute_json(text, roots, bench.machine, bench.stages)

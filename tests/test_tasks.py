@@ -270,7 +270,7 @@ def test_code_beside_a_task_file_runs_only_if_it_is_trusted(strange, run, tmp_pa
     path, results = list(sys.path), () if command[0] == "doctor" else ("--results", tmp_path / "r")
     refused = run(*command, "-t", strange, *results, code=1 if command[0] == "doctor" else 2)
     said = " ".join(refused.output.split())
-    assert "'evil:Own' is code beside the task file" in said and "--trust-task-code" in said
+    assert "'evil:Own' is code next to the task file" in said and "--trust-task-code" in said
     assert not (tmp_path / "it ran").exists()
     run(*command, "-t", strange, *results, "--trust-task-code")
     assert (tmp_path / "it ran").exists()
@@ -331,7 +331,7 @@ def test_a_package_beside_a_task_file_is_code_too(tmp_path, monkeypatch):
     (tmp_path / "layouts").mkdir()
     (tmp_path / "layouts" / "__init__.py").write_text("raise SystemExit('it ran')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(LayoutError, match="is code beside the task file"):
+    with pytest.raises(LayoutError, match="is code next to the task file"):
         find_layout("layouts.mine:Own", tmp_path)
 
 
@@ -342,7 +342,7 @@ def test_keywords_of_torchvision_only_choose_images(run, tmp_path, keyword):
     task.write_text(text.replace("train = { train = true }", f"train = {{ train = true, {keyword} = true }}"))
     for command in (("run", "--dry-run", "-m", "test_vit", "--weights", "random"), ("doctor",)):
         said = run(*command, "-t", task, "--data-root", tmp_path, code=1 if command[0] == "doctor" else 2)
-        assert f"the keyword '{keyword}' is none that chooses images" in " ".join(said.output.split())
+        assert f"the keyword '{keyword}' does not select images" in " ".join(said.output.split())
 
 
 def test_a_pattern_of_endless_numbers_is_refused(tmp_path):

@@ -18,7 +18,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
         with h5py.File(path) as file:
             return file[name][()]
     except (OSError, KeyError) as error:
-        raise LayoutError(f"{path} cannot be read: {error}; fetch it again") from error
+        raise LayoutError(f"{path} cannot be read: {error}; download it again") from error
 
 
 class InHDF5:
@@ -32,7 +32,7 @@ class InHDF5:
             with h5py.File(path) as file:
                 self.count = len(file[array])
         except (OSError, KeyError) as error:
-            raise LayoutError(f"{path} cannot be read: {error}; fetch it again") from error
+            raise LayoutError(f"{path} cannot be read: {error}; download it again") from error
         status = path.stat()
         self.size, self.time = status.st_size, status.st_mtime_ns
 

@@ -60,7 +60,7 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
     own = next((path for path in _code(beside, first, "." in module) if path.is_file()), None)
     if own is not None and not trusted:
         raise LayoutError(
-            f"{name!r} is code beside the task file, {own}. It runs only if you trust it: read it, then add "
+            f"{name!r} is code next to the task file, {own}. It runs only if you trust it: read it, then add "
             "--trust-task-code, or its folder to `trusted_tasks` in the config file",
             "data.layouts",
         )
@@ -76,7 +76,7 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
     except Exception as error:  # a module may fail in any way
         raise LayoutError(
             f"no layout {name!r} ({error}); write 'folder:ImageFolder', 'csvlist:CSVList' or the "
-            "'module:Class' of your own, in a file beside the task file",
+            "'module:Class' of your own, in a file next to the task file",
             "data.layouts",
         ) from error
     return layout

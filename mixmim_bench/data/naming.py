@@ -43,5 +43,5 @@ def _compiled(pattern: str, option: str) -> "re.Pattern[str] | None":
         return re.compile(pattern) if pattern else None
     except re.error as error:
         raise LayoutError(
-            f"{pattern!r} is no regular expression: {error}", f"data.options.{option}"
+            f"{pattern!r} is not a regular expression: {error}", f"data.options.{option}"
         ) from error

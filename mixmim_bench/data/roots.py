@@ -64,7 +64,7 @@ def parse_roots(texts: Sequence[str]) -> DataRoots:
             of_task[name] = Path(folder).expanduser()
         elif base is not None:
             raise BenchError(
-                f"two data roots, {base} and {text}; one holds all tasks, and NAME=FOLDER is for a single one"
+                f"two data roots, {base} and {text}; use one for all tasks, and NAME=FOLDER for single ones"
             )
         else:
             base = Path(text).expanduser()

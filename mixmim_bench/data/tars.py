@@ -119,7 +119,7 @@ def members(path: Path, within: tuple[IO[bytes], int, int] | None = None) -> Ite
         except tarfile.ReadError as error:
             packed = path.suffix in (".gz", ".tgz", ".zst", ".xz", ".bz2")
             way_out = (
-                "unpack it to a plain .tar" if packed else "it is cut short or no archive; fetch it again"
+                "unpack it to a plain .tar" if packed else "it is cut short or no archive; download it again"
             )
             raise LayoutError(f"{path}: {error}: {way_out}") from error
 

@@ -42,11 +42,11 @@ def open_run(
         gmacs: of one image; counted if not given.
 
     Raises:
-        BenchError: the images are not those of the run, or the model cannot be built at its size.
+        BenchError: the images differ from those of the run, or the model cannot be built at its size.
     """
     if data.source.fingerprint != run.data.fingerprint:
         raise BenchError(
-            f"{run.task.name}: the images in {data.source.root} are not those of the run (fingerprint "
+            f"{run.task.name}: the images in {data.source.root} differ from those of the run (fingerprint "
             f"{data.source.fingerprint}, not {run.data.fingerprint})"
         )
     gmacs = count_gmacs(run.model, run.size) if gmacs is None else gmacs

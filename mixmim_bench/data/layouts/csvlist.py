@@ -75,7 +75,9 @@ class CSVList:
         if all(name.isdecimal() for name in names):
             highest = max(int(name) for name in names)
             if highest >= MOST_CLASSES:
-                raise LayoutError(f"the label {highest} is no class number; class names have a letter")
+                raise LayoutError(
+                    f"the label {highest} is too large for a class number; names must contain a letter"
+                )
             return tuple(str(i) for i in range(highest + 1))
         return tuple(sorted(names))
 

@@ -67,10 +67,10 @@ class IDX:
             if path.suffix == ".gz":
                 data = gzip.decompress(data)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise LayoutError(f"{path} cannot be unpacked ({error}); fetch it again") from error
+            raise LayoutError(f"{path} cannot be unpacked ({error}); download it again") from error
         header = 4 + 4 * dimensions
         if len(data) < header or data[:4] != bytes([0, 0, 8, dimensions]):
-            raise LayoutError(f"{path} is no IDX file of {dimensions} dimensions")
+            raise LayoutError(f"{path} is not an IDX file of {dimensions} dimensions")
         shape = struct.unpack(f">{dimensions}I", data[4:header])
         if len(data) - header != np.prod(shape):
             raise LayoutError(

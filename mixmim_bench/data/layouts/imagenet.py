@@ -129,7 +129,7 @@ class Truth:
         """Return the label of an image; raises LayoutError if it has none."""
         found = self._labels.get(image_id(image, "name"))
         if found is None:
-            raise LayoutError(f"{self.source} does not say of which class {image} is")
+            raise LayoutError(f"{self.source} does not give the class of {image}")
         return found
 
     @cached_property
@@ -170,4 +170,4 @@ class Truth:
                 assert member is not None
                 return member.read()
         except (tarfile.TarError, EOFError, KeyError) as error:
-            raise LayoutError(f"{self.source}: {name} cannot be read: {error}; fetch it again") from error
+            raise LayoutError(f"{self.source}: {name} cannot be read: {error}; download it again") from error

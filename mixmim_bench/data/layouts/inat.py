@@ -47,7 +47,7 @@ class Competition:
         try:
             content = json.loads(path.read_bytes())
         except ValueError as error:
-            raise LayoutError(f"{path} is no JSON or cut short ({error}); fetch it again") from error
+            raise LayoutError(f"{path} is not JSON or truncated ({error}); download it again") from error
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise LayoutError(f"{path} has no list {key!r}")
@@ -60,7 +60,7 @@ class Competition:
         first, *others = self.parts
         for part in others:
             if ids[part] != ids[first]:
-                raise LayoutError(f"{self._file(part)} and {self._file(first)} have other categories")
+                raise LayoutError(f"{self._file(part)} and {self._file(first)} have different categories")
         return {category: label for label, category in enumerate(sorted(ids[first]))}
 
     def classes(self) -> Sequence[str]:

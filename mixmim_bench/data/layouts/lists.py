@@ -84,7 +84,7 @@ class TextLists:
         for line in _lines(path):
             name, _, number = line.strip().rpartition(" ")
             if not number.isdecimal() or not name:
-                raise LayoutError(f"{path}: {line!r} is no line such as '/a/airfield 0'")
+                raise LayoutError(f"{path}: {line!r} is not a line such as '/a/airfield 0'")
             names[int(number)] = scene_of(f"{name}/")
         if sorted(names) != list(range(len(names))):
             raise LayoutError(f"{path}: the classes are not numbered from 0 without gaps")
@@ -104,7 +104,7 @@ class TextLists:
             image, _, label = line.strip().rpartition(" ")
             if not image or not label.isdecimal():
                 raise LayoutError(
-                    f"{path}:{number}: {line.strip()!r} is no line such as 'folder/image.jpg 0'"
+                    f"{path}:{number}: {line.strip()!r} is not a line such as 'folder/image.jpg 0'"
                 )
             rows.append((image.strip().lstrip("/"), int(label)))
         if not rows:

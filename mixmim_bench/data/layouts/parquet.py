@@ -151,7 +151,7 @@ def _read(path: Path, image: str, label: str) -> _File:
             sizes = [(group.num_rows, group.total_byte_size) for group in groups]
             names = _class_names(schema.metadata or {}, label)
     except (pyarrow.ArrowException, OSError) as error:
-        raise LayoutError(f"{path} cannot be read as parquet ({error}); fetch it again") from error
+        raise LayoutError(f"{path} cannot be read as parquet ({error}); download it again") from error
     status = path.stat()
     return _File(path, labels, paths, names, sizes, f"{status.st_size}:{status.st_mtime_ns}")
 

@@ -100,7 +100,7 @@ class Shards:
             if "." not in base:
                 continue
             if extension.lower() in grouped.setdefault(key, {}):
-                raise LayoutError(f"{path}: {member[0]} is there twice")
+                raise LayoutError(f"{path}: {member[0]} occurs twice")
             grouped[key][extension.lower()] = member
         with path.open("rb") as file:
 

@@ -46,7 +46,7 @@ class Torchvision:
             for keyword in self.keywords[part]:
                 if keyword not in KEYWORDS:
                     raise LayoutError(
-                        f"the keyword {keyword!r} is none that chooses images: {', '.join(KEYWORDS)}",
+                        f"the keyword {keyword!r} does not select images; use one of {', '.join(KEYWORDS)}",
                         f"data.options.keywords.{part}",
                     )
         self.needs, self._wanted, self.roots = tuple(needs), classes, (root, root.parent)

@@ -51,10 +51,10 @@ class VOC:
             rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
             for row in rows:
                 if len(row) != 2 or row[1] not in LABELS:
-                    raise LayoutError(f"{path}: {' '.join(row)!r} is no line such as '000012 -1'")
+                    raise LayoutError(f"{path}: {' '.join(row)!r} is not a line such as '000012 -1'")
             ids = ids or [image for image, _ in rows]
             if [image for image, _ in rows] != ids:
-                raise LayoutError(f"{path} lists other images than that of {CLASSES[0]}")
+                raise LayoutError(f"{path} lists different images than {CLASSES[0]}")
             columns.append([LABELS[label] for _, label in rows])
         images = Files(self.folder, [f"JPEGImages/{image}.jpg" for image in ids])
         images.check_listed(str(self.folder / "ImageSets" / "Main"))
