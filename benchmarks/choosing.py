@@ -1,11 +1,11 @@
-"""How much is lost by choosing C on a small val: rules of choice over small, mostly imbalanced settings.
+"""Test points lost by selecting C on a small val, for several rules and small, mostly imbalanced settings.
 
-python benchmarks/choosing.py [SEED]
+    python benchmarks/choosing.py [SEED]
 
-Each setting draws Gaussian classes of unequal size, fits the path of `linear` on train, and fits it again on
-train and val. What a rule loses is the distance of its score on 3,000 test items from that of the best C.
+Each setting draws Gaussian classes of unequal size, fits the path of `linear` on train, and refits it on
+train and val. A rule loses the difference between its score on 3,000 test items and that of the best C.
 Settings: 60 to 1,000 images; 16, 64 or 512 features; 3 or 10 classes, the largest 1, 5 or 50 times the
-smallest; near or far apart; train drawn as val is, or balanced.
+smallest; close together or far apart; train distributed like val, or balanced.
 """
 
 import itertools
@@ -27,13 +27,13 @@ TEST = 3000
 
 @dataclass
 class Tried:
-    """What is known of each C: on val of the fit on train, on test of the fit on both."""
+    """The results of each C: on val after fitting on train, on test after fitting on both."""
 
-    y: np.ndarray  # of val
-    guess: float  # the log-loss of the class frequencies of train
+    y: np.ndarray  # labels of val
+    guess: float  # log-loss on val of the class frequencies of train
     on_val: list[np.ndarray]  # scores (n, K)
-    on_test: np.ndarray
-    rescaled: np.ndarray  # on test, where C is rescaled to the larger number of images
+    on_test: np.ndarray  # the metric for each C
+    rescaled: np.ndarray  # the same with C rescaled to the larger number of images
 
 
 def draw(
@@ -44,17 +44,17 @@ def draw(
     shares /= shares.sum()
     centres = rng.normal(size=(classes, d)) * apart * np.sqrt(2 / d)
     mixing = 0.7 * np.eye(d) + 0.5 * rng.normal(size=(d, d)) / np.sqrt(d) * np.exp(0.7 * rng.normal(size=d))
-    found = []
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
     for rows in (3 * n // 4, n - 3 * n // 4, TEST):
         y = np.concatenate([np.arange(classes), rng.choice(classes, rows - classes, p=shares)])
-        if balanced and not found:
+        if balanced and not parts:  # train
             y = np.repeat(np.arange(classes), max(rows // classes, 1))
-        found.append((((centres[y] + rng.normal(size=(len(y), d))) @ mixing).astype(np.float32), y))
-    return found
+        parts.append((((centres[y] + rng.normal(size=(len(y), d))) @ mixing).astype(np.float32), y))
+    return parts
 
 
 def tried(train, val, test, classes: int, metric: str) -> Tried:
-    """Fit the paths of a setting."""
+    """Fit the paths of a setting and evaluate them."""
 
     def scores(path, x):
         return [of_all_classes(each, path.classes_, classes) for each in path.decision_path(x)]
@@ -69,30 +69,30 @@ def tried(train, val, test, classes: int, metric: str) -> Tried:
     return Tried(val[1], guess, scores(LogisticPath(CS).fit(*train), val[0]), *on_test)
 
 
-def first_best(found: Tried, metric: str) -> int:
-    """The smallest of the best by the metric; ends when 8 were no better."""
-    values = [value(metric, found.y, scores) for scores in found.on_val]
+def first_best(results: Tried, metric: str) -> int:
+    """Select the smallest C with the best metric; stop after 8 values without improvement."""
+    values = [value(metric, results.y, scores) for scores in results.on_val]
     ends = next((i for i in range(len(values)) if i - int(np.argmax(values[: i + 1])) >= 8), len(values))
     return int(np.argmax(values[:ends]))
 
 
-def lowest_log_loss_of_best(found: Tried, metric: str) -> int:
-    """The lowest log-loss among equal values of the metric, of the whole sweep."""
-    values = np.array([value(metric, found.y, scores) for scores in found.on_val])
-    losses = np.array([log_loss(found.y, scores) for scores in found.on_val])
+def lowest_log_loss_of_best(results: Tried, metric: str) -> int:
+    """Select the lowest log-loss among those with the best metric, over the whole sweep."""
+    values = np.array([value(metric, results.y, scores) for scores in results.on_val])
+    losses = np.array([log_loss(results.y, scores) for scores in results.on_val])
     return int(np.argmin(np.where(values == values.max(), losses, np.inf)))
 
 
-def lowest_log_loss(found: Tried, metric: str) -> int:
-    """The lowest log-loss, whatever the metric."""
+def lowest_log_loss(results: Tried, metric: str) -> int:
+    """Select the lowest log-loss, ignoring the metric."""
     del metric
-    return int(np.argmin([log_loss(found.y, scores) for scores in found.on_val]))
+    return int(np.argmin([log_loss(results.y, scores) for scores in results.on_val]))
 
 
-def as_linear_does(found: Tried, metric: str, patience: int = 8) -> int:
-    """`mixmim_bench.scoring.choosing.Sweep`, as the protocol `linear` uses it."""
-    sweep = Sweep(metric, found.y, found.guess, patience)
-    for scores in found.on_val:
+def as_linear_does(results: Tried, metric: str, patience: int = 8) -> int:
+    """Select with `mixmim_bench.scoring.choosing.Sweep`, like the protocol `linear`."""
+    sweep = Sweep(metric, results.y, results.guess, patience)
+    for scores in results.on_val:
         sweep.add(scores)
         if sweep.ended:
             break
@@ -100,16 +100,16 @@ def as_linear_does(found: Tried, metric: str, patience: int = 8) -> int:
 
 
 RULES: dict[str, Callable[[Tried, str], int]] = {
-    "first best, ended by patience": first_best,
+    "first best, stopped by patience": first_best,
     "best, then log-loss": lowest_log_loss_of_best,
     "log-loss alone": lowest_log_loss,
-    "linear, of the whole sweep": lambda found, metric: as_linear_does(found, metric, 0),
+    "linear, on the whole sweep": lambda results, metric: as_linear_does(results, metric, 0),
     "linear": as_linear_does,
 }
 
 
 def main(seed: int = 0) -> None:
-    """Print a table."""
+    """Print a table per metric."""
     warnings.simplefilter("ignore")
     grid = list(
         itertools.product((60, 200, 350, 1000), (16, 64, 512), (3, 10), (1, 5, 50), (1.0, 3.0), (False, True))
@@ -118,11 +118,11 @@ def main(seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         lost: dict[str, list[float]] = {name: [] for name in [*RULES, "linear, C rescaled for the refit"]}
         for setting in grid:
-            found = tried(*draw(rng, *setting), setting[2], metric)
+            results = tried(*draw(rng, *setting), setting[2], metric)
             for name, rule in RULES.items():
-                lost[name].append(found.on_test.max() - found.on_test[rule(found, metric)])
-            place = as_linear_does(found, metric)
-            lost["linear, C rescaled for the refit"].append(found.on_test.max() - found.rescaled[place])
+                lost[name].append(results.on_test.max() - results.on_test[rule(results, metric)])
+            place = as_linear_does(results, metric)
+            lost["linear, C rescaled for the refit"].append(results.on_test.max() - results.rescaled[place])
         print(f"\n{metric}: points lost in {len(grid)} settings\n")
         print("| rule | mean | share above 3 | largest |\n| --- | --- | --- | --- |")
         for name, values in lost.items():

@@ -1,10 +1,11 @@
-"""How often 95 % intervals hold the true score, over grids of settings.
+"""Coverage of 95 % intervals: the share that contains the true score, over grids of settings.
 
-python benchmarks/coverage.py [TRIALS]
+    python benchmarks/coverage.py [TRIALS]
 
 Mean per class: 2 to 100 classes, the largest 1 to 200 times the smallest, 200 to 2,010 items, accuracies of
-0.5 to 0.99 that are equal or lower in small classes. Rankings: scores of positives are normal and 0.5, 1.5 or
-3 deviations higher; 9 to 120 positives, 1 or 5 classes; the truth is that of infinitely many items.
+0.5 to 0.99, equal or lower in small classes. Rankings: normal scores, those of positives 0.5, 1.5 or 3
+standard deviations higher; 9 to 120 positives, 1 or 5 classes; the true score is that of infinitely many
+items.
 """
 
 import itertools
@@ -20,7 +21,7 @@ Draw = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 def of_class_means() -> Iterator[tuple[int, float, Draw]]:
-    """Give the size of the smallest class, the truth, and a function that draws labels and scores."""
+    """Yield the size of the smallest class, the true score, and a function that draws labels and scores."""
     grid = itertools.product(
         (2, 5, 10, 100), (1, 10, 200), (200, 1000, 2010), (0.5, 0.8, 0.95, 0.99), (0.0, 0.15)
     )
@@ -38,7 +39,7 @@ def of_class_means() -> Iterator[tuple[int, float, Draw]]:
 
 
 def of_ranking(name: str) -> Iterator[tuple[int, float, Draw]]:
-    """Give the expected number of positives, the truth, and a function that draws labels and scores."""
+    """Yield the expected number of positives, the true score, and a function that draws labels and scores."""
     sizes = ((300, 0.03), (1000, 0.01), (300, 0.1), (300, 0.4))
     for (n, prevalence), shift, classes in itertools.product(sizes, (0.5, 1.5, 3.0), (1, 5)):
 
@@ -55,22 +56,23 @@ def of_ranking(name: str) -> Iterator[tuple[int, float, Draw]]:
 
 
 def main(trials: int = 150) -> None:
-    """Print a table per metric; class means, which take no resamples, have six times as many trials."""
+    """Print a table per metric; class means need no resamples and get six times as many trials."""
     for name, settings, times in (
         ("mean_per_class", of_class_means(), 6 * trials),
         ("roc_auc", of_ranking("roc_auc"), trials),
         ("mean_ap", of_ranking("mean_ap"), trials),
     ):
         rng = np.random.default_rng(0)
-        found: dict[str, list[float]] = {}
+        coverage: dict[str, list[float]] = {}
         for smallest, truth, draw in settings:
             intervals = [score(name, *draw(rng)) for _ in range(times)]
-            held = np.mean([each["low"] <= truth <= each["high"] for each in intervals])
-            found.setdefault("under 20" if smallest < 20 else "20 and more", []).append(float(held))
-        print(f"\n{name}: share of {times} intervals that hold the truth\n")
-        print("| smallest class | settings | lowest | 5 % | median | highest |")
+            covered = np.mean([each["low"] <= truth <= each["high"] for each in intervals])
+            size = "under 20" if smallest < 20 else "20 or more"
+            coverage.setdefault(size, []).append(float(covered))
+        print(f"\n{name}: share of {times} intervals that contain the true score\n")
+        print("| smallest class | settings | minimum | 5 % | median | maximum |")
         print("| --- | --- | --- | --- | --- | --- |")
-        for size, shares in sorted(found.items(), reverse=True):
+        for size, shares in sorted(coverage.items(), reverse=True):
             low, fifth, median, high = np.quantile(shares, [0, 0.05, 0.5, 1])
             print(f"| {size} | {len(shares)} | {low:.3f} | {fifth:.3f} | {median:.3f} | {high:.3f} |")
 

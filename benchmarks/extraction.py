@@ -1,9 +1,9 @@
-"""Images per second of extraction: decoding alone, the model alone, and both together into the store.
+"""Images per second of feature extraction: decoding alone, the model alone, and end to end into the store.
 
     python benchmarks/extraction.py [--images 256] [--size 224] [--model mixmim-b] [--rounds 3]
 
-The images are JPEGs of 500 x 375 pixels made of the photographs in scikit-learn. The smaller of the first two
-speeds bounds the third; without overlap the third would be 1 / (1 / first + 1 / second).
+The images are JPEGs of 500 x 375 pixels, cropped from the photographs in scikit-learn. The slower of the
+first two bounds the third; without overlap the third would be 1 / (1 / first + 1 / second).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 
 
 def write_photographs(folder: Path, count: int) -> None:
-    """Cut JPEGs out of scikit-learn's two photographs."""
+    """Crop JPEGs from scikit-learn's two photographs."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -37,7 +37,7 @@ def write_photographs(folder: Path, count: int) -> None:
 @click.option("--model", default="mixmim-b")
 @click.option("--rounds", default=3)
 def main(images: int, size: int, model: str, rounds: int) -> None:
-    """Time the three in turn, round by round."""
+    """Time the three in turn, for several rounds."""
     import torch
 
     from mixmim_bench.data.files import Files
@@ -87,9 +87,9 @@ def main(images: int, size: int, model: str, rounds: int) -> None:
     for what, speed in medians.items():
         print(f"{what}: {speed:.1f} images/s")
     bound = min(medians["decode only"], medians["model only"])
-    apart = 1 / (1 / medians["decode only"] + 1 / medians["model only"])
-    print(f"end to end / the smaller of the two: {medians['end to end'] / bound:.2f}")
-    print(f"end to end / one after the other:    {medians['end to end'] / apart:.2f}")
+    in_turn = 1 / (1 / medians["decode only"] + 1 / medians["model only"])
+    print(f"end to end / the slower of the two: {medians['end to end'] / bound:.2f}")
+    print(f"end to end / one after the other:   {medians['end to end'] / in_turn:.2f}")
 
 
 def timed(work: Any) -> float:

@@ -2,8 +2,8 @@
 
     python benchmarks/forward.py [--batch 1 --batch 8 --batch 32] [--precision float32 ...] [--rounds 5]
 
-The three are timed in turn, round by round, in one process of the environment that holds both
-implementations; printed are medians over the rounds, and the ratios of each round's times.
+The three are timed in turn, for several rounds, in one process of an environment with both implementations.
+Prints medians over the rounds, and ratios of times within a round.
 """
 
 import subprocess
@@ -12,13 +12,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-
-
-GMACS = 16.35  # of an image, without the classifier
+GMACS = 16.35  # per image, without the classifier
 
 
 def child(batches: list[int], precisions: list[str], rounds: int, compiled: bool) -> None:
-    """Time both implementations; runs where both can be imported."""
+    """Time both implementations, in an environment where both can be imported."""
     sys.path.insert(0, str(ROOT))
     import timm
     import torch
@@ -35,14 +33,14 @@ def child(batches: list[int], precisions: list[str], rounds: int, compiled: bool
         network.eval()
     if compiled:
         networks["compiled"] = torch.compile(networks["ours"])
-    about = open_machine("cpu").describe()
-    print(f"{about['device']}, {about['threads']} threads, torch {torch.__version__}")
+    machine_facts = open_machine("cpu").describe()
+    print(f"{machine_facts['device']}, {machine_facts['threads']} threads, torch {torch.__version__}")
     for precision in precisions:
         for batch in batches:
             images = torch.randn(batch, 3, 224, 224)
             seconds: dict[str, list[float]] = {name: [] for name in networks}
             peaks = []
-            for _ in range(rounds + 1):  # the first warms up
+            for _ in range(rounds + 1):  # the first one warms up
                 machine = open_machine("cpu", precision)
                 peaks.append(machine.matmul_gmacs_per_s)
                 for name, network in networks.items():
@@ -50,11 +48,11 @@ def child(batches: list[int], precisions: list[str], rounds: int, compiled: bool
                         clock = time.perf_counter()
                         network(images)
                         seconds[name].append(time.perf_counter() - clock)
-            tell(f"{precision} batch {batch}", batch, seconds, peaks)
+            report(f"{precision} batch {batch}", batch, seconds, peaks)
 
 
-def tell(what: str, batch: int, seconds: dict[str, list[float]], peaks: list[float]) -> None:
-    """Print medians over the rounds: speeds, ratios of times in one round, share of the peak."""
+def report(what: str, batch: int, seconds: dict[str, list[float]], peaks: list[float]) -> None:
+    """Print medians over the rounds: speeds, ratios of times within a round, share of the peak."""
     import numpy as np
 
     times = {name: np.array(values[1:]) for name, values in seconds.items()}
@@ -71,7 +69,7 @@ def tell(what: str, batch: int, seconds: dict[str, list[float]], peaks: list[flo
 
 
 def main() -> None:
-    """Parse, make the environment, and run there."""
+    """Parse the options, create the environment, and run in it."""
     import click
 
     @click.command(help=__doc__)

@@ -1,9 +1,10 @@
-"""One GPU in one go: forward, extraction, sweep, kNN and training, as shares of its own matrix-multiply peak.
+"""Benchmarks of one GPU: forward, extraction, sweep, kNN, training, as shares of its matrix-multiply peak.
 
     python benchmarks/gpu.py [--part forward --part extraction ...] [--quick]
 
-Prints Markdown tables. A share is multiply-adds per second over the measured peak of the same precision, so
-that cards can be compared. Speeds are medians over rounds; the whole takes less than 9 minutes on an H100.
+Prints Markdown tables. A share is multiply-adds per second divided by the measured peak of the same
+precision, so that GPUs can be compared. Speeds are medians over rounds; everything takes less than 9 minutes
+on an H100.
 """
 
 import statistics
@@ -24,7 +25,7 @@ NOISE = torch.randn(3, 224, 224)
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Time one call in seconds, with everything that it started on the GPU."""
+    """Time one call in seconds, including its work on the GPU."""
     torch.cuda.synchronize()
     clock = time.perf_counter()
     work()
@@ -33,7 +34,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def median_time(work: Callable[[], Any], rounds: int) -> float:
-    """Call once to warm up, then take the median of some rounds, in seconds."""
+    """Return the median time in seconds over rounds, after one call to warm up."""
     work()
     return statistics.median(timed(work) for _ in range(rounds))
 
@@ -49,7 +50,7 @@ def table(title: str, rows: list[dict[str, str]]) -> None:
 
 
 def measure_peaks() -> dict[str, float]:
-    """Measure the peaks in GMAC/s: of float32 (without TF32) and of bfloat16."""
+    """Measure the peaks in GMAC/s for float32 (without TF32) and bfloat16."""
     from mixmim_bench.machine import measure_matmul_peak
 
     peaks = {precision: measure_matmul_peak(DEVICE, precision) for precision in ("float32", "bfloat16")}
@@ -82,13 +83,13 @@ def agreement(_: dict[str, float], quick: bool) -> None:
         network = _network(name)
         images = torch.randn(8, 3, 224, 224)
         with torch.inference_mode():
-            wanted = Taps(network).read(images, ["own"], open_machine("cpu").autocast())["own"]
+            expected = Taps(network).read(images, ["own"], open_machine("cpu").autocast())["own"]
             network.to(DEVICE)
             for precision in ("float32", "bfloat16"):
                 machine = _machine(precision)
                 values = Taps(network).read(images.to(DEVICE), ["own"], machine.autocast())["own"].cpu()
-                cosine = torch.nn.functional.cosine_similarity(wanted, values).min()
-                error = (values - wanted).abs().max() / wanted.abs().max()
+                cosine = torch.nn.functional.cosine_similarity(expected, values).min()
+                error = (values - expected).abs().max() / expected.abs().max()
                 rows.append(
                     {
                         "model": name,
@@ -101,7 +102,7 @@ def agreement(_: dict[str, float], quick: bool) -> None:
 
 
 def forward(peaks: dict[str, float], quick: bool) -> None:
-    """Time forward passes on images that are on the GPU already."""
+    """Time forward passes on images already on the GPU."""
     from mixmim_bench.facts import count_gmacs
     from mixmim_bench.features.layers import Taps
     from mixmim_bench.registry import find_model
@@ -174,11 +175,11 @@ def extraction(_: dict[str, float], quick: bool) -> None:
         network = _network("mixmim-b").to(DEVICE)
         for precision in ("float32", "bfloat16"):
             for workers in (0, 8, 15):
-                many = paths[np.arange(count if workers else 500) % len(paths)]
+                names = paths[np.arange(count if workers else 500) % len(paths)]
                 part = Part(
-                    np.array([f"{i:06d}" for i in range(len(many))]),
-                    np.zeros(len(many), np.int64),
-                    Files(folder, many),
+                    np.array([f"{i:06d}" for i in range(len(names))]),
+                    np.zeros(len(names), np.int64),
+                    Files(folder, names),
                 )
                 machine = _machine(precision, workers=workers)
 
@@ -207,7 +208,7 @@ def extraction(_: dict[str, float], quick: bool) -> None:
 
 
 def sweep(peaks: dict[str, float], quick: bool) -> None:
-    """Time a path of C on features of the size of ImageNet's."""
+    """Time a path of C with ImageNet's number of classes."""
     from mixmim_bench.probes.logistic import LogisticPath
 
     n, d, classes = (20_000, 1024, 100) if quick else (200_000, 1024, 1000)
@@ -232,7 +233,7 @@ def sweep(peaks: dict[str, float], quick: bool) -> None:
 
 
 def knn(peaks: dict[str, float], quick: bool) -> None:
-    """Time nearest neighbours in a bank of the size of a part of ImageNet's."""
+    """Time nearest neighbours in a large bank."""
     from mixmim_bench.probes.neighbours import nearest
 
     bank, queries, d = (50_000, 10_000, 1024) if quick else (400_000, 50_000, 1024)
@@ -267,16 +268,16 @@ def training(peaks: dict[str, float], quick: bool) -> None:
             return nullcontext(lambda _: None)
 
     class Timing(Classifying):
-        """Notes when each step starts."""
+        """Records the start time of each step."""
 
         def __init__(self) -> None:
             super().__init__(10, mixup=0.8, cutmix=1.0, smoothing=0.1)
             self.clocks: list[float] = []
 
-        def prepare(self, *given: Any) -> Any:
+        def prepare(self, *args: Any) -> Any:
             torch.cuda.synchronize()
             self.clocks.append(time.perf_counter())
-            return super().prepare(*given)
+            return super().prepare(*args)
 
     gmacs = count_gmacs(find_model("mixmim-b"), (224, 224))
     rows = []
@@ -322,20 +323,20 @@ def training(peaks: dict[str, float], quick: bool) -> None:
                 "share of the peak": f"{100 * TRAIN_WORK * gmacs * batch / seconds / peaks[precision]:.0f} %",
             }
         )
-    table("Fine-tuning MixMIM-B at 224 pixels, batch 128, inputs that cost nothing", rows)
+    table("Fine-tuning MixMIM-B at 224 pixels, batch 128, inputs without cost", rows)
 
 
 def _noise(image: Any) -> torch.Tensor:
-    """Return the same random input for every image: it costs nothing, and is as slow as real ones."""
+    """Return the same random input for every image: free to load, and as slow to train on as real ones."""
     del image
     return NOISE
 
 
 @click.command(help=__doc__)
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), default=PARTS)
-@click.option("--quick", is_flag=True, help="Small sizes, to see that everything runs.")
+@click.option("--quick", is_flag=True, help="Small sizes, to check that everything runs.")
 def main(parts: tuple[str, ...], quick: bool) -> None:
-    """Measure, part by part."""
+    """Measure the selected parts."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     peaks = measure_peaks()
     for part in parts:

@@ -2,9 +2,9 @@
 
     python benchmarks/inputs.py [--images 256] [--rounds 5]
 
-JPEGs of 500 x 375 pixels made of the photographs in scikit-learn, resized to 256 and cropped to 224, in
-batches of 32; both sides with as many worker processes. The first comparison is of identical numbers (checked
-here).
+JPEGs of 500 x 375 pixels, cropped from the photographs in scikit-learn, are resized to 256 and cropped to 224
+in batches of 32, with the same number of worker processes on both sides. Without fused resizing the outputs
+are identical, which is checked first.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ SETTINGS = Preprocessing(
 @click.option("--images", default=256)
 @click.option("--rounds", default=5)
 def main(images: int, rounds: int) -> None:
-    """Time the three in turn, round by round, without and with two workers."""
+    """Time the three in turn, for several rounds, with 0 and 2 workers."""
     import torch
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
@@ -61,7 +61,7 @@ def main(images: int, rounds: int) -> None:
             dataset = ImageDataset(part.images, ImageOnly(eval_transform(replace(SETTINGS, **changes))))
             return torch.cat([batch.images for batch in batches(dataset, groups, workers)])
 
-        assert torch.equal(peer(0), ours(0)), "the numbers differ"
+        assert torch.equal(peer(0), ours(0)), "the outputs differ"
         for workers in (0, 2):
             times: list[list[float]] = [[], [], []]
             for _ in range(rounds):

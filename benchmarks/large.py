@@ -1,10 +1,10 @@
-"""Features of the size of ImageNet-1K: what memory they take, and what a sweep over C would.
+"""Features of the size of ImageNet-1K: the memory of each stage, and the estimated time of a sweep over C.
 
     python benchmarks/large.py [--rows 1300000] [--width 1024] [--classes 1000] [--queries 1000]
 
-Synthetic rows are written to the feature store chunk by chunk, mapped, standardised, decomposed, given to a
-few steps of the solver and searched for neighbours. Printed is the most anonymous memory of each stage
-(RssAnon: the page cache is the system's to take back). Linux only.
+Synthetic rows are written to the feature store in chunks, memory-mapped, standardised, decomposed, passed to
+a few steps of the solver, and searched for neighbours. Prints the peak anonymous memory of each stage
+(RssAnon, which excludes the page cache, since the system can reclaim it). Linux only.
 """
 
 import tempfile
@@ -17,24 +17,24 @@ from pathlib import Path
 import click
 import numpy as np
 
-H100 = 33  # TMAC/s in float32 by NVIDIA's data sheet; nothing was measured on one
-PASSES = 223  # that 45 values of C took on 10,000 rows of 100 classes (benchmarks/solver.py)
+H100 = 33  # TMAC/s in float32 according to NVIDIA's data sheet, not measured
+PASSES = 223  # of 45 values of C on 10,000 rows of 100 classes (benchmarks/solver.py)
 
 
 def anonymous_mb() -> float:
-    """Read the anonymous memory of this process."""
+    """Return the anonymous memory of this process."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) / 2**10
 
 
 @contextmanager
 def watched(what: str) -> Iterator[None]:
-    """Print how long a stage took and the most memory it held."""
-    most, done = [anonymous_mb()], threading.Event()
+    """Print the time and the peak memory of a stage."""
+    readings, done = [anonymous_mb()], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.05):
-            most.append(anonymous_mb())
+            readings.append(anonymous_mb())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -43,7 +43,7 @@ def watched(what: str) -> Iterator[None]:
     spent = time.perf_counter() - clock
     done.set()
     watcher.join()
-    print(f"{what}: {spent:.1f} s, at most {max(most) / 2**10:.2f} GiB of anonymous memory", flush=True)
+    print(f"{what}: {spent:.1f} s, at most {max(readings) / 2**10:.2f} GiB of anonymous memory", flush=True)
 
 
 @click.command()
@@ -67,16 +67,16 @@ def main(rows: int, width: int, classes: int, queries: int) -> None:
     y = rng.integers(0, classes, rows)
     with tempfile.TemporaryDirectory() as folder:
         entry = FeatureStore(Path(folder)).entry({"rows": rows}, {})
-        with watched("writing to the store"), filling({"own": entry}, rows) as lacking:
-            assert lacking is not None
+        with watched("writing to the store"), filling({"own": entry}, rows) as writer:
+            assert writer is not None
             draw = rng.standard_normal((4096, width), dtype=np.float32)
             for start in range(0, rows, 512):
-                taken = np.arange(start, min(start + 512, rows))
-                x = draw[rng.integers(0, 4096, len(taken))] + 0.01 * y[taken, None].astype(np.float32)
-                digests = np.zeros((len(taken), 16), np.uint8)
-                lacking.add(Piece(taken, {"own": x}, digests, {}))
-            lacking.finish()
-        with watched("mapping it"):
+                chunk = np.arange(start, min(start + 512, rows))
+                x = draw[rng.integers(0, 4096, len(chunk))] + 0.01 * y[chunk, None].astype(np.float32)
+                digests = np.zeros((len(chunk), 16), np.uint8)
+                writer.add(Piece(chunk, {"own": x}, digests, {}))
+            writer.finish()
+        with watched("mapping the entry"):
             stacked = Stacked([entry.open().x])
         with watched("mean and deviation"):
             standardiser = Standardiser(stacked)
@@ -85,15 +85,15 @@ def main(rows: int, width: int, classes: int, queries: int) -> None:
         clock = time.perf_counter()
         with watched("one evaluation and two products with the Hessian"):
             point = loss.evaluate(loss.origin(), 1e-3)
-            along = loss.precondition(point, point.gradient)
+            direction = loss.precondition(point, point.gradient)
             for _ in range(2):
-                along = loss.curve(point, along)
-        a_pass = (time.perf_counter() - clock) / loss.passes
+                direction = loss.curve(point, direction)
+        pass_s = (time.perf_counter() - clock) / loss.passes
         with watched(f"200 neighbours of {queries} queries"):
             nearest(stacked, stacked.take(np.arange(queries)), 200)
     gmacs = 2 * rows * width * classes / 1e9
-    hours, minutes = PASSES * a_pass / 3600, PASSES * gmacs / H100 / 6e4
-    print(f"a pass takes {a_pass:.0f} s here ({gmacs:.0f} GMACs and more); a sweep of {PASSES} passes")
+    hours, minutes = PASSES * pass_s / 3600, PASSES * gmacs / H100 / 6e4
+    print(f"a pass takes {pass_s:.0f} s here (at least {gmacs:.0f} GMACs); a sweep of {PASSES} passes")
     print(f"would take {hours:.1f} h here, and at {H100} TMAC/s {minutes:.1f} min")
 
 

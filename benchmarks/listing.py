@@ -2,8 +2,9 @@
 
     python benchmarks/listing.py [--classes 1000] [--images 1281] [--folder FOLDER]
 
-Makes empty files in class folders (1.28 million by default; some minutes), lists them with nothing kept, then
-again, and reads with workers while the memory of all processes is added up (shared pages once).
+Creates empty files in class folders (1.28 million by default, which takes minutes), lists them without and
+with a cached index, and iterates with workers while adding up the memory of all processes (shared pages
+once).
 """
 
 import os
@@ -16,8 +17,12 @@ import click
 
 @click.command()
 @click.option("--classes", default=1000)
-@click.option("--images", default=1281, help="Of each class to train; 50 more to val.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Where such files are, or will be kept.")
+@click.option("--images", default=1281, help="Images per class in train; val has 50 per class.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Folder for the files, created if missing and kept. Default: temporary.",
+)
 def main(classes: int, images: int, folder: Path | None) -> None:
     """List, list again, and read with 0, 2 and 4 workers."""
     with tempfile.TemporaryDirectory() as name:
@@ -35,7 +40,7 @@ def main(classes: int, images: int, folder: Path | None) -> None:
 
 
 def make_files(root: Path, classes: int, images: int) -> None:
-    """Make empty files, unless they are there."""
+    """Create empty files in the class folders that do not exist yet."""
     for part, count in (("train", images), ("val", 50)):
         for label in range(classes):
             folder = root / part / f"n{label:08d}"
@@ -47,22 +52,22 @@ def make_files(root: Path, classes: int, images: int) -> None:
 
 
 def measure(path: Path) -> None:
-    """Print seconds and megabytes."""
+    """Print seconds and megabytes of a task."""
     from mixmim_bench.data.dataset import open_task
     from mixmim_bench.suite.taskfile import read_task
 
     task = read_task(path)
-    for what in ("nothing kept", "the index kept", "the index kept"):
+    for what in ("no index", "cached index", "cached index"):
         clock = time.perf_counter()
         data = open_task(task)
         total = sum(map(len, data.parts.values()))
         print(f"{total} images, {what}: {time.perf_counter() - clock:.1f} s")
     for workers in (0, 2, 4):
-        print(f"{workers} workers: {memory_of(data.parts['train'], workers):.0f} MB in all")
+        print(f"{workers} workers: {memory_of(data.parts['train'], workers):.0f} MB in total")
 
 
 def memory_of(part: object, workers: int) -> float:
-    """Add up the memory of this process and its workers in the middle of a pass, shared pages once."""
+    """Return the peak memory of this process and its workers during a pass, counting shared pages once."""
     import psutil
     from torch.utils.data import DataLoader, Dataset
 
@@ -73,12 +78,12 @@ def memory_of(part: object, workers: int) -> float:
         def __getitem__(self, row: int) -> str:
             return part.images.stamp(row)  # type: ignore[attr-defined]
 
-    most = 0.0
+    peak = 0.0
     for place, _ in enumerate(DataLoader(Names(), batch_size=1024, shuffle=True, num_workers=workers)):
         if place % 200 == 100:
             processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            most = max(most, sum(process.memory_full_info().pss for process in processes) / 1e6)
-    return most
+            peak = max(peak, sum(process.memory_full_info().pss for process in processes) / 1e6)
+    return peak
 
 
 if __name__ == "__main__":

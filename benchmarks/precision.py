@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py [--images FOLDER] [--weights PATH] [--train 5000] [--size 32]
 
-Prints the cosine of the two features of each of the 10,000 test images, and what logistic regressions on
-both say of them: accuracies, and McNemar's test (mid-p) of their difference. The weights are random unless a
-checkpoint is given. FOLDER holds the four .gz files of Fashion-MNIST (Debian: dataset-fashion-mnist).
+Prints the cosine similarity of the two features of each of the 10,000 test images, the accuracies of logistic
+regressions on them, and McNemar's test (mid-p) of the difference. The weights are random unless a checkpoint
+is given. FOLDER contains the four .gz files of Fashion-MNIST (Debian: dataset-fashion-mnist).
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def main(images: Path, weights: str, train: int, size: int) -> None:
     spec = find_model("mixmim-b")
     network = build(spec, resolve_weights(spec, weights), (size, size), seed=0)
     transform = eval_transform(dataclasses.replace(preprocessing(spec), size=(size, size), crop_pct=1.0))
-    features, right = {}, {}
+    features, correct = {}, {}
     for precision in ("float32", "bfloat16"):
         machine, clock = open_machine("cpu", precision), time.perf_counter()
         x = {name: extract(network, part, transform, machine) for name, part in parts.items()}
@@ -57,16 +57,16 @@ def main(images: Path, weights: str, train: int, size: int) -> None:
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         probe.fit(x["train"].x, x["train"].y)
         features[precision] = x["test"].x
-        right[precision] = probe.predict(x["test"].x) == x["test"].y
-        print(f"{precision}: top-1 {100 * right[precision].mean():.2f} %, {speed:.0f} images/s", flush=True)
+        correct[precision] = probe.predict(x["test"].x) == x["test"].y
+        print(f"{precision}: top-1 {100 * correct[precision].mean():.2f} %, {speed:.0f} images/s", flush=True)
     a, b = features["float32"], features["bfloat16"]
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    print(f"cosine: lowest {cosine.min():.6f}, median {np.median(cosine):.6f}")
+    print(f"cosine: minimum {cosine.min():.6f}, median {np.median(cosine):.6f}")
     wins = [
-        int((right["float32"] & ~right["bfloat16"]).sum()),
-        int((right["bfloat16"] & ~right["float32"]).sum()),
+        int((correct["float32"] & ~correct["bfloat16"]).sum()),
+        int((correct["bfloat16"] & ~correct["float32"]).sum()),
     ]
-    print(f"only float32 right {wins[0]}, only bfloat16 right {wins[1]}, mid-p {mcnemar_mid_p(*wins):.2f}")
+    print(f"correct in float32 only {wins[0]}, in bfloat16 only {wins[1]}, mid-p {mcnemar_mid_p(*wins):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The suite cold, with its features at hand, and with everything finished.
+"""Time of the suite: cold, with cached features, and with everything finished.
 
     python benchmarks/suite.py [--model mixmim-b] [--task mnist5k] [--protocol linear --protocol knn]
 
-Each start is a process of its own. Cold: no features, no costs measured. Features at hand: results are gone,
-the store is not. Warm: the same command again.
+Each run is a separate process. Cold: no features, no measured costs. Cached features: results are deleted,
+the feature store is not. Warm: the same command again.
 """
 
 import os
@@ -37,10 +37,10 @@ def main(model: str, task: str, protocols: tuple[str, ...]) -> None:
 
         cold = start()
         shutil.rmtree(folder / "results" / "runs")
-        at_hand = start()
+        cached = start()
         warm = min(start() for _ in range(3))
-    print(f"cold {cold:.1f} s, features at hand {at_hand:.1f} s, warm {warm:.1f} s")
-    print(f"features at hand / cold: {100 * at_hand / cold:.1f} %; warm / cold: {100 * warm / cold:.1f} %")
+    print(f"cold {cold:.1f} s, cached features {cached:.1f} s, warm {warm:.1f} s")
+    print(f"cached features / cold: {100 * cached / cold:.1f} %; warm / cold: {100 * warm / cold:.1f} %")
 
 
 if __name__ == "__main__":

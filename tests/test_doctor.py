@@ -42,7 +42,7 @@ def test_options_come_before_the_environment_and_that_before_the_config(monkeypa
     [
         ('data_rot = "/a"', "data_rot: unknown key; did you mean data_root"),
         ('data_root = "a"', "data_root: must be an absolute path"),
-        ("[roots]\ndigits = 3", "roots.digits: must be a text"),
+        ("[roots]\ndigits = 3", "roots.digits: must be a string"),
         ("data_root = ", "config.toml"),
     ],
 )
@@ -55,7 +55,7 @@ def test_a_wrong_config_file_is_named(monkeypatch, tmp_path, content, told):
 
 def test_a_config_file_that_is_not_there_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("MIXMIM_BENCH_CONFIG", str(tmp_path / "none.toml"))
-    with pytest.raises(TaskFileError, match="there is no such file"):
+    with pytest.raises(TaskFileError, match="no such file"):
         find_roots()
 
 
@@ -95,7 +95,7 @@ def test_an_unknown_variant_brings_the_nearest(variant):
 
 def test_more_images_than_there_are_is_an_error():
     (task,) = select_tasks(["digits@train5000val200"], [])
-    with pytest.raises(TaskFileError, match=r"split\.train: a cut asks for image 5000 of 1000"):
+    with pytest.raises(TaskFileError, match=r"split\.train: a cut needs image 5000, but only 1000 are left"):
         open_task(task)
 
 
@@ -148,7 +148,7 @@ def test_doctor_names_what_is_wrong(run, my_task, tmp_path):
     (found,) = diagnosed(run, "-t", my_task, code=1)["tasks"]
     assert found["state"] == "wrong"
     assert found["images"] == {"train": 60, "val": 31} and found["official"] == {"train": 61, "val": 31}
-    assert found["problems"][0] == "data.counts.train: is 61, and there are 60"
+    assert found["problems"][0] == "data.counts.train: is 61, but the data has 60"
     assert found["empty_files"] == 1 and len(found["unreadable"]) == 2
     assert any(str(train[1]) in text for text in found["unreadable"])
     assert found["duplicates"]["test_in_train_or_val"] == 1

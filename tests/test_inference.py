@@ -270,8 +270,8 @@ def test_predict_takes_standard_input(run, pictures):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (("none.jpg", *RANDOM), "there is no file none.jpg"),
-        ((".", *RANDOM), "no image below ."),
+        (("none.jpg", *RANDOM), "no such file: none.jpg"),
+        ((".", *RANDOM), "no images in ."),
         (("-m", "mixmim-c"), "did you mean mixmim-"),
         (("-m", "mixmim-b"), "put https://"),
         ((*RANDOM, "--csv", "--json"), "choose one"),

@@ -34,7 +34,7 @@ def test_a_folder_of_another_name_is_found(tmp_path, name):
     (tmp_path / "cifar10" / "val" / "x").mkdir(parents=True)
     said = told(IMAGENET, tmp_path)
     assert f"folder {tmp_path}/imagenet1k" in said
-    assert said.endswith(f"perhaps it lies in {tmp_path}/{name}: --data-root imagenet1k={tmp_path}/{name}")
+    assert said.endswith(f"it may be in {tmp_path}/{name}: --data-root imagenet1k={tmp_path}/{name}")
     found = find_data(IMAGENET, parse_roots([f"imagenet1k={tmp_path}/{name}"]))
     assert found.name == "folder:ImageFolder"
 
@@ -51,19 +51,19 @@ def test_the_folder_of_the_set_itself_as_root_is_told(tmp_path):
 def test_a_set_that_lies_deeper_is_found(tmp_path):
     class_folders(tmp_path / "imagenet1k" / "ILSVRC2012" / "images", "train", "val")
     folder = tmp_path / "imagenet1k" / "ILSVRC2012" / "images"
-    assert f"perhaps it lies in {folder}: --data-root imagenet1k={folder}" in told(IMAGENET, tmp_path)
+    assert f"it may be in {folder}: --data-root imagenet1k={folder}" in told(IMAGENET, tmp_path)
 
 
 def test_a_part_of_another_name_is_told(tmp_path):
     class_folders(tmp_path / "imagenet1k", "train", "validation")
-    assert "validation/ should be called val/" in told(IMAGENET, tmp_path)
+    assert "validation/ should be named val/" in told(IMAGENET, tmp_path)
 
 
 def test_what_is_there_is_told(tmp_path):
     (tmp_path / "imagenet1k").mkdir()
     assert f"{tmp_path}/imagenet1k is empty" in told(IMAGENET, tmp_path)
     (tmp_path / "imagenet1k" / "train_mini.json").write_text("{}")
-    assert "imagenet1k holds train_mini.json" in told(IMAGENET, tmp_path)
+    assert "imagenet1k contains train_mini.json" in told(IMAGENET, tmp_path)
 
 
 def test_the_folder_of_a_file_system_is_no_class(tmp_path):

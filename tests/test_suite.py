@@ -436,7 +436,7 @@ def test_two_processes_share_one_results_folder(finished, costs, tmp_path, start
         (("-m", "mixmim-bb"), "no model 'mixmim-bb'; did you mean mixmim-b"),
         (("-m", "vit_base_patch16_225"), "did you mean vit_base_patch16_224"),
         (("-t", "digit"), "no task 'digit'; did you mean digits"),
-        (("-t", "none.toml"), "none.toml: there is no such file"),
+        (("-t", "none.toml"), "none.toml: no such file"),
         (("-p", "liner"), "no protocol 'liner' for classification tasks; did you mean linear"),
         (("-s", "embed"), "no suite 'embed'; did you mean embedded"),
         (("--preset", "papr"), "no preset 'papr'; did you mean paper"),

@@ -148,9 +148,9 @@ def test_masks_are_split_by_hash_stamped_and_joined():
     assert len(both.targets) == len(both) == 24
     other = Part(part.ids, Masks(1 - part.targets.masks), part.images)
     assert stamp(part) != stamp(other)
-    with pytest.raises(TypeError, match="Masks are no labels"):
+    with pytest.raises(TypeError, match="Masks are not class labels"):
         _ = part.labels
-    with pytest.raises(ValueError, match="cannot be counted by class"):
+    with pytest.raises(ValueError, match="exactly one label per image"):
         Slice.parse("all[:2/class]").rows(order, part.targets.strata())
 
 

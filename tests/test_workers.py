@@ -51,14 +51,14 @@ def test_more_workers_than_cores_are_nobodys_business():
 
 
 def test_a_worker_that_dies_is_an_error():
-    with pytest.raises(BenchError, match=r"a worker process that reads images died \(Killed\)") as caught:
+    with pytest.raises(BenchError, match=r"a worker process died while reading images \(Killed\)") as caught:
         loaded(Dying(PIXELS, "pixels"))
     assert "--workers" in str(caught.value) and not is_out_of_memory(caught.value)
 
 
 def test_a_worker_that_stalls_is_an_error(monkeypatch):
     monkeypatch.setattr(workers, "STALLED_S", 2)
-    with pytest.raises(BenchError, match="nothing came from the 2 worker processes for 2 s"):
+    with pytest.raises(BenchError, match="no batch from the 2 worker processes for 2 s"):
         loaded(Stalling(PIXELS, "pixels"))
 
 

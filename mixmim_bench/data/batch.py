@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 @dataclass(frozen=True)
 class Batch:
-    """Transformed images and their targets, and the images that could not be read.
+    """Transformed images with their targets, and the images that could not be read.
 
     Attributes:
         rows: rows of the dataset (b,).

@@ -1,8 +1,7 @@
 """Modules in files next to task files, imported under names that encode their paths.
 
-So `sys.path` stays unchanged, two files of the same name are two modules, and worker processes can unpickle
-their
-objects: the module `mixmim_bench.data.beside.HEX` is the file whose path is encoded in `HEX`.
+The module `mixmim_bench.data.beside.HEX` is the file whose path is encoded in `HEX`. `sys.path` stays
+unchanged, files of the same name are separate modules, and worker processes can unpickle their objects.
 """
 
 import importlib
@@ -14,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-__path__: list[str] = []  # makes this module a package, of files that lie anywhere
+__path__: list[str] = []  # makes this module a package, whose modules may be anywhere
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -32,5 +31,5 @@ sys.meta_path.append(_Finder())
 
 
 def load_file(path: Path) -> ModuleType:
-    """Import a Python file as a module, once per process; errors of the file propagate."""
+    """Import a Python file as a module, once per process; its errors propagate."""
     return importlib.import_module(f"{__name__}.{str(path.resolve()).encode('utf-8').hex()}")

@@ -9,7 +9,7 @@ from mixmim_bench.errors import a_few, counted, nearest
 
 
 def _imagenet1k() -> list[tuple[str, ...]]:
-    """The 1,000 synsets in sorted order, with their names (timm's copy of WordNet's)."""
+    """Return the 1,000 synsets in sorted order, with their WordNet names (from timm)."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
@@ -26,19 +26,19 @@ class Classes:
         listed = [tuple(names) for names in aliases]
         self.names = tuple(names[0] for names in listed)
         self.rank: dict[str, int] = {}
-        several = set()  # classes that share a further name
+        ambiguous = set()  # names shared by several classes
         for label, names in enumerate(listed):
             for name in names:
                 if self.rank.setdefault(name, label) != label:
-                    several.add(name)
-        for name in several:
+                    ambiguous.add(name)
+        for name in ambiguous:
             if name in self.names:
-                raise LayoutError(f"two classes are called {name!r}", "data.options.classes")
+                raise LayoutError(f"two classes are named {name!r}", "data.options.classes")
             del self.rank[name]
 
     @classmethod
     def of_option(cls, option: int | str | Sequence[str]) -> "Classes":
-        """Read an option `classes`: a name of LISTS, names, or how many are numbered; raises LayoutError."""
+        """Create from the option `classes`: a key of LISTS, names, or their number; raises LayoutError."""
         if isinstance(option, int):
             return cls([(str(number),) for number in range(option)])
         if not isinstance(option, str):
@@ -53,16 +53,16 @@ class Classes:
         return len(self.names)
 
     def label(self, name: str, where: str) -> int:
-        """Return the label of a class; raises LayoutError for one that is not in the list."""
+        """Return the label of a class; raises LayoutError for an unknown name."""
         if name not in self.rank:
             raise LayoutError(f"{where}: no class {name!r}; {nearest(name, self.rank)}")
         return self.rank[name]
 
     def check_same(self, found: Iterable[str], where: str) -> None:
-        """Raise LayoutError if the given classes are not those of the list."""
+        """Raise LayoutError if the given classes differ from these."""
         names = set(found)
         if wrong := sorted(names - set(self.names)):
-            kind = "is no class" if len(wrong) == 1 else "are no classes"
+            kind = "is not a class" if len(wrong) == 1 else "are not classes"
             raise LayoutError(f"{where}: {a_few(wrong)} {kind} of the task")
         if not_found := sorted(set(self.names) - names):
             raise LayoutError(
@@ -71,20 +71,21 @@ class Classes:
 
 
 class Order:
-    """The mapping of a copy's labels to the standard order, learnt from images that name their class."""
+    """The mapping from a copy's labels to the standard order, learnt from images that name their class."""
 
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
         self.standard: dict[int, int] = {}
-        self.seen: dict[int, str] = {}  # label -> the image that it was learnt from
+        self.seen: dict[int, str] = {}  # label -> the image it was learnt from
 
     def learn(self, label: int, name: str, image: str) -> None:
         """Learn from one image; raises LayoutError for a contradiction."""
-        found = self.classes.label(name, image)
-        known = self.standard.setdefault(label, found)
-        if known != found:
+        standard = self.classes.label(name, image)
+        known = self.standard.setdefault(label, standard)
+        if known != standard:
             raise LayoutError(
-                f"the label {label} is {self.classes.names[known]} for {self.seen[label]}, {name} for {image}"
+                f"the label {label} is {self.classes.names[known]} for {self.seen[label]}, "
+                f"but {name} for {image}"
             )
         self.seen.setdefault(label, image)
 
@@ -97,12 +98,12 @@ class Order:
     def map(self, labels: np.ndarray, where: str) -> np.ndarray:
         """Map labels (n,) to the standard order; raises LayoutError for unknown ones."""
         if all(label == standard for label, standard in self.standard.items()):
-            return labels  # what is not known of the others stays
+            return labels  # already in the standard order, as far as is known
         unknown = sorted(set(np.unique(labels).tolist()) - self.standard.keys())
         if unknown:
             raise LayoutError(
-                f"{where}: its classes are not in the standard order, and no image says which class "
-                f"{a_few([str(label) for label in unknown])} is"
+                f"{where}: its classes are not in the standard order, and no image names the class of "
+                f"label {a_few([str(label) for label in unknown])}"
             )
         table = np.zeros(max(self.standard) + 1, dtype=np.int64)
         for label, standard in self.standard.items():

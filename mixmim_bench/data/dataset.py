@@ -12,10 +12,10 @@ from mixmim_bench.data.layout import Layout, LayoutError, build_layout
 from mixmim_bench.data.nearby import hint
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.slices import Slice
-from mixmim_bench.errors import BenchError, MissingData, TaskFileError
+from mixmim_bench.errors import BenchError, MissingData, TaskFileError, counted
 from mixmim_bench.specs import ROLES, DataSource, TaskSpec
 
-LABELS = "data.labels"  # in place of a key, where the labels of the data are wrong
+LABELS = "data.labels"  # reported as the key if labels in the data are invalid
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Split:
 
     role: str
     part: Part
-    listed_stamp: str = ""  # where it is known already
+    listed_stamp: str = ""  # if already known
 
     @cached_property
     def stamp(self) -> str:
@@ -34,7 +34,7 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The images of each role, their classes and source."""
+    """The images of each role, with their classes and source."""
 
     splits: Mapping[str, Split]
     classes: tuple[str, ...]
@@ -53,17 +53,17 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Found:
-    """A layout of a task that is on this machine."""
+    """A layout of a task, found on this machine."""
 
     name: str
     layout: Layout
     root: Path
-    key: str  # of the task file, where the options of the layout stand
+    key: str  # of the layout's options in the task file
 
 
 @contextmanager
 def naming_the_file(task: TaskSpec, key: str = "data.options") -> Iterator[None]:
-    """Turn the errors of a layout into errors that name the task file and key."""
+    """Convert errors of a layout to errors that name the task file and key."""
     try:
         yield
     except LayoutError as error:
@@ -73,7 +73,7 @@ def naming_the_file(task: TaskSpec, key: str = "data.options") -> Iterator[None]
 
 
 def slices_of(task: TaskSpec) -> dict[str, Slice]:
-    """Parse the slices of a task: role -> slice."""
+    """Parse the slices of a task, by role."""
     return {role: Slice.parse(task.split[role]) for role in ROLES}
 
 
@@ -81,31 +81,31 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
     """Find the first layout of a task on this machine.
 
     Raises:
-        MissingData: with the expected files and nearby candidates.
-        TaskFileError: a layout does not exist.
+        MissingData: no layout was found; names the expected files and nearby candidates.
+        TaskFileError: the task file names an unknown layout.
 
     """
     root = roots.folder(task)
-    looked_for = []
+    expected = []
     for layout, missing in _layouts_at(task, roots, root):
         if not missing:
             return layout
-        looked_for.append(f"{missing} ({layout.name})")
+        expected.append(f"{missing} ({layout.name})")
     if not root.is_dir():
-        not_found = root if root.parent.is_dir() or not roots.knows(task) else root.parent
-        looked_for = [f"folder {not_found}"]
+        folder = root if root.parent.is_dir() or not roots.knows(task) else root.parent
+        expected = [f"folder {folder}"]
     near = ""
     if roots.knows(task):
         names = (task.dataset, *task.also_called)
         tasks = {path.stem for path in Path(task.path).parent.glob("*.toml")}
-        near = hint(names, root, lambda folder: _holds(task, roots, folder), tasks, ", ".join(looked_for))
+        near = hint(names, root, lambda folder: _holds(task, roots, folder), tasks, ", ".join(expected))
     advice = near if roots.knows(task) else "no data root is set (--data-root FOLDER)"
-    message = "; ".join(filter(None, [f"not found: {', or '.join(looked_for)}", advice]))
-    raise MissingData(f"{task.name}: {message}", looked_for, near)
+    message = "; ".join(filter(None, [f"not found: {', or '.join(expected)}", advice]))
+    raise MissingData(f"{task.name}: {message}", expected, near)
 
 
 def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[Found, str]]:
-    """Yield each layout of a task at a folder, with what it is missing."""
+    """Yield each layout of a task in a folder, with a description of its missing files."""
     parts = sorted({cut.part for cut in slices_of(task).values()})
     beside = Path(task.path).parent.resolve()
     for spec in task.layouts:
@@ -116,7 +116,7 @@ def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[
 
 
 def _holds(task: TaskSpec, roots: DataRoots, folder: Path) -> bool:
-    """Return whether a folder holds any layout of a task."""
+    """Return whether a folder contains any layout of a task."""
     try:
         return any(not missing for _, missing in _layouts_at(task, roots, folder))
     except BenchError:
@@ -124,7 +124,7 @@ def _holds(task: TaskSpec, roots: DataRoots, folder: Path) -> bool:
 
 
 def has_data(task: TaskSpec, roots: DataRoots) -> bool:
-    """Return whether the images of a task seem to be on this machine."""
+    """Return whether the images of a task appear to be on this machine."""
     try:
         find_data(task, roots)
     except MissingData:
@@ -137,7 +137,7 @@ def open_task(task: TaskSpec, roots: DataRoots | None = None) -> TaskData:
 
     Raises:
         MissingData: the images are not on this machine.
-        TaskFileError: the data contradicts the task file; names file and key.
+        TaskFileError: the data contradicts the task file; names the file and key.
 
     """
     found = find_data(task, DataRoots() if roots is None else roots)
@@ -156,14 +156,17 @@ def open_task(task: TaskSpec, roots: DataRoots | None = None) -> TaskData:
 def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str, ...], Index]:
     """List the parts and classes of a task, and assign images to roles.
 
-    Raises TaskFileError if a part cannot be listed; other problems are in the index.
+    Problems other than parts that cannot be listed are returned in the index.
+
+    Raises:
+        TaskFileError: a part cannot be listed.
     """
     slices = slices_of(task)
     with naming_the_file(task, found.key):
         listed = {part: found.layout.part(part) for part in sorted({cut.part for cut in slices.values()})}
         classes = tuple(found.layout.classes())
         problems = [*_wrong_counts(task, classes, listed), *_wrong_labels(classes, listed)]
-        if any(problem.key == LABELS for problem in problems):  # such images have no place in an order
+        if any(problem.key == LABELS for problem in problems):  # such images cannot be ordered
             return listed, classes, Index({}, problems=problems)
         index = indexed(task, str(found.root), listed, slices, problems)
     return listed, classes, index
@@ -172,21 +175,22 @@ def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str,
 def _wrong_counts(
     task: TaskSpec, classes: Sequence[str], listed: Mapping[str, Part]
 ) -> Iterator[LayoutError]:
-    """Compare the numbers of classes and images with the task file."""
+    """Yield an error for each number of classes or images that differs from the task file."""
     if len(classes) != task.num_classes:
-        some = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
-        reason = f"is {task.num_classes}, and the data has {len(classes)}: {some}"
+        actual = counted(len(classes), "class", "classes")
+        shown = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
+        reason = f"is {task.num_classes}, but the data has {actual}: {shown}"
         yield LayoutError(reason, "num_classes")
     for name, count in task.counts.items():
         if name in listed and len(listed[name]) != count:
-            yield LayoutError(f"is {count}, and there are {len(listed[name])}", f"data.counts.{name}")
+            yield LayoutError(f"is {count}, but the data has {len(listed[name])}", f"data.counts.{name}")
 
 
 def _wrong_labels(classes: Sequence[str], listed: Mapping[str, Part]) -> Iterator[LayoutError]:
-    """Yield the first image of each part with an invalid label."""
+    """Yield an error for the first invalid label of each part."""
     for part in listed.values():
         n, wrong = len(classes), part.targets.first_wrong(len(classes))
         if wrong is not None:
             image = part.images.name(wrong[0])
-            message = f"the label {wrong[1]} of {image} is none of the {n} classes (0 to {n - 1})"
+            message = f"the label {wrong[1]} of {image} is not one of the {n} classes (0 to {n - 1})"
             yield LayoutError(message, LABELS)

@@ -1,4 +1,4 @@
-"""Images in files, listed with size and time in little memory."""
+"""Images in files, listed with sizes and times in compact arrays."""
 
 import hashlib
 import os
@@ -12,13 +12,14 @@ from PIL import Image
 
 from mixmim_bench.data.images import EXTENSIONS, decoding, hashed, to_rgb
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.errors import counted
 
-ABSENT = -1  # size of a file that is not there
-MOST_NUMBERED = 1_000_000  # files that {0..N} may stand for
+ABSENT = -1  # size of a missing file
+MOST_NUMBERED = 1_000_000  # files that {0..N} may expand to
 
 
 class Names:
-    """Many strings in two arrays, which processes share without copies."""
+    """Many strings in two arrays, which processes share without copying."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         encoded = [os.fsencode(text) for text in texts]
@@ -60,7 +61,7 @@ class Files:
             return to_rgb(image)
 
     def name(self, row: int) -> str:
-        return os.path.join(self.root, self.paths[row])  # noqa: PTH118 (a million of them)
+        return os.path.join(self.root, self.paths[row])  # noqa: PTH118 (called for every image)
 
     def content(self, row: int) -> str:
         return "absent" if self.sizes[row] == ABSENT else str(self.sizes[row])
@@ -77,17 +78,18 @@ class Files:
         return hashlib.sha256(b"".join(map(np.ndarray.tobytes, arrays))).digest()
 
     def check_listed(self, where: str) -> None:
-        """Raise LayoutError if files listed by `where` are missing."""
+        """Raise LayoutError if files are missing; `where` is the list that names them."""
         not_found = np.flatnonzero(self.sizes == ABSENT)
         if len(not_found):
             first = self.name(int(not_found[0]))
-            raise LayoutError(f"{where} lists {len(not_found)} images that are not there, such as {first}")
+            count = counted(len(not_found), "missing image")
+            raise LayoutError(f"{where} lists {count}, such as {first}")
 
 
 def _stat(path: str) -> tuple[int, int]:
     try:
-        status = os.stat(path)  # noqa: PTH116 (a million of them)
-    except (OSError, ValueError):  # a link to nowhere, a name that no file can have
+        status = os.stat(path)  # noqa: PTH116 (called for every image)
+    except (OSError, ValueError):  # a dangling link, or an invalid file name
         return ABSENT, ABSENT
     return status.st_size, status.st_mtime_ns
 
@@ -95,7 +97,8 @@ def _stat(path: str) -> tuple[int, int]:
 def scan(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int, int]]:
     """List the images in a folder recursively, by extension, without hidden files.
 
-    Yields for each its relative path after `prefix`, its size and its time in ns.
+    Yields:
+        For each image, its relative path after `prefix`, its size, and its time in ns.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -109,16 +112,21 @@ def scan(folder: str | Path, prefix: str = "") -> Iterator[tuple[str, int, int]]
 
 
 def scanned(root: Path, found: list[tuple[str, int, int]]) -> Files:
-    """Build images from the results of `scan`."""
+    """Create images from the results of `scan`."""
     sizes = np.array([size for _, size, _ in found], dtype=np.int64)
     times = np.array([time for _, _, time in found], dtype=np.int64)
     return Files(root, [path for path, _, _ in found], sizes, times)
 
 
 def listed_files(root: Path, patterns: Sequence[str] | str) -> list[Path]:
-    """List files by glob patterns, sorted; patterns are relative to a root unless they begin with `/`.
+    """List the files that match glob patterns, sorted.
 
-    `{0000..1023}` expands to these numbers, as in WebDataset. Raises LayoutError for an invalid pattern.
+    Args:
+        root: the folder that patterns are relative to, unless they are absolute.
+        patterns: glob patterns; `{0000..1023}` expands to these numbers, as in WebDataset.
+
+    Raises:
+        LayoutError: a pattern is invalid.
     """
     paths: set[Path] = set()
     for text in _texts(patterns):
@@ -136,8 +144,8 @@ class FilesOfParts:
         root: the folder that patterns are relative to.
         parts: the required parts.
         patterns: part -> patterns.
-        kind: what the files are, for messages, such as "shards".
-        key: the option of the task file.
+        kind: the kind of files, for messages, such as "shards".
+        key: the key of the task file, for errors.
 
     Raises:
         LayoutError: a part has no patterns.
@@ -149,18 +157,16 @@ class FilesOfParts:
         self.root, self.parts, self.patterns, self.kind = root, tuple(parts), dict(patterns), kind
         for part in self.parts:
             if part not in self.patterns:
-                raise LayoutError(f"no {kind} are named for the part {part!r}", key)
+                raise LayoutError(f"no {kind} given for part {part!r}", key)
 
     def of(self, part: str) -> list[Path]:
         """List the files of a part, sorted."""
         return listed_files(self.root, self.patterns[part])
 
     def missing(self) -> str:
-        """Describe the files of parts that have none, '' if all have some."""
-        without_files = [part for part in self.parts if not self.of(part)]
-        if not without_files:
-            return ""
-        return f"{self.kind} {self.describe(without_files)}"
+        """Describe the expected files of parts that have none; '' if there are no such parts."""
+        empty = [part for part in self.parts if not self.of(part)]
+        return f"{self.kind} {self.describe(empty)}" if empty else ""
 
     def describe(self, parts: Sequence[str]) -> str:
         """Describe the expected files of parts by the first pattern of each."""
@@ -171,7 +177,8 @@ def _texts(patterns: Sequence[str] | str) -> list[str]:
     texts = [patterns] if isinstance(patterns, str) else patterns
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t for t in texts):
         raise LayoutError(
-            f"must be a pattern such as 'train-*.tar', or a list of them, not {patterns!r}", "data.options"
+            f"must be a pattern such as 'train-*.tar', or a list of them, not {patterns!r}",
+            "data.options",
         )
     return texts
 
@@ -182,6 +189,6 @@ def _numbered(pattern: str) -> Iterator[str]:
         yield pattern
         return
     if int(match[2]) - int(match[1]) >= MOST_NUMBERED:
-        raise LayoutError(f"{match[0]} names more than {MOST_NUMBERED:,} files", "data.options")
+        raise LayoutError(f"{match[0]} expands to more than {MOST_NUMBERED:,} files", "data.options")
     for number in range(int(match[1]), int(match[2]) + 1):
         yield from _numbered(f"{pattern[: match.start()]}{number:0{len(match[1])}d}{pattern[match.end() :]}")

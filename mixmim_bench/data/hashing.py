@@ -9,7 +9,7 @@ import numpy as np
 from mixmim_bench.data.images import Part, UnreadableImage
 from mixmim_bench.specs import ROLES
 
-THREADS = 4  # mostly wait for the disk
+THREADS = 4  # mostly waiting for the disk
 AHEAD = 1024  # images queued for the threads at a time
 WIDTH = 16  # bytes of the digest of an image
 
@@ -26,7 +26,7 @@ def read_images(
         threads: number of reading threads.
 
     Yields:
-        For each row the 16-byte digest and "", or b"" and the reason for failure.
+        For each row, its 16-byte digest and "", or b"" and the reason for the failure.
     """
 
     def read(row: int) -> tuple[bytes, str]:
@@ -43,16 +43,16 @@ def read_images(
 
 
 def hash_images(part: Part, rows: np.ndarray, advance: Callable[[int], None] = lambda _: None) -> np.ndarray:
-    """Hash the bytes of images, (m, 16) uint8; zeros for unreadable images."""
+    """Hash the bytes of images to (m, 16) uint8, with zeros for unreadable images."""
     digests = np.empty((len(rows), WIDTH), dtype=np.uint8)
-    for place, (digest, _) in enumerate(read_images(part, rows)):
-        digests[place] = np.frombuffer(digest or bytes(WIDTH), dtype=np.uint8)
+    for i, (digest, _) in enumerate(read_images(part, rows)):
+        digests[i] = np.frombuffer(digest or bytes(WIDTH), dtype=np.uint8)
         advance(1)
     return digests
 
 
 def digest_of_bytes(digests: Mapping[str, np.ndarray]) -> str:
-    """Hash the digests of all images, role -> (n, 16)."""
+    """Hash the digests (n, 16) of all images, given by role."""
     hashed = hashlib.sha256()
     for role in ROLES:
         hashed.update(role.encode())
@@ -61,13 +61,13 @@ def digest_of_bytes(digests: Mapping[str, np.ndarray]) -> str:
 
 
 def count_duplicates(digests: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Count images of val that occur in train, and images of test that occur in train or val, by their bytes.
+    """Count val images that also occur in train, and test images that also occur in train or val, by bytes.
 
     Args:
         digests: role -> (n, 16) uint8; images with a digest of zeros are ignored.
     """
-    nothing = np.empty((0, WIDTH), dtype=np.uint8)
-    by_role = [digests.get(role, nothing) for role in ROLES]
+    empty = np.empty((0, WIDTH), dtype=np.uint8)
+    by_role = [digests.get(role, empty) for role in ROLES]
     train, val, test = (each[each.any(1)].copy().view(f"V{WIDTH}").ravel() for each in by_role)
     return {
         "val_in_train": int(np.isin(val, train).sum()),

@@ -22,7 +22,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 class InHDF5:
-    """Images in an array (n, h, w, 3), read one by one."""
+    """Images in an array (n, h, w, 3), read one at a time."""
 
     def __init__(self, path: Path, array: str) -> None:
         import h5py
@@ -52,7 +52,7 @@ class InHDF5:
         return f"{self.path}[{self.array}][{row}]"
 
     def content(self, row: int) -> str:
-        return f"{self.size}:{row}"  # of the file: an array says nothing of its rows
+        return f"{self.size}:{row}"  # size of the file: arrays do not store sizes per row
 
     def stamp(self, row: int) -> str:
         return f"{self.size}:{self.time}:{row}"

@@ -1,4 +1,4 @@
-"""The interface of images, images in arrays, and decoding to RGB."""
+"""The interface of images, images in memory, and decoding to RGB."""
 
 import errno
 import hashlib
@@ -19,31 +19,32 @@ EXTENSIONS = frozenset(
 
 
 class UnreadableImage(Exception):
-    """One image that cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
-# What the file system says of one file; anything else it says is no fault of the image.
-_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+# errors caused by the file itself; other OS errors are not the image's fault
+_FILE_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
     """Turn decoding errors into UnreadableImage.
 
-    Out of memory, too many open files and disk errors propagate, since the image may be readable next time.
+    Running out of memory, too many open files and disk errors propagate, since the image may be readable next
+    time.
     """
     try:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # PIL raises many kinds, down to struct.error
-        if isinstance(error, OSError) and error.errno not in (None, *_OF_THE_FILE):
+    except Exception as error:  # PIL raises many types, even struct.error
+        if isinstance(error, OSError) and error.errno not in (None, *_FILE_ERRORS):
             raise
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
 def hashed(data: bytes) -> bytes:
-    """Hash the bytes of an image, 16 bytes."""
+    """Hash the bytes of an image to 16 bytes."""
     return hashlib.sha256(data).digest()[:16]
 
 
@@ -56,23 +57,23 @@ class Loadable(Protocol):
         """Decode one image to RGB; raises UnreadableImage."""
 
     def name(self, row: int) -> str:
-        """Return a readable name of an image."""
+        """Return the name of an image, for messages."""
 
 
 class Images(Loadable, Protocol):
     """Images of a dataset that can be identified."""
 
     def content(self, row: int) -> str:
-        """Return what identifies the content of an image on any machine: its size or digest."""
+        """Return an identifier of the content that is the same on any machine: its size or digest."""
 
     def stamp(self, row: int) -> str:
-        """Return what identifies the content of an image on this machine, including the file time."""
+        """Return an identifier of the content on this machine, including the file time."""
 
     def digest(self, row: int) -> bytes:
         """Return the 16-byte digest of an image's bytes; raises UnreadableImage."""
 
     def summary(self) -> bytes:
-        """Return a hash of the names, contents and stamps of all images."""
+        """Hash the names, contents and stamps of all images."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Taken:
-    """A selection of images from others; each of `rows` is (member, row in it)."""
+    """Images selected from others; each entry of `rows` is (member, row in that member)."""
 
     members: tuple[Images, ...]
     rows: np.ndarray  # (n, 2) int64
@@ -163,7 +164,7 @@ class Part:
     def labels(self) -> np.ndarray:
         """The array of `Labels` (n,) or `LabelVectors` (n, K); raises TypeError for other targets."""
         if not isinstance(self.targets, Labels | LabelVectors):
-            raise TypeError(f"{type(self.targets).__name__} are no labels of images")
+            raise TypeError(f"{type(self.targets).__name__} are not class labels")
         return self.targets.values
 
     def take(self, rows: np.ndarray) -> "Part":
@@ -206,7 +207,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
     if image.mode != "RGB":
         return image.convert("RGB")
-    image.load()  # a conversion would copy it
+    image.load()  # a conversion would copy the image
     return image
 
 
@@ -214,8 +215,8 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     """Convert floating-point values (h, w) in 0 to 1, or in 0 to 255, to uint8."""
     if not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=0) > 255:
         raise ValueError(
-            f"its values are floating-point numbers from {values.min():g} to {values.max():g}, whose range "
-            "is not known; write it with integers, or numbers of 0 to 1"
+            f"floating-point values from {values.min():g} to {values.max():g} have no defined range; save "
+            "integers, or values from 0 to 1"
         )
     scale = 255.0 if values.max(initial=0) <= 1 else 1.0
     return (values * scale).round().astype(np.uint8)

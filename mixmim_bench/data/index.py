@@ -1,7 +1,7 @@
 """Assign listed images to roles and compute their fingerprint.
 
-For large listings the result is cached in `listings/` inside the cache folder, keyed by a hash of the
-listing: any change of a name, size, time or label leads to a new result.
+For large listings the result is cached in `listings/` in the cache folder, keyed by a hash of the listing:
+any change of a name, size, time or label leads to a new result.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.slices import Slice, overlap, shared_rows, stratified_order
 from mixmim_bench.specs import ROLES, TaskSpec, digest
 
-VERSION = 2  # raised when anything below changes what is worked out
-WORTH_KEEPING = 100_000  # images; less is worked out in less than a second
+VERSION = 2  # bump when the index is computed differently
+WORTH_KEEPING = 100_000  # images; fewer take less than a second
 
 
 @dataclass(frozen=True)
 class Index:
-    """The rows of each role in the order of their ids, and the problems of a listing.
+    """The rows of each role, in the order of their ids, and the problems of the listing.
 
     Fingerprint and stamps exist only if all roles have rows.
     """
@@ -47,7 +47,7 @@ def indexed(
     if sum(map(len, listed.values())) < WORTH_KEEPING or not all(
         hasattr(part.images, "summary") for part in listed.values()
     ):
-        return _work_out(task, listed, slices, problems)
+        return _compute(task, listed, slices, problems)
     key = _key(task, listed)
     path = cache_folder() / "listings" / f"{task.name}-{digest(root, 8)}.npz"
     try:
@@ -56,9 +56,9 @@ def indexed(
             if about["key"] == key:
                 rows = {role: file[role] for role in ROLES}
                 return Index(rows, about["fingerprint"], about["stamps"], problems)
-    except Exception:  # whatever is wrong with a kept file, it can be made again
+    except Exception:  # a damaged cache file is replaced
         pass
-    index = _work_out(task, listed, slices, problems)
+    index = _compute(task, listed, slices, problems)
     if not index.problems:
         about = json.dumps({"key": key, "fingerprint": index.fingerprint, "stamps": index.stamps})
         content = io.BytesIO()
@@ -66,7 +66,7 @@ def indexed(
         try:
             with writing_whole(path) as file:
                 file.write(content.getbuffer())
-        except OSError:  # then it is worked out again next time
+        except OSError:  # computed again next time
             pass
     return index
 
@@ -81,13 +81,13 @@ def _key(task: TaskSpec, listed: Mapping[str, Part]) -> str:
     return hashed.hexdigest()
 
 
-def _work_out(
+def _compute(
     task: TaskSpec,
     listed: Mapping[str, Part],
     slices: Mapping[str, Slice],
     problems: Sequence[LayoutError],
 ) -> Index:
-    wrong = [*problems, *_problems(listed, slices)]
+    errors = [*problems, *_problems(listed, slices)]
     orders = {name: stratified_order(part.ids, part.targets.strata()) for name, part in listed.items()}
     rows = {}
     for role, cut in slices.items():
@@ -95,19 +95,19 @@ def _work_out(
         try:
             chosen = cut.rows(orders[cut.part], part.targets.strata())
         except ValueError as error:
-            wrong.append(LayoutError(str(error), f"split.{role}"))
+            errors.append(LayoutError(str(error), f"split.{role}"))
             continue
         if not len(chosen):
-            wrong.append(LayoutError(f"{task.split[role]!r} has no image", f"split.{role}"))
+            errors.append(LayoutError(f"{task.split[role]!r} selects no images", f"split.{role}"))
         rows[role] = chosen[np.argsort(part.ids[chosen], kind="stable")]
     if len(rows) < len(slices):
-        return Index(rows, problems=wrong)
+        return Index(rows, problems=errors)
     shared = shared_rows(slices, rows)
-    if shared and not any(problem.key == "split" for problem in wrong):
-        wrong.append(LayoutError(shared, "split"))
+    if shared and not any(problem.key == "split" for problem in errors):
+        errors.append(LayoutError(shared, "split"))
     parts = {role: listed[cut.part].take(rows[role]) for role, cut in slices.items()}
     stamps = {role: stamp(part) for role, part in parts.items()}
-    return Index(rows, fingerprint(parts), stamps, wrong)
+    return Index(rows, fingerprint(parts), stamps, errors)
 
 
 def _problems(listed: Mapping[str, Part], slices: Mapping[str, Slice]) -> Iterator[LayoutError]:
@@ -123,40 +123,40 @@ def _problems(listed: Mapping[str, Part], slices: Mapping[str, Slice]) -> Iterat
     names = sorted(listed)
     ids = np.concatenate([listed[name].ids for name in names])
     ordered = np.argsort(ids, kind="stable")
-    twice = np.flatnonzero(ids[ordered][1:] == ids[ordered][:-1])
-    if len(twice):
-        places = [int(ordered[twice[0] + step]) for step in (0, 1)]
-        first, second = (_name(listed, names, place) for place in places)
-        yield LayoutError(f"the image {ids[places[0]]!s} is listed twice: {first}, {second}", "split")
+    duplicates = np.flatnonzero(ids[ordered][1:] == ids[ordered][:-1])
+    if len(duplicates):
+        rows = [int(ordered[duplicates[0] + step]) for step in (0, 1)]
+        first, second = (_name(listed, names, row) for row in rows)
+        yield LayoutError(f"the image {ids[rows[0]]!s} is listed twice: {first}, {second}", "split")
 
 
-def _name(listed: Mapping[str, Part], names: Sequence[str], place: int) -> str:
+def _name(listed: Mapping[str, Part], names: Sequence[str], row: int) -> str:
     """Return the name of an image by its row in the concatenated parts."""
     for name in names:
-        if place < len(listed[name]):
-            return listed[name].images.name(place)
-        place -= len(listed[name])
-    raise IndexError(place)
+        if row < len(listed[name]):
+            return listed[name].images.name(row)
+        row -= len(listed[name])
+    raise IndexError(row)
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
-    """Hash role, id, content and label of all images; the same on any machine."""
+    """Hash the role, id, content and label of all images; the same on any machine."""
     lines = (f"{role}\t{line}" for role in ROLES for line in _lines(parts[role], parts[role].images.content))
     return _hash(lines)
 
 
 def stamp(part: Part) -> str:
-    """Hash id, stamp and label of all images of a part; file times change it."""
+    """Hash the id, stamp and label of all images of a part; depends on file times."""
     return _hash(_lines(part, part.images.stamp))
 
 
-def _lines(part: Part, of_row: Callable[[int], str]) -> Iterator[str]:
+def _lines(part: Part, identify: Callable[[int], str]) -> Iterator[str]:
     rows = zip(part.ids.tolist(), range(len(part)), part.targets.contents(), strict=True)
-    return (f"{image}\t{of_row(row)}\t{target}\n" for image, row, target in rows)
+    return (f"{image}\t{identify(row)}\t{target}\n" for image, row, target in rows)
 
 
 def _hash(lines: Iterator[str]) -> str:
     hashed = hashlib.sha256()
     for line in lines:
-        hashed.update(line.encode("utf-8", "surrogateescape"))  # file names need not be text
+        hashed.update(line.encode("utf-8", "surrogateescape"))  # file names may not be valid text
     return hashed.hexdigest()[:16]

@@ -1,8 +1,8 @@
 """Layouts: how the files of a dataset are arranged on disk.
 
 A task file names its layouts as `module:Class`. The module is one of `data/layouts`, a Python file next to
-the task file or, with dots, any importable module. Code next to a task file runs only if the user trusts it.
-If several layouts are listed, the first one found is used. A layout lists images without decoding them.
+the task file or, if dotted, any importable module. Code next to a task file runs only if the user trusts it.
+If several layouts are listed, the first one found is used. Layouts list images without decoding them.
 """
 
 import importlib.util
@@ -16,11 +16,11 @@ from mixmim_bench.data.beside import load_file
 from mixmim_bench.data.images import Part
 from mixmim_bench.errors import BenchError
 
-BEFORE_LAYOUTS = "mixmim_bench.data."  # where the modules of `layouts` were; task files may still say so
+BEFORE_LAYOUTS = "mixmim_bench.data."  # the package of the layout modules before 0.2; still accepted
 
 
 class LayoutError(BenchError):
-    """A dataset that contradicts the task file, at its `key`."""
+    """A dataset that contradicts the task file; `key` is the key at fault."""
 
     def __init__(self, message: str, key: str = "data") -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class Layout(Protocol):
         """Store the folder and the required parts; `options` is `[data.options]`."""
 
     def missing(self) -> str:
-        """Return the missing files, '' if the dataset is complete."""
+        """Describe the missing files, '' if the dataset is complete."""
 
     def classes(self) -> Sequence[str]:
         """Return the class names in label order."""
@@ -52,47 +52,46 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
         trusted: whether code in that folder may run.
 
     Raises:
-        LayoutError: there is no such layout, or its code is not trusted.
-
+        LayoutError: the layout does not exist, or its code is not trusted.
     """
     module, _, attribute = name.partition(":")
     first = module.partition(".")[0]
-    own = next((path for path in _code(beside, first, "." in module) if path.is_file()), None)
-    if own is not None and not trusted:
+    local_file = next((path for path in _code_files(beside, first, "." in module) if path.is_file()), None)
+    if local_file is not None and not trusted:
         raise LayoutError(
-            f"{name!r} is code next to the task file, {own}. It runs only if you trust it: read it, then add "
-            "--trust-task-code, or its folder to `trusted_tasks` in the config file",
+            f"{name!r} is code next to the task file, {local_file}, which runs only if you trust it: review "
+            "it, then pass --trust-task-code or add its folder to `trusted_tasks` in the config file",
             "data.layouts",
         )
     try:
-        if own is not None and own == beside / f"{module}.py":
-            layout = getattr(load_file(own), attribute)
-        elif own_module := _own_module(module):
-            layout = pkgutil.resolve_name(f"{own_module}:{attribute}")
+        if local_file is not None and local_file == beside / f"{module}.py":
+            layout = getattr(load_file(local_file), attribute)
+        elif builtin := _builtin_module(module):
+            layout = pkgutil.resolve_name(f"{builtin}:{attribute}")
         else:
             layout = pkgutil.resolve_name(name)
         if not isinstance(layout, type):
-            raise AttributeError("it names no class")
-    except Exception as error:  # a module may fail in any way
+            raise AttributeError("it is not a class")
+    except Exception as error:  # importing a module may fail in any way
         raise LayoutError(
-            f"no layout {name!r} ({error}); write 'folder:ImageFolder', 'csvlist:CSVList' or the "
-            "'module:Class' of your own, in a file next to the task file",
+            f"no layout {name!r} ({error}); use 'folder:ImageFolder', 'csvlist:CSVList' or your own "
+            "'module:Class' in a file next to the task file",
             "data.layouts",
         ) from error
     return layout
 
 
-def _own_module(module: str) -> str:
+def _builtin_module(module: str) -> str:
     """Return the full name of a layout module of this package, '' for any other module.
 
-    Both `folder` and `mixmim_bench.data.folder`, where the modules were before 0.2, are accepted.
+    Both `folder` and `mixmim_bench.data.folder`, its name before 0.2, are accepted.
     """
     name = module.removeprefix(BEFORE_LAYOUTS)
     full = f"{layouts.__name__}.{name}"
     return full if "." not in name and importlib.util.find_spec(full) else ""
 
 
-def _code(beside: Path, name: str, dotted: bool) -> Iterator[Path]:
+def _code_files(beside: Path, name: str, dotted: bool) -> Iterator[Path]:
     """Yield the files in a folder that importing a module would run."""
     yield beside / f"{name}.py"
     if dotted and (beside / name).is_dir():

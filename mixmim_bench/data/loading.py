@@ -1,4 +1,4 @@
-"""Decode and transform images into batches, and collect unreadable ones."""
+"""Decode and transform images into batches, and collect unreadable images."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +18,16 @@ from mixmim_bench.data.workers import in_workers
 from mixmim_bench.errors import UnreadableImages, counted
 from mixmim_bench.seeding import seed_everything
 
-AHEAD = 2  # batches that are prepared before they are needed
+AHEAD = 2  # batches prepared in advance
 
 
 class Item(NamedTuple):
-    """A transformed image with its target, or the reason why it is unreadable."""
+    """A transformed image with its target, or the reason it is unreadable."""
 
     row: int
     image: Tensor | None = None
     target: Any = None
-    digest: bytes = b""  # of the bytes
+    digest: bytes = b""  # of the image's bytes
     failure: str = ""
 
 
@@ -37,9 +37,9 @@ class ImageDataset(Dataset):
     Args:
         images: the images.
         transform: maps an image and its target (None without `targets`) to both.
-        targets: loaded with the images.
-        seed: random transforms depend only on seed, `epoch` and row, so they are the same for any number of
-            worker processes.
+        targets: the targets to load with the images.
+        seed: if set, random transforms depend only on seed, `epoch` and row, whatever the number of worker
+            processes.
         digests: whether to hash the images' bytes.
     """
 
@@ -74,15 +74,15 @@ class ImageDataset(Dataset):
 
     def collate(self, items: Sequence[Item]) -> Batch:
         """Stack the readable images."""
-        read = [item for item in items if item.image is not None]
-        images = [item.image for item in read if item.image is not None]
+        readable = [item for item in items if item.image is not None]
+        images = [item.image for item in readable if item.image is not None]
         digests = [
-            torch.frombuffer(bytearray(item.digest), dtype=torch.uint8) for item in read if item.digest
+            torch.frombuffer(bytearray(item.digest), dtype=torch.uint8) for item in readable if item.digest
         ]
         return Batch(
-            torch.tensor([item.row for item in read], dtype=torch.int64),
+            torch.tensor([item.row for item in readable], dtype=torch.int64),
             torch.stack(images) if images else torch.empty(0),
-            None if self.targets is None else self.targets.collate([item.target for item in read]),
+            None if self.targets is None else self.targets.collate([item.target for item in readable]),
             torch.stack(digests) if digests else torch.empty(0),
             {item.row: item.failure for item in items if item.image is None},
         )
@@ -91,9 +91,11 @@ class ImageDataset(Dataset):
 def batches(dataset: ImageDataset, groups: Sequence[list[int]], workers: int) -> Iterator[Batch]:
     """Load groups of rows in order, one batch per group.
 
-    Without worker processes, a thread prepares the next batch in the background, unless the transform is
-    random: it would draw from the same generators as the training. Raises BenchError if a worker process dies
-    or stalls.
+    Without worker processes, a background thread prepares the next batches, unless the transform is random:
+    it would draw from the same generators as training.
+
+    Raises:
+        BenchError: a worker process died or stalled.
     """
     if workers == 0 and dataset.seed is None:
         yield from _ahead(dataset, groups)
@@ -113,20 +115,26 @@ def _ahead(dataset: ImageDataset, groups: Sequence[list[int]]) -> Iterator[Batch
 
 
 def in_groups(rows: Sequence[int], size: int) -> list[list[int]]:
-    """Split rows into groups of `size`; the last one may be smaller."""
+    """Split rows into groups of `size`; the last group may be smaller."""
     return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 @dataclass
 class Unreadable:
-    """Unreadable images, and whether the task allows skipping them."""
+    """Unreadable images, and whether the task allows skipping them.
+
+    Attributes:
+        images: the images being loaded.
+        allowed: whether unreadable images are skipped.
+        found: row -> reason.
+    """
 
     images: Loadable
     allowed: bool
     found: dict[int, str] = field(default_factory=dict)
 
     def add(self, failures: Mapping[int, str]) -> None:
-        """Add failures."""
+        """Record failures: row -> reason."""
         self.found.update(failures)
 
     def check(self) -> None:
@@ -136,6 +144,6 @@ class Unreadable:
             count = f"{len(self.found)} of {counted(len(self.images), 'image')}"
             raise UnreadableImages(
                 f"{count} cannot be read: {'; '.join(first)}"
-                f"{'; …' if len(self.found) > 3 else ''}. Repair or remove them, or let the task leave "
-                "them out with `skip_unreadable = true` in its [data]"
+                f"{'; …' if len(self.found) > 3 else ''}. Repair or remove them, or set "
+                "`skip_unreadable = true` in the task's [data] to skip them"
             )

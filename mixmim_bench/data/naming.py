@@ -1,4 +1,4 @@
-"""Ids and classes from the names of images."""
+"""Extract ids and classes from image names."""
 
 import re
 
@@ -6,10 +6,11 @@ from mixmim_bench.data.layout import LayoutError
 
 
 class Naming:
-    """Finds ids and classes in names.
+    """Extracts ids and classes from image names by regular expressions.
 
-    id_pattern: matches the id; default: the last name without extension. class_pattern: matches the class;
-    default: names do not contain classes.
+    Args:
+        id_pattern: matches the id; by default, the id is the file name up to its first dot.
+        class_pattern: matches the class; by default, names contain no class.
     """
 
     def __init__(self, id_pattern: str = "", class_pattern: str = "") -> None:
@@ -24,7 +25,7 @@ class Naming:
             if match := self.id_pattern.search(name):
                 return match[0]
         raise LayoutError(
-            f"no image id in {' or '.join(filter(None, names)) or 'an image without a name'}: none matches "
+            f"no image id in {' or '.join(filter(None, names)) or 'an image without a name'}: no match for "
             f"{self.id_pattern.pattern}",
             "data.options.id_pattern",
         )

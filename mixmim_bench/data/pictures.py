@@ -1,4 +1,4 @@
-"""Images without a dataset: paths, bytes, PIL images and arrays."""
+"""Images outside of datasets: paths, bytes, PIL images and arrays."""
 
 import io
 from collections.abc import Sequence
@@ -36,15 +36,14 @@ class Pictures:
                 return _upright(image)
 
     def name(self, row: int) -> str:
-        """Return the path or number of an image."""
+        """Return the path or index of an image."""
         source = self.sources[row]
         return str(source) if isinstance(source, str | Path) else f"image {row}"
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, and convert to RGB."""
-    turned = ImageOps.exif_transpose(image)
-    return to_rgb(turned)
+    """Apply the EXIF orientation and convert to RGB."""
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def read_input(content: bytes) -> list[Path] | list[bytes]:
@@ -67,16 +66,16 @@ def read_input(content: bytes) -> list[Path] | list[bytes]:
 
 
 def find_pictures(paths: Sequence[Path], must_exist: bool = True) -> list[Path]:
-    """List the given files, and the images in folders, sorted. Raises BenchError."""
-    found: list[Path] = []
+    """List the given files and, sorted, the images in the given folders. Raises BenchError."""
+    files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(path / name for name, _, _ in scan(path))
-            if not below:
-                raise BenchError(f"no image below {path} (looked for {', '.join(sorted(EXTENSIONS))})")
-            found += below
+            images = sorted(path / name for name, _, _ in scan(path))
+            if not images:
+                raise BenchError(f"no images in {path} (extensions: {', '.join(sorted(EXTENSIONS))})")
+            files += images
         elif path.exists() or not must_exist:
-            found.append(path)
+            files.append(path)
         else:
-            raise BenchError(f"there is no file {path}")
-    return found
+            raise BenchError(f"no such file: {path}")
+    return files

@@ -2,10 +2,10 @@
 
 The config file is $MIXMIM_BENCH_CONFIG, else `config.toml` in the platform's config folder:
 
-    data_root = "/data"                 # holds a folder NAME for each task
+    data_root = "/data"                 # contains a folder NAME for each task
     [roots]
-    imagenet1k = "/data/ILSVRC2012"     # or the folder of a single task
-    trusted_tasks = ["/home/me/tasks"]  # (above [roots]) folders of task files whose own code may run
+    imagenet1k = "/data/ILSVRC2012"     # the folder of a single task
+    trusted_tasks = ["/home/me/tasks"]  # (above [roots]) folders whose task files may run their own code
 """
 
 import os
@@ -23,7 +23,13 @@ CONFIG_VARIABLE = "MIXMIM_BENCH_CONFIG"
 
 @dataclass(frozen=True)
 class DataRoots:
-    """A folder with one folder per task, folders of single tasks, and trusted folders of task files."""
+    """Where to find the images of tasks, and which folders of task files are trusted.
+
+    Attributes:
+        base: a folder with one folder per task.
+        of_task: folders of single tasks, by name.
+        trusted: folders whose task files may run their own code.
+    """
 
     base: Path | None = None
     of_task: Mapping[str, Path] = field(default_factory=dict)
@@ -49,13 +55,13 @@ class DataRoots:
         return any(folder.is_relative_to(each) for each in self.trusted)
 
     def over(self, other: "DataRoots") -> "DataRoots":
-        """Return these roots completed by others with lower priority."""
+        """Merge with other roots, which have lower priority."""
         of_task = {**other.of_task, **self.of_task}
         return DataRoots(self.base or other.base, of_task, (*self.trusted, *other.trusted))
 
 
 def parse_roots(texts: Sequence[str]) -> DataRoots:
-    """Read FOLDER and NAME=FOLDER; raises BenchError for conflicting folders."""
+    """Parse FOLDER and NAME=FOLDER; raises BenchError for conflicting folders."""
     base: Path | None = None
     of_task: dict[str, Path] = {}
     for text in texts:
@@ -64,7 +70,7 @@ def parse_roots(texts: Sequence[str]) -> DataRoots:
             of_task[name] = Path(folder).expanduser()
         elif base is not None:
             raise BenchError(
-                f"two data roots, {base} and {text}; use one for all tasks, and NAME=FOLDER for single ones"
+                f"two data roots, {base} and {text}; use one for all tasks, and NAME=FOLDER for single tasks"
             )
         else:
             base = Path(text).expanduser()
@@ -72,26 +78,31 @@ def parse_roots(texts: Sequence[str]) -> DataRoots:
 
 
 def find_roots(options: Sequence[str] = (), trust_task_code: bool = False) -> DataRoots:
-    """Combine options, environment and config file; raises BenchError.
+    """Combine options, environment and config file, in this order of priority.
 
-    trust_task_code: trust code next to any task file.
+    Args:
+        options: FOLDER and NAME=FOLDER.
+        trust_task_code: whether to trust the code next to any task file.
+
+    Raises:
+        BenchError: an option, the environment or the config file is invalid.
     """
-    everywhere = DataRoots(trusted=(Path(Path.cwd().anchor),) if trust_task_code else ())
-    of_environment = [text for text in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if text]
-    return parse_roots(options).over(parse_roots(of_environment)).over(_of_config()).over(everywhere)
+    trusted = DataRoots(trusted=(Path(Path.cwd().anchor),) if trust_task_code else ())
+    from_environment = [text for text in os.environ.get(DATA_VARIABLE, "").split(os.pathsep) if text]
+    return parse_roots(options).over(parse_roots(from_environment)).over(_from_config()).over(trusted)
 
 
 def config_file() -> Path:
-    """Return the path of the config file; it must exist only if set in the environment."""
-    chosen = os.environ.get(CONFIG_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
+    """Return the path of the config file, which must exist only if the environment sets it."""
+    path = os.environ.get(CONFIG_VARIABLE)
+    if path:
+        return Path(path).expanduser()
     from platformdirs import user_config_path
 
     return user_config_path("mixmim-bench", appauthor=False) / "config.toml"
 
 
-def _of_config() -> DataRoots:
+def _from_config() -> DataRoots:
     path = config_file()
     if not path.is_file() and CONFIG_VARIABLE not in os.environ:
         return DataRoots()

@@ -1,9 +1,9 @@
-"""Check that the images of a task are byte for byte those of a result.
+"""Check that the images of a task are byte-identical to those of a result.
 
-A run's identity holds id, size and label of each image, so that machines share results; changes at equal size
-would go unnoticed. So a record has a digest of the bytes, and each machine remembers which file times belong
-to which digest. If the times are new to this machine, the bytes are hashed before a result counts as
-finished.
+A run's identity covers the id, size and label of each image, so that machines can share results, but changes
+that keep the size would go unnoticed. Records therefore store a digest of the bytes, and each machine
+remembers the file times for which it computed a digest. For unknown times, the bytes are hashed before a
+result counts as finished.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Slices of official parts, such as `train[:95%]`, of an order that depends only on the images' ids.
+"""Slices of official parts, such as `train[:95%]`, in an order that depends only on the images' ids.
 
 The order is stratified: every prefix has the class proportions of the part, to the nearest image. It is
-derived from a hash of the ids, so a slice is the same on every machine and in every layout with the same ids.
+derived from a hash of the ids, so a slice is the same on every machine and in every layout with these ids.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _CUT = re.compile(r"\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?(?P<per_class>/class)?\]
 
 @dataclass(frozen=True)
 class Cut:
-    """Bounds within ordered images: counts, percentages, or counts per class."""
+    """Bounds in ordered images: counts, percentages, or counts per class."""
 
     start: str = ""
     stop: str = ""
@@ -30,7 +30,7 @@ class Cut:
 
     @property
     def in_percent(self) -> bool:
-        """Return whether the bounds are percentages."""
+        """Whether the bounds are percentages."""
         return all(bound.endswith("%") or not bound for bound in (self.start, self.stop))
 
 
@@ -55,7 +55,7 @@ class Slice:
             for bound in (cut.start, cut.stop):
                 if bound.endswith("%") and (cut.per_class or int(bound[:-1]) > 100):
                     of = "of each class" if cut.per_class else "of a part"
-                    raise ValueError(f"{text!r} asks for {bound} {of}")
+                    raise ValueError(f"{text!r} requests {bound} {of}")
         return cls(match["part"], parsed)
 
     def check(self, n: int) -> None:
@@ -63,26 +63,33 @@ class Slice:
         for cut in self.cuts[:1]:
             if not cut.per_class and max(cut.bounds(n)) > n:
                 raise ValueError(
-                    f"the slice asks for image {max(cut.bounds(n))} of the {n} of part {self.part!r}"
+                    f"the slice needs image {max(cut.bounds(n))}, but part {self.part!r} has only {n}"
                 )
 
     def rows(self, order: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
-        """Select rows of a part, ordered by `order` (n,); strata (n,) are the classes of its images.
+        """Select rows of a part.
 
-        Raises ValueError if the cut exceeds the images. Smaller classes contribute all their images.
+        A cut per class selects all images of classes with fewer images.
+
+        Args:
+            order: the rows of the part (n,), in the order to slice.
+            strata: the class of each image (n,), if it has one.
+
+        Raises:
+            ValueError: a cut exceeds the number of images, or is per class without strata.
         """
         self.check(len(order))
         for cut in self.cuts:
             if cut.per_class:
                 start, stop = cut.bounds(len(order))
                 if strata is None:
-                    raise ValueError("images without a single label each cannot be counted by class")
+                    raise ValueError("slices per class need exactly one label per image")
                 rank = _rank_in_class(strata[order])
                 order = order[(rank >= start) & (rank < stop)]
                 continue
             start, stop = cut.bounds(len(order))
             if max(start, stop) > len(order):
-                raise ValueError(f"a cut asks for image {max(start, stop)} of {len(order)}")
+                raise ValueError(f"a cut needs image {max(start, stop)}, but only {len(order)} are left")
             order = order[start:stop]
         return order
 
@@ -101,16 +108,20 @@ def _rank_in_class(labels: np.ndarray) -> np.ndarray:
 
 
 def overlap(slices: Mapping[str, Slice], sizes: Mapping[str, int]) -> str:
-    """Describe the first two slices that certainly share images of a part, else ''.
+    """Describe the first two slices known to share images of a part, '' if there are none.
 
-    sizes: part -> images. Only slices with at most one cut and known sizes are checked.
+    Slices with several cuts, or whose overlap depends on an unknown size, are not checked.
+
+    Args:
+        slices: role -> slice.
+        sizes: part -> number of images, where known.
     """
     for (role_a, a), (role_b, b) in combinations(slices.items(), 2):
         cuts = [each.cuts[0] if each.cuts else Cut() for each in (a, b)]
         if a.part != b.part or max(len(a.cuts), len(b.cuts)) > 1 or len({c.per_class for c in cuts}) > 1:
             continue
-        any_size = cuts[0].per_class or all(cut.in_percent for cut in cuts)
-        n = sizes.get(a.part, 10_000 if any_size else None)
+        size_free = cuts[0].per_class or all(cut.in_percent for cut in cuts)
+        n = sizes.get(a.part, 10_000 if size_free else None)
         if n is None:
             continue
         (a_start, a_stop), (b_start, b_stop) = (cut.bounds(n) for cut in cuts)
@@ -132,7 +143,8 @@ def _shared(role_a: str, role_b: str, part: str) -> str:
 
 
 def _number(image_id: str) -> int:
-    """Hash an id; file names that are not valid text contain surrogates."""
+    """Hash an id to 64 bits."""
+    # file names that are not valid text contain surrogates
     digest = hashlib.sha256(image_id.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")
 
@@ -140,8 +152,12 @@ def _number(image_id: str) -> int:
 def stratified_order(ids: np.ndarray, strata: np.ndarray | None) -> np.ndarray:
     """Return rows (n,) in an order in which every prefix is stratified.
 
-    Within a class, images are ranked by a hash of their id; rank r of n in a class is at (r + 1/2) / n of the
-    whole. Without strata (n,), the class of each image, the hash alone determines the order.
+    Within a class, images are ranked by a hash of their id; rank r of n in a class is placed at (r + 1/2) / n
+    of the whole.
+
+    Args:
+        ids: the ids of the images (n,).
+        strata: the class of each image (n,); without it, the hash alone determines the order.
     """
     hashes = np.fromiter(map(_number, ids.tolist()), dtype=np.uint64, count=len(ids))
     if strata is None:

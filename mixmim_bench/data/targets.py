@@ -29,23 +29,23 @@ class Targets(Protocol):
         """Append targets of the same kind."""
 
     def contents(self) -> Iterator[str]:
-        """Yield a text for each target, distinct for distinct targets, for fingerprints and stamps."""
+        """Yield a string for each target, distinct for distinct targets, for fingerprints and stamps."""
 
     def summary(self) -> bytes:
         """Hash all targets."""
 
     def strata(self) -> np.ndarray | None:
-        """Return the class (n,) by which slices are stratified; None to order images by hash only."""
+        """Return the classes (n,) used to stratify slices; None to order images by hash alone."""
 
     def per_class(self, num_classes: int) -> np.ndarray | None:
         """Count the images of each class (K,); None if that requires loading them."""
 
     def first_wrong(self, num_classes: int) -> tuple[int, str] | None:
-        """Return the row of the first target that is not valid for K classes, and the target as text."""
+        """Return the row of the first target that is invalid for K classes, and the target as a string."""
 
 
 class _ArrayTargets:
-    """Targets in one array, whose rows are the targets."""
+    """Targets in an array, one per row."""
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = values
@@ -57,7 +57,7 @@ class _ArrayTargets:
         return self.values[row]
 
     def collate(self, loaded: Sequence[Any]) -> Any:
-        import torch  # listing datasets does without it
+        import torch  # not needed to list datasets
 
         return torch.from_numpy(np.asarray(loaded, dtype=self.values.dtype))
 
@@ -106,7 +106,7 @@ class LabelVectors(_ArrayTargets):
 
 
 def as_targets(values: Targets | np.ndarray) -> Targets:
-    """Convert arrays (n,) to `Labels` and arrays (n, K) to `LabelVectors`; targets stay as they are."""
+    """Convert arrays (n,) to `Labels` and arrays (n, K) to `LabelVectors`; return other targets unchanged."""
     if not isinstance(values, np.ndarray):
         return values
     return Labels(values) if values.ndim == 1 else LabelVectors(values)

@@ -11,7 +11,7 @@ REQUIRED: Any = object()
 
 
 class Table:
-    """A table of a TOML file; keys are taken one by one, and leftovers are errors."""
+    """A table of a TOML file; keys are taken one at a time, and remaining keys are errors."""
 
     def __init__(self, path: Path, name: str, values: Mapping[str, Any]) -> None:
         self.path = path
@@ -23,7 +23,7 @@ class Table:
         return TaskFileError(self.path, f"{self.name}.{key}" if self.name else key, problem)
 
     def take(self, key: str, kind: type[Any], default: Any = REQUIRED) -> Any:
-        """Take a value of a type (lists hold strings); required if there is no default."""
+        """Take a value and check its type (lists contain strings); required if there is no default."""
         self.known.append(key)
         if key not in self.values:
             if default is REQUIRED:
@@ -41,17 +41,17 @@ class Table:
         return Table(self.path, name, self.take(key, dict, default))
 
     def finish(self) -> None:
-        """Raise TaskFileError for leftover keys."""
+        """Raise TaskFileError if keys remain."""
         for key in self.values:
             raise self.error(key, f"unknown key; {nearest(key, self.known)}")
 
 
 _KINDS = {
-    str: "a text",
-    int: "a whole number",
+    str: "a string",
+    int: "an integer",
     float: "a number",
     bool: "true or false",
-    list: "a list of texts",
+    list: "a list of strings",
     dict: "a table",
 }
 
@@ -61,6 +61,6 @@ def read_toml(path: Path) -> Table:
     try:
         return Table(path, "", tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise TaskFileError(path, "", "there is no such file") from None
+        raise TaskFileError(path, "", "no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TaskFileError(path, "", str(error)) from error

@@ -15,7 +15,7 @@ from mixmim_bench.data import FUSED
 from mixmim_bench.specs import Preprocessing
 
 Transform = Callable[[Image.Image], torch.Tensor]
-# of an image and its target, as the transforms of torchvision's v2 take `tv_tensors` together
+# of an image and its target together, like torchvision's v2 transforms of `tv_tensors`
 JointTransform = Callable[[Image.Image, Any], tuple[torch.Tensor, Any]]
 
 
@@ -30,10 +30,10 @@ class ImageOnly:
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
-    """Resize, center-crop and normalise an image to (3, H, W).
+    """Create a transform that resizes, center-crops and normalises an image to (3, H, W).
 
-    With `resize="fused"` in the preprocessing, only the cropped pixels are computed: they differ by at most 2
-    of 255 from those of separate steps.
+    With `resize="fused"` in the preprocessing, only the cropped pixels are computed; they differ from those
+    of separate steps by at most 2/255.
     """
     steps = create_transform(
         input_size=(3, *preprocessing.size),
@@ -53,7 +53,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 
 
 class ToNormalised:
-    """Converts an RGB image to a normalised tensor: ToTensor and Normalize in one step, same results."""
+    """Converts an RGB image to a normalised tensor, like ToTensor and Normalize but in one step."""
 
     def __init__(self, mean: Any, std: Any) -> None:
         self.mean = torch.as_tensor(mean, dtype=torch.float32).view(-1, 1, 1)
@@ -67,7 +67,7 @@ class ToNormalised:
 
 
 class ResizeAndCrop:
-    """Resize the shorter side to `shorter` and center-crop, computing only the cropped pixels."""
+    """Resizes the shorter side to `shorter` and center-crops, computing only the cropped pixels."""
 
     def __init__(self, shorter: int, crop: Sequence[int], interpolation: Any) -> None:
         self.shorter = shorter
@@ -95,9 +95,9 @@ def train_transform(
     auto_augment: str,
     reprob: float,
 ) -> Transform:
-    """Random crop, flip, augmentation, normalisation and erasing, as in timm's training.
+    """Create timm's training transform: random crop, flip, augmentation, normalisation and erasing.
 
-    Uses the global generators of Python, NumPy and torch, like timm's augmentations.
+    It draws from the global generators of Python, NumPy and torch, like timm's augmentations.
     """
     transform = create_transform(
         input_size=(3, *preprocessing.size),

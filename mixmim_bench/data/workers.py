@@ -1,8 +1,8 @@
-"""Batches from worker processes, with handling of failing workers.
+"""Load batches in worker processes, and handle workers that fail.
 
-Batches are passed in shared memory. On Linux that is /dev/shm, which containers often limit to 64 MB; batches
+Batches are passed in shared memory. On Linux this is /dev/shm, which containers often limit to 64 MB; batches
 that do not fit are sent through a pipe, which is slower but unlimited. A worker that dies, or sends nothing
-for `STALLED_S` seconds, is an error.
+for `STALLED_S` seconds, raises an error.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mixmim_bench.data.batch import Batch, as_arrays, as_tensors
 from mixmim_bench.errors import BenchError
 
-STALLED_S = 600  # without a batch
+STALLED_S = 600  # seconds without a batch
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class _Piped:
 
 @dataclass(frozen=True)
 class _HandOver:
-    """Collates items and, in a worker, moves the batch to shared memory, where failures can be handled.
+    """Collates items and, in a worker, moves the batch to shared memory.
 
-    Otherwise torch does it in a thread that prints the error and drops the batch.
+    Torch would do so in a thread, where a failure prints an error and drops the batch.
     """
 
     collate: Callable[[Sequence[Any]], Batch]
@@ -53,12 +53,13 @@ def in_workers(
     collate: Callable[[Sequence[Any]], Batch],
     workers: int,
 ) -> Iterator[Batch]:
-    """Load groups of rows in order, one batch per group; with 0 workers in this process.
+    """Load groups of rows in order, one batch per group; with 0 workers, in this process.
 
-    Raises BenchError if a worker dies or stalls.
+    Raises:
+        BenchError: a worker died or stalled.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than there are cores
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
         loader = DataLoader(
             dataset,
             batch_sampler=groups,
@@ -71,7 +72,7 @@ def in_workers(
     try:
         for batch in loaded:
             if isinstance(batch, _Piped):
-                _warn_of_pipes(workers, batch.reason)
+                _warn_about_pipes(workers, batch.reason)
                 batch = as_tensors(batch.batch)
             yield batch
     except RuntimeError as error:
@@ -81,15 +82,15 @@ def in_workers(
         raise BenchError(reason) from error
 
 
-def _warn_of_pipes(workers: int, reason: str) -> None:
+def _warn_about_pipes(workers: int, reason: str) -> None:
     """Warn once per process."""
     if "Too many open files" in reason:
-        cause, way = "too few open files are allowed", "raise `ulimit -n`"
+        cause, fix = "the limit on open files is too low", "raise `ulimit -n`"
     else:
-        cause, way = "/dev/shm is too small", "give it more room (docker run --shm-size=8g)"
+        cause, fix = "/dev/shm is too small", "enlarge it (docker run --shm-size=8g)"
     text = (
-        f"{cause} for the batches of {workers} workers, so they go through pipes, which is slower; {way} or "
-        "use fewer --workers"
+        f"{cause} for the batches of {workers} workers, so they are sent through pipes, which is slower; "
+        f"{fix} or use fewer --workers"
     )
     if text not in _warned:
         _warned.add(text)
@@ -103,16 +104,16 @@ def _reason(text: str, workers: int) -> str:
     """Explain torch's worker errors; '' for other errors."""
     if "DataLoader timed out" in text:
         return (
-            f"nothing came from the {workers} worker processes for {STALLED_S} s: the disk does not answer, "
-            "or they are stopped; rerun the command to resume; --workers 0 reads without worker processes"
+            f"no batch from the {workers} worker processes for {STALLED_S} s: the disk is not responding, or "
+            "they are suspended; rerun the command to resume; --workers 0 reads without worker processes"
         )
     if "DataLoader worker" not in text or not ("killed by signal" in text or "exited unexpectedly" in text):
         return ""
     signal = text.partition("killed by signal: ")[2].partition(".")[0]
     if signal.startswith("Bus error"):
-        cause = "/dev/shm is full: give it more room (docker run --shm-size=8g), or use fewer --workers"
+        cause = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or use fewer --workers"
     elif signal.startswith("Killed"):
-        cause = "probably for want of memory: use fewer --workers, or a smaller --batch-size"
+        cause = "probably for lack of memory: use fewer --workers, or a smaller --batch-size"
     else:
         cause = "rerun the command to resume; --workers 0 reads without worker processes"
-    return f"a worker process that reads images died ({signal or 'it exited'}): {cause}"
+    return f"a worker process died while reading images ({signal or 'it exited'}): {cause}"

@@ -1,1 +1,1 @@
-"""One module per layout: how the files of a dataset are arranged on a disk."""
+"""One module per layout: how the files of a dataset are arranged on disk."""

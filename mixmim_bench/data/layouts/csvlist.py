@@ -1,4 +1,4 @@
-"""Lists of images with labels, in CSV files."""
+"""Lists of labelled images in CSV files."""
 
 import csv
 import io
@@ -18,8 +18,8 @@ MOST_CLASSES = 1_000_000
 class CSVList:
     """One CSV file per part, with the columns `path` (relative to the root) and `label`.
 
-    If all labels are whole numbers they are used directly; names are ranked in sorted order. The id of an
-    image is its path.
+    If all labels are integers, they are used directly; otherwise, they are class names, ranked in sorted
+    order. The id of an image is its path.
     """
 
     def __init__(self, root: Path, parts: Sequence[str], files: Mapping[str, str]) -> None:
@@ -30,10 +30,10 @@ class CSVList:
         self.files = dict(files)
         for part in self.parts:
             if part not in self.files:
-                raise LayoutError(f"no CSV file is named for the part {part!r}", "data.options.files")
+                raise LayoutError(f"no CSV file given for part {part!r}", "data.options.files")
         for part in self.files:
             if part not in self.parts:
-                raise LayoutError(f"no split uses the part {part!r}", "data.options.files")
+                raise LayoutError(f"no split uses part {part!r}", "data.options.files")
 
     def missing(self) -> str:
         not_found = [str(self._file(p)) for p in self.parts if not self._file(p).is_file()]
@@ -63,7 +63,7 @@ class CSVList:
                     raise LayoutError(f"{path}:{reader.line_num}: path or label is empty")
                 rows.append((Path(row["path"]).as_posix(), row["label"].strip()))
         if not rows:
-            raise LayoutError(f"{path} lists no image")
+            raise LayoutError(f"{path} lists no images")
         return rows
 
     def classes(self) -> Sequence[str]:

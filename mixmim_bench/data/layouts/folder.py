@@ -14,20 +14,26 @@ from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.errors import a_few, nearest
 
-IDS = {"path": 0, "name": 1, "class/name": 2}  # how many last elements of a path make an id; 0: all
+IDS = {"path": 0, "name": 1, "class/name": 2}  # number of last path elements in an id; 0: all
 
 
-_NO_CLASS = ("lost+found",)  # which file systems put where they are mounted
+_NO_CLASS = ("lost+found",)  # created by file systems at their mount points
 
 
 class ImageFolder:
-    """One folder per part (in `below`, if given), each with a folder per class and images at any depth.
+    """One folder per part, each with one folder per class and images at any depth.
 
-    Labels are the ranks of the sorted class names, or follow the standard order `classes` (a list of
-    `mixmim_bench.data.classes`, or the names); all parts must have the same classes. The id of an image is
-    its path relative to the root, its file name without extension with `ids = "name"`, for datasets with
-    unique file names, or its last folder and file name with `ids = "class/name"`. `ids` may be a table by
-    part.
+    All parts must have the same classes.
+
+    Args:
+        root: the folder.
+        parts: the required parts.
+        ids: what identifies an image: its `path` relative to the root; its `name`, the file name without
+            extension, if file names are unique; or `class/name`, its last folder and name. May be a table by
+            part.
+        classes: the standard order of the classes: a key of `mixmim_bench.data.classes.LISTS` or the names;
+            by default, they are sorted by name.
+        below: the subfolder of the root that contains the parts.
     """
 
     def __init__(
@@ -42,12 +48,12 @@ class ImageFolder:
         self.parts = tuple(parts)
         self.ids = dict(ids) if isinstance(ids, Mapping) else dict.fromkeys(parts, ids)
         for part in parts:
-            if (own := self.ids.get(part)) not in IDS:
+            if (choice := self.ids.get(part)) not in IDS:
                 known = ", ".join(map(repr, IDS))
-                raise LayoutError(f"ids is {own!r}, not one of {known} ({part})", "data.options")
+                raise LayoutError(f"ids is {choice!r}, not one of {known} ({part})", "data.options")
         for part in self.ids:
             if part not in self.parts:
-                raise LayoutError(f"ids names a part {part!r}; {nearest(part, self.parts)}", "data.options")
+                raise LayoutError(f"ids has no part {part!r}; {nearest(part, self.parts)}", "data.options")
         self._wanted = classes
 
     def missing(self) -> str:
@@ -65,39 +71,39 @@ class ImageFolder:
             for part, names in folders.items():
                 standard.check_same(names, str(self.root / part))
             return standard.names
-        everything = sorted(set().union(*folders.values()))
+        all_names = sorted(set().union(*folders.values()))
         for part, names in folders.items():
-            missing = sorted(set(everything) - set(names))
+            missing = sorted(set(all_names) - set(names))
             if missing:
                 raise LayoutError(
-                    f"{self.root / part} has no class folder {a_few(missing)}, and another part has"
+                    f"{self.root / part} has no class folder {a_few(missing)}, but another part does"
                 )
-        return tuple(everything)
+        return tuple(all_names)
 
     def part(self, name: str) -> Part:
         """List `root/name`; raises LayoutError for a class folder without images."""
-        found: list[tuple[str, int, int]] = []
+        files: list[tuple[str, int, int]] = []
         labels: list[int] = []
         empty: list[str] = []
         for label, class_name in enumerate(self._classes):
             images = sorted(scan(self.root / name / class_name, f"{name}/{class_name}/"))
             if not images:
                 empty.append(str(self.root / name / class_name))
-            found += images
+            files += images
             labels += [label] * len(images)
         if empty:
-            raise LayoutError(f"no image in the class folder {a_few(empty)}")
-        ids = np.array([image_id(path, self.ids[name]) for path, _, _ in found])
-        return Part(ids, np.array(labels, dtype=np.int64), scanned(self.root, found))
+            raise LayoutError(f"no images in the class folder {a_few(empty)}")
+        ids = np.array([image_id(path, self.ids[name]) for path, _, _ in files])
+        return Part(ids, np.array(labels, dtype=np.int64), scanned(self.root, files))
 
 
 def image_id(path: str, ids: str) -> str:
-    """Return the canonical id of an image, derived from its path."""
+    """Derive the canonical id of an image from its path; `ids` is a key of IDS."""
     if ids == "path":
         return path
-    kept = path.rsplit("/", IDS[ids])[-IDS[ids] :]
-    kept[-1] = kept[-1].rpartition(".")[0] or kept[-1]
-    return "/".join(kept)
+    elements = path.rsplit("/", IDS[ids])[-IDS[ids] :]
+    elements[-1] = elements[-1].rpartition(".")[0] or elements[-1]
+    return "/".join(elements)
 
 
 def _has_folders(folder: Path) -> bool:

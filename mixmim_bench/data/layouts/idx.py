@@ -16,9 +16,16 @@ KINDS = {"images": (3, "images-idx3-ubyte"), "labels": (1, "labels-idx1-ubyte")}
 
 
 class IDX:
-    """Four files in the root, in `raw/` or `NAME/raw/` below it (torchvision), or in the folder `system`.
+    """Four files in the root, in `raw/` or `NAME/raw/` below it, or in the folder `system`.
 
-    classes: names in label order. The id of an image is its part and position, such as `train_00042`.
+    The id of an image is its part and position, such as `train_00042`.
+
+    Args:
+        root: the folder.
+        parts: the required parts.
+        classes: the names in label order.
+        name: torchvision's name of the dataset, for its folder `NAME/raw/`.
+        system: the folder of a system package.
     """
 
     def __init__(
@@ -27,11 +34,11 @@ class IDX:
         unknown = set(parts) - set(PREFIXES)
         if unknown:
             raise LayoutError(
-                f"has the parts {', '.join(PREFIXES)}, not {', '.join(sorted(unknown))}", "split"
+                f"the parts are {', '.join(PREFIXES)}, not {', '.join(sorted(unknown))}", "split"
             )
         self.parts = tuple(parts)
         self.folders = [root, root / "raw"]
-        if name:  # below a root of torchvision, which may be the folder around
+        if name:  # below torchvision's root, which may be the parent folder
             self.folders += [root / name / "raw", root.parent / name / "raw"]
         self.system = Path(system) if system else None
         self._classes = tuple(classes)
@@ -39,7 +46,7 @@ class IDX:
     def missing(self) -> str:
         if all(self._file(part, kind) for part in self.parts for kind in KINDS):
             return ""
-        also = f", or the system's package in {self.system}" if self.system else ""
+        also = f", or the system package in {self.system}" if self.system else ""
         wanted = ", ".join(f"{PREFIXES[part]}-{KINDS[kind][1]}" for part in self.parts for kind in KINDS)
         return f"{wanted} (or .gz) in {self.folders[0]} or its raw/{also}"
 
@@ -52,10 +59,10 @@ class IDX:
         return self._classes
 
     def part(self, name: str) -> Part:
-        """Read both files of a part; raises LayoutError for truncated or other files."""
+        """Read both files of a part; raises LayoutError for truncated or invalid files."""
         pixels, labels = self._read(name, "images"), self._read(name, "labels")
         if len(pixels) != len(labels):
-            raise LayoutError(f"{self._file(name, 'images')}: {len(pixels)} images and {len(labels)} labels")
+            raise LayoutError(f"{self._file(name, 'images')}: {len(pixels)} images, but {len(labels)} labels")
         ids = np.array([f"{name}_{row:05d}" for row in range(len(pixels))])
         return Part(ids, labels.astype(np.int64), Arrays(pixels, str(self._file(name, "images"))))
 
@@ -74,6 +81,6 @@ class IDX:
         shape = struct.unpack(f">{dimensions}I", data[4:header])
         if len(data) - header != np.prod(shape):
             raise LayoutError(
-                f"{path} should hold {np.prod(shape)} bytes of {kind}, and holds {len(data) - header}"
+                f"{path} should contain {np.prod(shape)} bytes of {kind}, but contains {len(data) - header}"
             )
         return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)

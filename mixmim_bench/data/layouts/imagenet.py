@@ -1,4 +1,4 @@
-"""ImageNet-1K as official archives or unpacked.
+"""ImageNet-1K, as the official archives or unpacked.
 
 Ids are file names without extension; classes are the sorted synsets.
 """
@@ -20,10 +20,10 @@ from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.layouts.folder import image_id
 from mixmim_bench.data.tars import Member, in_tars, kept, members, nested
 
-TRAIN = "ILSVRC2012_img_train.tar"  # holds n01440764.tar and so on
-VAL = "ILSVRC2012_img_val.tar"  # holds the images side by side
+TRAIN = "ILSVRC2012_img_train.tar"  # contains n01440764.tar and so on
+VAL = "ILSVRC2012_img_val.tar"  # contains the images without folders
 DEVKIT = "ILSVRC2012_devkit_t12"  # .tar.gz, or unpacked
-KAGGLE = "LOC_val_solution.csv"  # of the copy on Kaggle
+KAGGLE = "LOC_val_solution.csv"  # in Kaggle's copy
 TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 META = "data/meta.mat"
 
@@ -55,17 +55,17 @@ class _Official:
 
 
 class Archives(_Official):
-    """The downloaded archives of train and val, and the development kit, without unpacking."""
+    """The archives of train and val and the development kit, as downloaded."""
 
     def missing(self) -> str:
-        wanted = [self.root / {"train": TRAIN, "val": VAL}[part] for part in self.parts]
-        not_found = [str(path) for path in wanted if not path.is_file()]
+        archives = [self.root / {"train": TRAIN, "val": VAL}[part] for part in self.parts]
+        not_found = [str(path) for path in archives if not path.is_file()]
         if "val" in self.parts and not self._truth.source:
             not_found.append(str(self.root / f"{DEVKIT}.tar.gz"))
         return f"archives {', '.join(not_found)}" if not_found else ""
 
     def part(self, name: str) -> Part:
-        """List an archive; raises LayoutError for a truncated or different archive."""
+        """List an archive; raises LayoutError for truncated or unexpected archives."""
         path = self.root / {"train": TRAIN, "val": VAL}[name]
         if name == "train":
             labelled: list[tuple[int, Member]] = kept(path, "imagenet train", self._read_train)
@@ -91,7 +91,7 @@ class Archives(_Official):
 class Unpacked(_Official):
     """Class folders for train and a flat folder for val, with the development kit or Kaggle's table.
 
-    In the root, or in `ILSVRC/Data/CLS-LOC/`, as on Kaggle.
+    The folders are in the root or, as on Kaggle, in `ILSVRC/Data/CLS-LOC/`.
     """
 
     def missing(self) -> str:
@@ -122,15 +122,15 @@ class Truth:
     """The labels of val, from the development kit or Kaggle's table."""
 
     def __init__(self, root: Path) -> None:
-        places = [root / DEVKIT, root / f"{DEVKIT}.tar.gz", root / KAGGLE]
-        self.source = next((place for place in places if place.exists()), None)
+        sources = [root / DEVKIT, root / f"{DEVKIT}.tar.gz", root / KAGGLE]
+        self.source = next((source for source in sources if source.exists()), None)
 
     def label(self, image: str) -> int:
         """Return the label of an image; raises LayoutError if it has none."""
-        found = self._labels.get(image_id(image, "name"))
-        if found is None:
-            raise LayoutError(f"{self.source} does not give the class of {image}")
-        return found
+        label = self._labels.get(image_id(image, "name"))
+        if label is None:
+            raise LayoutError(f"{self.source} has no label for {image}")
+        return label
 
     @cached_property
     def _labels(self) -> dict[str, int]:
@@ -143,14 +143,14 @@ class Truth:
         numbers = [int(line) for line in self._read(TRUTH).split()]
         unknown = sorted(set(numbers) - synset_of.keys())
         if unknown:
-            raise LayoutError(f"{self.source}: {TRUTH} names the class {unknown[0]}, and {META} does not")
+            raise LayoutError(f"{self.source}: {TRUTH} contains class {unknown[0]}, but {META} does not")
         return {
-            f"ILSVRC2012_val_{place:08d}": _classes().label(synset_of[number], str(self.source))
-            for place, number in enumerate(numbers, 1)
+            f"ILSVRC2012_val_{i:08d}": _classes().label(synset_of[number], str(self.source))
+            for i, number in enumerate(numbers, 1)
         }
 
     def _synsets(self) -> dict[int, str]:
-        """Read the development kit's order of the classes, which starts at 1."""
+        """Read the synset of each class number in the development kit, which starts at 1."""
         from scipy.io import loadmat
 
         try:

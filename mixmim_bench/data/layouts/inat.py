@@ -1,4 +1,4 @@
-"""iNaturalist as released by its competitions: one COCO-style JSON per part, and folders of images."""
+"""iNaturalist as released for its competitions: one COCO-style JSON file per part, and image folders."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,15 @@ from mixmim_bench.data.layouts.folder import image_id
 
 
 class Competition:
-    """One JSON per part with the lists `images`, `annotations` and `categories`; `annotations`: part -> file.
+    """One JSON file per part with the lists `images`, `annotations` and `categories`.
 
-    Labels are the ranks of the category ids; the id of an image is its last folder and file name without
-    extension, which unpacked copies share.
+    Labels are the ranks of the category ids. The id of an image is its last folder and its file name without
+    extension, as in copies with class folders.
+
+    Args:
+        root: the folder.
+        parts: the required parts.
+        annotations: part -> JSON file.
     """
 
     def __init__(self, root: Path, parts: Sequence[str], annotations: Mapping[str, str]) -> None:
@@ -28,15 +33,15 @@ class Competition:
         self.files = dict(annotations)
         for part in self.parts:
             if part not in self.files:
-                raise LayoutError(f"no JSON is named for the part {part!r}", "data.options.annotations")
+                raise LayoutError(f"no JSON file given for part {part!r}", "data.options.annotations")
 
     def missing(self) -> str:
         not_found = [str(self._file(part)) for part in self.parts if not self._file(part).is_file()]
         return f"annotations {', '.join(not_found)}" if not_found else ""
 
     def _file(self, part: str) -> Path:
-        inside = self.root / "annotations" / self.files[part]  # where some copies keep them
-        return inside if inside.is_file() else self.root / self.files[part]
+        nested = self.root / "annotations" / self.files[part]  # as in some copies
+        return nested if nested.is_file() else self.root / self.files[part]
 
     @cached_property
     def _content(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -55,7 +60,7 @@ class Competition:
 
     @cached_property
     def _label_of(self) -> dict[int, int]:
-        """Rank the categories of the first part; the others must agree."""
+        """Rank the categories of the first part; all parts must have the same."""
         ids = {part: {c["id"] for c in content["categories"]} for part, content in self._content.items()}
         first, *others = self.parts
         for part in others:
@@ -70,16 +75,16 @@ class Competition:
     def _classes(self) -> Classes:
         named = {c["id"]: str(c["name"]) for c in self._content[self.parts[0]]["categories"]}
         names = [named[category] for category in self._label_of]
-        # some years give one name to several categories
+        # in some years, several categories have the same name
         return Classes.of_option(names if len(set(names)) == len(names) else [str(i) for i in self._label_of])
 
     def part(self, name: str) -> Part:
-        """List a part; raises LayoutError for images that are missing or have no label."""
+        """List a part; raises LayoutError for missing images and images without a label."""
         where = str(self._file(name))
         try:
             paths, labels = self._list(self._content[name], where)
         except (KeyError, TypeError) as error:
-            raise LayoutError(f"{where}: an entry is no object or has no {error}") from error
+            raise LayoutError(f"{where}: an entry is not an object or has no {error}") from error
         images = Files(self.root, paths)
         images.check_listed(where)
         ids = [image_id(path, "class/name") for path in paths]
@@ -96,7 +101,7 @@ class Competition:
             if label is None:
                 raise LayoutError(
                     f"{where}: the image {image['file_name']} has the category {category[image['id']]}, "
-                    "which the categories do not list"
+                    "which is not in `categories`"
                 )
             paths.append(image["file_name"])
             labels.append(label)

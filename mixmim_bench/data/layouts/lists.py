@@ -1,4 +1,4 @@
-"""Lists of images in text files: one path per line, followed by a label or labelled by its folders."""
+"""Lists of images in text files: one path per line, labelled by a number or by its folders."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,11 +19,17 @@ SCENE = "scene/name"
 class TextLists:
     """One file per part with lines `PATH LABEL`, like OpenMMLab's `meta/train.txt` and the lists of Places.
 
-    files: part -> file, or several of which the first existing one is read. folders: part -> folder of its
-    images below the root. labels: `number` at the end of the line, or `folder`: the folders of the path name
-    the class. classes: how many, names, or a list of `mixmim_bench.data.classes`; a file `class_file` with
-    lines `NAME NUMBER` names them too. A path whose folders name a class must have the label of that class.
-    ids: as of `ImageFolder`, or `scene/name`: the class that the folders name, and the file's name.
+    A path whose folders name a class must have the label of that class.
+
+    Args:
+        root: the folder that lists and image folders are relative to.
+        parts: the required parts.
+        files: part -> file, or a list of files, of which the first existing one is read.
+        folders: part -> folder of its images.
+        labels: `number`, at the end of the line, or `folder`, the class named by the folders of the path.
+        classes: their number, their names, or a key of `mixmim_bench.data.classes.LISTS`.
+        class_file: a file with lines `NAME NUMBER`, instead of `classes`.
+        ids: as in `ImageFolder`, or `scene/name`: the class named by the folders, and the file name.
     """
 
     def __init__(
@@ -48,12 +54,12 @@ class TextLists:
         self._wanted, self.class_file = classes, class_file
         for part in self.parts:
             if part not in self.files:
-                raise LayoutError(f"no list is named for the part {part!r}", "data.options.files")
+                raise LayoutError(f"no list given for part {part!r}", "data.options.files")
 
     def missing(self) -> str:
-        wanted = [self._list(part) for part in self.parts]
-        wanted += [self.root / self.class_file] if self.class_file else []
-        not_found = [str(path) for path in wanted if not path.is_file()]
+        lists = [self._list(part) for part in self.parts]
+        lists += [self.root / self.class_file] if self.class_file else []
+        not_found = [str(path) for path in lists if not path.is_file()]
         folders = dict.fromkeys(self.root / folder for folder in self.folders.values())
         not_found += [f"folder {folder}" for folder in folders if not folder.is_dir()]
         return f"lists {', '.join(not_found)}" if not_found else ""
@@ -84,10 +90,10 @@ class TextLists:
         for line in _lines(path):
             name, _, number = line.strip().rpartition(" ")
             if not number.isdecimal() or not name:
-                raise LayoutError(f"{path}: {line!r} is not a line such as '/a/airfield 0'")
+                raise LayoutError(f"{path}: expected a line such as '/a/airfield 0', got {line!r}")
             names[int(number)] = scene_of(f"{name}/")
         if sorted(names) != list(range(len(names))):
-            raise LayoutError(f"{path}: the classes are not numbered from 0 without gaps")
+            raise LayoutError(f"{path}: class numbers are not consecutive from 0")
         return Classes.of_option([names[number] for number in range(len(names))])
 
     @cached_property
@@ -104,18 +110,18 @@ class TextLists:
             image, _, label = line.strip().rpartition(" ")
             if not image or not label.isdecimal():
                 raise LayoutError(
-                    f"{path}:{number}: {line.strip()!r} is not a line such as 'folder/image.jpg 0'"
+                    f"{path}:{number}: expected a line such as 'folder/image.jpg 0', got {line.strip()!r}"
                 )
             rows.append((image.strip().lstrip("/"), int(label)))
         if not rows:
-            raise LayoutError(f"{path} lists no image")
+            raise LayoutError(f"{path} lists no images")
         return rows
 
     def part(self, name: str) -> Part:
         """List a part; raises LayoutError for missing images and invalid labels."""
         rows, where = self._rows[name], str(self._list(name))
         folder = f"{self.folders[name]}/" if name in self.folders else ""
-        # some lists name the folder of the images too
+        # some lists include the folder in their paths
         paths = [path if path.startswith(folder) else folder + path for path, _ in rows]
         images = Files(self.root, paths)
         images.check_listed(where)
@@ -131,18 +137,19 @@ class TextLists:
     def _label(self, scene: str, label: int, where: str) -> int:
         if self.by_folder:
             return self._classes.label(scene, where)
-        named = self._classes.rank.get(scene, label)
-        if named != label:
+        expected = self._classes.rank.get(scene, label)
+        if expected != label:
             raise LayoutError(
-                f"{where}: the label {label} stands for images of {scene}, which is class {named}"
+                f"{where}: images of {scene} have label {label}, but {scene} is class {expected}"
             )
         return label
 
 
 def scene_of(path: str) -> str:
-    """Derive the class from folders: /a/apartment_building/outdoor/x.jpg is apartment_building-outdoor.
+    """Derive the class from the folders of a path, joined by dashes.
 
-    The first folder is dropped if it is the first letter of the second, as in SUN and Places.
+    A first folder that is the first letter of the second is dropped, as in SUN and Places:
+    `/a/apartment_building/outdoor/x.jpg` is of the class `apartment_building-outdoor`.
     """
     folders = path.strip("/").split("/") if path.endswith("/") else path.strip("/").split("/")[:-1]
     if len(folders) > 1 and len(folders[0]) == 1 and folders[1].startswith(folders[0]):

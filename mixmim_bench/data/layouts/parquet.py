@@ -1,4 +1,4 @@
-"""Parquet files in Hugging Face's format: one image with its label per row."""
+"""Parquet files in Hugging Face's format, with one labelled image per row."""
 
 import hashlib
 import json
@@ -22,16 +22,25 @@ from mixmim_bench.data.naming import Naming
 if TYPE_CHECKING:
     import pyarrow
 
-GROUPS_KEPT = 2  # decoded row groups a process keeps: neighbours are often asked for one after another
+GROUPS_KEPT = 2  # row groups cached per process: consecutive reads are often of neighbouring rows
 
 
 class Parquet:
     """Files with a column of images (struct of `bytes` and `path`, or bytes) and one of labels.
 
-    files: part -> glob patterns. Labels are numbers or class names. The id of an image is its part and
-    position, such as `train_00042`, or the match of `id_pattern` in its path. classes and class_pattern: the
-    standard order of the classes, and how a path names the class; see `Naming`. Reading a row decodes its row
-    group; a hundred images per group, as written by Hugging Face, work well.
+    Labels are numbers or class names. Reading a row decodes its row group; a hundred images per group, as
+    written by Hugging Face, work well.
+
+    Args:
+        root: the folder that patterns are relative to.
+        parts: the required parts.
+        files: part -> glob patterns.
+        image: the column of images.
+        label: the column of labels.
+        id_pattern: matches the id in an image's path; by default, the id is part and position, such as
+            `train_00042`.
+        class_pattern: matches the class in an image's path, see `Naming`.
+        classes: the standard order of the classes.
     """
 
     def __init__(
@@ -48,7 +57,7 @@ class Parquet:
         self.parts = tuple(parts)
         self.files = FilesOfParts(root, parts, files, "parquet files", "data.options.files")
         self.image, self.label = image, label
-        self.by_place = not id_pattern
+        self.by_position = not id_pattern
         self.naming = Naming(id_pattern, class_pattern)
         self._wanted = classes
 
@@ -62,17 +71,17 @@ class Parquet:
     def _classes(self) -> Classes:
         if self._wanted is not None:
             return Classes.of_option(self._wanted)
-        for copies in self._copies.values():
-            for copy in copies:
-                if copy.class_names:
-                    return Classes.of_option(copy.class_names)
-        labels = {label for copies in self._copies.values() for copy in copies for label in copy.labels}
+        for files in self._listed.values():
+            for file in files:
+                if file.class_names:
+                    return Classes.of_option(file.class_names)
+        labels = {label for files in self._listed.values() for file in files for label in file.labels}
         if all(isinstance(label, str) for label in labels):
             return Classes.of_option(sorted(labels))
         return Classes.of_option(max(labels, default=-1) + 1)
 
     @cached_property
-    def _copies(self) -> "dict[str, list[_File]]":
+    def _listed(self) -> "dict[str, list[_File]]":
         return {
             part: [_read(path, self.image, self.label) for path in self.files.of(part)] for part in self.parts
         }
@@ -80,31 +89,31 @@ class Parquet:
     @cached_property
     def _order(self) -> Order:
         order = Order(self._classes)
-        for copies in self._copies.values():
-            for copy in copies:
-                order.learn_names(copy.class_names, str(copy.path))
-                for label, path in zip(copy.labels, copy.paths, strict=True):
+        for files in self._listed.values():
+            for file in files:
+                order.learn_names(file.class_names, str(file.path))
+                for label, path in zip(file.labels, file.paths, strict=True):
                     name = self.naming.class_of(path)
                     if name and isinstance(label, int):
                         order.learn(label, name, path)
         return order
 
     def part(self, name: str) -> Part:
-        """List the rows of a part; raises LayoutError for files with another schema."""
-        copies = self._copies[name]
+        """List the rows of a part; raises LayoutError for unreadable files and unexpected schemas."""
+        files = self._listed[name]
         labels = [
-            self._classes.label(label, str(copy.path)) if isinstance(label, str) else label
-            for copy in copies
-            for label in copy.labels
+            self._classes.label(label, str(file.path)) if isinstance(label, str) else label
+            for file in files
+            for label in file.labels
         ]
-        paths = [path for copy in copies for path in copy.paths]
-        if self.by_place:
-            ids = [f"{name}_{place:05d}" for place in range(len(paths))]
+        paths = [path for file in files for path in file.paths]
+        if self.by_position:
+            ids = [f"{name}_{i:05d}" for i in range(len(paths))]
         else:
             ids = [self.naming.id_of(path) for path in paths]
         where = self.files.describe([name])
         mapped = self._order.map(np.array(labels, dtype=np.int64), where)
-        return Part(np.array(ids), mapped, InParquet(copies, self.image, Names(ids)))
+        return Part(np.array(ids), mapped, InParquet(files, self.image, Names(ids)))
 
 
 @dataclass(frozen=True)
@@ -113,9 +122,9 @@ class _File:
 
     path: Path
     labels: list[Any]
-    paths: list[str]  # '' where a row names none
-    class_names: list[str]  # of the labels, [] if the file names none
-    groups: list[tuple[int, int]]  # rows and bytes of each row group
+    paths: list[str]  # '' for rows without a path
+    class_names: list[str]  # in label order, [] if the file has none
+    groups: list[tuple[int, int]]  # number of rows and bytes of each row group
     stamp: str
 
 
@@ -130,12 +139,12 @@ def _read(path: Path, image: str, label: str) -> _File:
     try:
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-            for column, ok in ((image, _holds_images), (label, _holds_labels)):
-                if column not in schema.names or not ok(schema.field(column).type):
+            columns_found = ", ".join(f"{field.name}: {field.type}" for field in schema)
+            for column, is_valid in ((image, _holds_images), (label, _holds_labels)):
+                if column not in schema.names or not is_valid(schema.field(column).type):
                     raise LayoutError(
-                        f"{path} has no column {column!r} of {'images' if column == image else 'labels'}, "
-                        f"but {found}; `image` and `label` of the layout name others"
+                        f"{path} has no column {column!r} with {'images' if column == image else 'labels'} "
+                        f"(columns: {columns_found}); set the layout's options `image` and `label`"
                     )
             as_struct = pyarrow.types.is_struct(schema.field(image).type)
             columns = [label, *([f"{image}.path"] if as_struct else [])]
@@ -191,36 +200,36 @@ class InParquet:
         counts = np.array([n for _, _, n, _ in rows], dtype=np.int64)
         self.groups = np.array([(i, g, size) for i, g, _, size in rows], dtype=np.int64).reshape(-1, 3)
         self.ends = np.cumsum(counts)
-        self._forget()
+        self._clear_cache()
 
-    def _forget(self) -> None:
-        self._kept: OrderedDict[int, Any] = OrderedDict()
+    def _clear_cache(self) -> None:
+        self._cache: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_kept", "_lock")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_cache", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._clear_cache()
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def _place(self, row: int) -> tuple[int, int]:
+    def _locate(self, row: int) -> tuple[int, int]:
         """Return the group of a row and its position in it."""
         group = int(np.searchsorted(self.ends, row, side="right"))
         return group, int(row - (self.ends[group - 1] if group else 0))
 
     def _read(self, row: int) -> bytes:
-        group, place = self._place(row)
+        group, position = self._locate(row)
         with decoding(), self._lock:
-            if group not in self._kept:
-                self._kept[group] = self._read_group(group)
-                while len(self._kept) > GROUPS_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(group)
-            value = self._kept[group][place].as_py()
+            if group not in self._cache:
+                self._cache[group] = self._read_group(group)
+                while len(self._cache) > GROUPS_KEPT:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(group)
+            value = self._cache[group][position].as_py()
             if value is None:
                 raise ValueError("the row has no bytes")
             return value
@@ -241,16 +250,17 @@ class InParquet:
         return decode(self._read(row))
 
     def name(self, row: int) -> str:
-        group, place = self._place(row)
+        group, position = self._locate(row)
         file, number, _ = self.groups[group]
-        return f"{self.paths[file]}: row {place} of group {number} ({self.names[row]})"
+        return f"{self.paths[file]}: row {position} of group {number} ({self.names[row]})"
 
     def content(self, row: int) -> str:
-        group, place = self._place(row)
-        return f"{self.groups[group][2]}:{place}"  # the size of the image alone is not known unread
+        group, position = self._locate(row)
+        # the size of a single image is unknown until it is read
+        return f"{self.groups[group][2]}:{position}"
 
     def stamp(self, row: int) -> str:
-        group, _ = self._place(row)
+        group, _ = self._locate(row)
         return f"{self.content(row)}:{self.stamps[self.groups[group][0]]}"
 
     def digest(self, row: int) -> bytes:

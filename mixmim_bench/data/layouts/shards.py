@@ -1,4 +1,4 @@
-"""WebDataset shards: plain tar archives in which members with the same name form a sample."""
+"""WebDataset shards: plain tar archives whose members with the same name form a sample."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,17 +15,22 @@ from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.naming import Naming
 from mixmim_bench.data.tars import InTars, Member, in_tars, kept_of_all, members
 
-# key of a sample, its label, what it says of its origin, its image
+# key of a sample, label, original file name (or ''), image
 Sample = tuple[str, int, str, Member]
 
 
 class Shards:
     """Tar archives with `KEY.jpg` next to `KEY.cls` (a number) or `KEY.json`.
 
-    shards: part -> glob patterns. label: the extension of the label, `cls`, or `json:label` for an entry of a
-    JSON object. The id of an image is its key, or the match of `id_pattern` in its key or in the entry
-    `filename` of its JSON. classes and class_pattern: the standard order of the classes, and
-    how an image names its own; see `Naming`.
+    Args:
+        root: the folder that patterns are relative to.
+        parts: the required parts.
+        shards: part -> glob patterns.
+        label: the extension of labels, such as `cls`, or `json:label` for an entry of a JSON object.
+        id_pattern: matches the id in a sample's key or in the entry `filename` of its JSON; by default, the
+            id is the key.
+        class_pattern: matches the class there, see `Naming`.
+        classes: the standard order of the classes.
     """
 
     def __init__(
@@ -59,15 +64,16 @@ class Shards:
 
     @cached_property
     def _samples(self) -> dict[str, list[Sample]]:
-        return {part: [s for _, samples in found for s in samples] for part, found in self._found.items()}
+        return {part: [s for _, samples in shards for s in samples] for part, shards in self._listed.items()}
 
     @cached_property
-    def _found(self) -> dict[str, list[tuple[Path, list[Sample]]]]:
-        found = {}
+    def _listed(self) -> dict[str, list[tuple[Path, list[Sample]]]]:
+        listed = {}
         for part in self.parts:
             paths = self.shards.of(part)
-            found[part] = list(zip(paths, kept_of_all(paths, f"shard {self.label}", self._read), strict=True))
-        return found
+            samples = kept_of_all(paths, f"shard {self.label}", self._read)
+            listed[part] = list(zip(paths, samples, strict=True))
+        return listed
 
     @cached_property
     def _order(self) -> Order:
@@ -85,7 +91,7 @@ class Shards:
         labels = np.array([label for _, label, _, _ in samples], dtype=np.int64)
         ids = [self.naming.id_of(key, origin) for key, _, origin, _ in samples]
         images: InTars = in_tars(
-            [(path, [image for _, _, _, image in found]) for path, found in self._found[name]]
+            [(path, [image for _, _, _, image in samples]) for path, samples in self._listed[name]]
         )
         return Part(np.array(ids), self._order.map(labels, self.shards.describe([name])), images)
 
@@ -100,7 +106,7 @@ class Shards:
             if "." not in base:
                 continue
             if extension.lower() in grouped.setdefault(key, {}):
-                raise LayoutError(f"{path}: {member[0]} occurs twice")
+                raise LayoutError(f"{path}: duplicate member {member[0]}")
             grouped[key][extension.lower()] = member
         with path.open("rb") as file:
 
@@ -108,18 +114,18 @@ class Shards:
                 file.seek(member[1])
                 return file.read(member[2])
 
-            return [self._sample(path, key, found, content) for key, found in grouped.items()]
+            return [self._sample(path, key, files, content) for key, files in grouped.items()]
 
-    def _sample(self, path: Path, key: str, found: Mapping[str, Member], content: Any) -> Sample:
-        images = [member for extension, member in found.items() if f".{extension}" in EXTENSIONS]
+    def _sample(self, path: Path, key: str, files: Mapping[str, Member], content: Any) -> Sample:
+        images = [member for extension, member in files.items() if f".{extension}" in EXTENSIONS]
         if len(images) != 1:
-            raise LayoutError(f"{path}: the sample {key} has {len(images)} images, not one")
+            raise LayoutError(f"{path}: the sample {key} has {len(images)} images instead of one")
         kind, _, entry = self.label.partition(":")
-        if kind not in found:
-            raise LayoutError(f"{path}: the sample {key} has no .{kind}, but {', '.join(sorted(found))}")
+        if kind not in files:
+            raise LayoutError(f"{path}: the sample {key} has no .{kind}, only {', '.join(sorted(files))}")
         try:
-            about = json.loads(content(found["json"])) if "json" in found else {}
-            text = about[entry] if entry else content(found[kind]).decode()
+            about = json.loads(content(files["json"])) if "json" in files else {}
+            text = about[entry] if entry else content(files[kind]).decode()
             label = int(text)
         except (ValueError, KeyError, TypeError) as error:
             raise LayoutError(

@@ -16,16 +16,22 @@ from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.layouts.folder import image_id
 from mixmim_bench.errors import nearest
 
-# of torchvision's classes, that say which images are meant; others fetch, decode or run something
+# arguments of torchvision's classes that select images; others download, decode or run code
 KEYWORDS = ("split", "train", "annotation_level", "partition", "fold", "classes", "year", "version")
 
 
 class Torchvision:
-    """A class of torchvision.datasets, made with the keyword arguments that `keywords` names for each part.
+    """A dataset of torchvision.datasets.
 
-    needs: files or folders that must exist, in the root or, as usual with torchvision, in its parent folder.
-    classes: their number or names, if torchvision's class does not provide them. The id of an image is its
-    last folder and file name without extension, or its part and position.
+    The id of an image is its last folder and its file name without extension, or its part and position.
+
+    Args:
+        root: the folder; torchvision's root may be this folder or its parent.
+        parts: the required parts.
+        dataset: the name of torchvision's class.
+        keywords: part -> keyword arguments of the class.
+        needs: files or folders that must exist in torchvision's root.
+        classes: their number or names, if torchvision's class does not provide them.
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class Torchvision:
         self.keywords = dict(keywords)
         for part in self.parts:
             if part not in self.keywords:
-                raise LayoutError(f"no keywords are named for the part {part!r}", "data.options.keywords")
+                raise LayoutError(f"no keywords given for part {part!r}", "data.options.keywords")
             for keyword in self.keywords[part]:
                 if keyword not in KEYWORDS:
                     raise LayoutError(
@@ -73,14 +79,14 @@ class Torchvision:
         return getattr(datasets, self.name)
 
     @cached_property
-    def _made(self) -> dict[str, Any]:
-        return {part: self._make(part) for part in self.parts}
+    def _datasets(self) -> dict[str, Any]:
+        return {part: self._build(part) for part in self.parts}
 
-    def _make(self, part: str) -> Any:
+    def _build(self, part: str) -> Any:
         dataset = self.dataset
         try:
             return dataset(self._root, **self.keywords[part])
-        except Exception as error:  # torchvision lets files that are cut short raise in any way
+        except Exception as error:  # truncated files raise all kinds of errors
             raise LayoutError(
                 f"torchvision's {self.name} cannot read {self._root}: {type(error).__name__}: {error}"
             ) from error
@@ -92,18 +98,18 @@ class Torchvision:
     def _classes(self) -> Classes:
         if self._wanted is not None:
             return Classes.of_option(self._wanted)
-        made = self._made[self.parts[0]]
-        return Classes.of_option(list(getattr(made, "classes", None) or made.categories))
+        dataset = self._datasets[self.parts[0]]
+        return Classes.of_option(list(getattr(dataset, "classes", None) or dataset.categories))
 
     def part(self, name: str) -> Part:
         """List a part; raises LayoutError for missing images."""
-        made, root = self._made[name], self._root
+        dataset, root = self._datasets[name], self._root
         assert root is not None
-        listed = _listed(made)
+        listed = _listed(dataset)
         labels = np.array(listed.labels, dtype=np.int64)
         if listed.paths is None:
             assert listed.images is not None
-            ids = [f"{name}_{place:05d}" for place in range(len(labels))]
+            ids = [f"{name}_{i:05d}" for i in range(len(labels))]
             return Part(np.array(ids), labels, listed.images)
         paths = [Path(path).relative_to(root).as_posix() for path in listed.paths]
         images = Files(root, paths)
@@ -120,25 +126,25 @@ class _Listed:
     images: Images | None = None
 
 
-def _listed(made: Any) -> _Listed:
+def _listed(dataset: Any) -> _Listed:
     """Read the lists of a torchvision dataset without decoding."""
     for paths in ("_image_files", "_images"):
-        if hasattr(made, paths) and hasattr(made, "_labels"):
-            return _Listed(made._labels, getattr(made, paths))
+        if hasattr(dataset, paths) and hasattr(dataset, "_labels"):
+            return _Listed(dataset._labels, getattr(dataset, paths))
     for samples in ("_samples", "samples"):
-        if hasattr(made, samples):
-            pairs = getattr(made, samples)
+        if hasattr(dataset, samples):
+            pairs = getattr(dataset, samples)
             return _Listed([label for _, label in pairs], [path for path, _ in pairs])
-    if hasattr(made, "categories") and hasattr(made, "index"):  # Caltech-101
-        folder = Path(made.root) / "101_ObjectCategories"
-        found = zip(made.y, made.index, strict=True)
-        return _Listed(made.y, [folder / made.categories[y] / f"image_{i:04d}.jpg" for y, i in found])
-    if hasattr(made, "h5py"):  # PCAM
-        folder = Path(made.root) / "pcam"
-        images, targets = (folder / made._FILES[made._split][kind][0] for kind in ("images", "targets"))
+    if hasattr(dataset, "categories") and hasattr(dataset, "index"):  # Caltech-101
+        folder = Path(dataset.root) / "101_ObjectCategories"
+        pairs = zip(dataset.y, dataset.index, strict=True)
+        return _Listed(dataset.y, [folder / dataset.categories[y] / f"image_{i:04d}.jpg" for y, i in pairs])
+    if hasattr(dataset, "h5py"):  # PCAM
+        folder = Path(dataset.root) / "pcam"
+        images, targets = (folder / dataset._FILES[dataset._split][kind][0] for kind in ("images", "targets"))
         return _Listed(read_array(targets, "y").reshape(-1), images=InHDF5(images, "x"))
-    labels = next(getattr(made, name) for name in ("targets", "labels") if hasattr(made, name))
-    pixels = np.asarray(made.data)
+    labels = next(getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name))
+    pixels = np.asarray(dataset.data)
     if pixels.ndim == 4 and pixels.shape[1] == 3:
         pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-    return _Listed(labels, images=Arrays(pixels, f"torchvision's {type(made).__name__}"))
+    return _Listed(labels, images=Arrays(pixels, f"torchvision's {type(dataset).__name__}"))

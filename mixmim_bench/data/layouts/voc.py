@@ -1,4 +1,4 @@
-"""Pascal VOC as a classification task: which of 20 classes an image shows."""
+"""Pascal VOC as multi-label classification of 20 classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,20 +14,20 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
     "tvmonitor",
 )
-LABELS = {"1": 1, "-1": 0, "0": -1}  # the class is there, is not, or only as a difficult object
+LABELS = {"1": 1, "-1": 0, "0": -1}  # the class is present, absent, or only a difficult object
 
 
 class VOC:
     """`VOCdevkit/VOCYEAR` with `ImageSets/Main/CLASS_PART.txt` and `JPEGImages/`.
 
-    Labels are (n, 20): 1 if the image shows the class, 0 if not, -1 if only as a difficult object, which
-    VOC's evaluation ignores. The id of an image is its number.
+    Labels are (n, 20): 1 if the class is present, 0 if absent, -1 if only as a difficult object, which VOC's
+    evaluation ignores. The id of an image is its number.
     """
 
     def __init__(self, root: Path, parts: Sequence[str], year: int = 2007) -> None:
         self.parts = tuple(parts)
-        places = [f / "VOCdevkit" / f"VOC{year}" for f in (root, root.parent)] + [root / f"VOC{year}"]
-        self.folder = next((place for place in places if place.is_dir()), places[0])
+        folders = [f / "VOCdevkit" / f"VOC{year}" for f in (root, root.parent)] + [root / f"VOC{year}"]
+        self.folder = next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def missing(self) -> str:
         not_found = [
@@ -44,17 +44,17 @@ class VOC:
         return CLASSES
 
     def part(self, name: str) -> Part:
-        """List a part; raises LayoutError if the lists of two classes have different images."""
+        """List a part; raises LayoutError if the lists of two classes contain different images."""
         ids: list[str] = []
         columns = []
         for path in self._lists(name).values():
             rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
             for row in rows:
                 if len(row) != 2 or row[1] not in LABELS:
-                    raise LayoutError(f"{path}: {' '.join(row)!r} is not a line such as '000012 -1'")
+                    raise LayoutError(f"{path}: expected a line such as '000012 -1', got {' '.join(row)!r}")
             ids = ids or [image for image, _ in rows]
             if [image for image, _ in rows] != ids:
-                raise LayoutError(f"{path} lists different images than {CLASSES[0]}")
+                raise LayoutError(f"{path} lists other images than that of {CLASSES[0]}")
             columns.append([LABELS[label] for _, label in rows])
         images = Files(self.folder, [f"JPEGImages/{image}.jpg" for image in ids])
         images.check_listed(str(self.folder / "ImageSets" / "Main"))
