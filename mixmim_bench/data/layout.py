@@ -16,7 +16,7 @@ from mixmim_bench.data.beside import load_file
 from mixmim_bench.data.images import Part
 from mixmim_bench.errors import BenchError
 
-BEFORE_LAYOUTS = "mixmim_bench.data."  # the package of the layout modules before 0.2; still accepted
+BEFORE_LAYOUTS = "mixmim_bench.data."  # the earlier package of the layout modules; still accepted
 
 
 class LayoutError(BenchError):
@@ -84,7 +84,7 @@ def find_layout(name: str, beside: Path, trusted: bool = False) -> type[Layout]:
 def _builtin_module(module: str) -> str:
     """Return the full name of a layout module of this package, '' for any other module.
 
-    Both `folder` and `mixmim_bench.data.folder`, its name before 0.2, are accepted.
+    Both `folder` and `mixmim_bench.data.folder`, its earlier name, are accepted.
     """
     name = module.removeprefix(BEFORE_LAYOUTS)
     full = f"{layouts.__name__}.{name}"

@@ -3,9 +3,9 @@
 The config file is $MIXMIM_BENCH_CONFIG, else `config.toml` in the platform's config folder:
 
     data_root = "/data"                 # contains a folder NAME for each task
+    trusted_tasks = ["/home/me/tasks"]  # folders whose task files may run their own code
     [roots]
     imagenet1k = "/data/ILSVRC2012"     # the folder of a single task
-    trusted_tasks = ["/home/me/tasks"]  # (above [roots]) folders whose task files may run their own code
 """
 
 import os
