@@ -1,14 +1,14 @@
 """Facts about a model known without running it: preprocessing, width, GMACs, whether weights fit.
 
-Each is computed once, on the meta device, and cached (see `kept.py`), so that planning finished runs imports
-neither torch nor timm.
+Each is computed once, on the meta device, and cached (see `factcache.py`), so that planning finished runs
+imports neither torch nor timm.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from mixmim_bench.kept import fact_of
+from mixmim_bench.factcache import fact_of
 from mixmim_bench.specs import ModelSpec, Preprocessing, Weights, restored
 
 Size = tuple[int, int]  # h, w

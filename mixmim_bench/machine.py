@@ -26,8 +26,13 @@ class Machine:
 
     device: str
     precision: str = "float32"
-    batch_size: int = 64  # for inference; changes results only by rounding
+    batch_size: int = CPU_BATCH  # for inference; changes results only by rounding
     workers: int = 0  # processes that decode images
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether computing returns before it is done, so that the host can prepare the next batch."""
+        return self.device.startswith("cuda")
 
     def autocast(self) -> torch.autocast:
         """Return a context that computes in the chosen precision; parameters stay float32."""
@@ -41,9 +46,8 @@ class Machine:
 
     def describe(self) -> dict[str, Any]:
         """Describe the hardware that a measured speed depends on."""
-        cuda = self.device.startswith("cuda")
         return {
-            "device": torch.cuda.get_device_name(self.device) if cuda else _processor(),
+            "device": torch.cuda.get_device_name(self.device) if self.asynchronous else _processor(),
             "threads": torch.get_num_threads(),
         }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.errors import BenchError, nearest
-from mixmim_bench.kept import fact_of
+from mixmim_bench.factcache import fact_of
 from mixmim_bench.specs import ModelSpec, WeightsSpec
 
 _PAPER = "arXiv:2205.13137"

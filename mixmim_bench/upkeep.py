@@ -22,7 +22,7 @@ from mixmim_bench.suite.taskfile import read_task
 
 @dataclass(frozen=True)
 class Finding:
-    """What is to be said of an entry; `wrong` if its features are not those of its images."""
+    """The result of checking an entry; `wrong` if its features are not those of its images."""
 
     entry: Entry
     text: str
@@ -89,7 +89,7 @@ def _check(entry: Entry, opened: dict[tuple[str, str], TaskData], trusted: tuple
             opened[name, root] = open_task(task, roots)
         part = opened[name, root].parts[entry.about["role"]]
     except KeyError as error:
-        return Finding(entry, f"whole; it does not say what its images are: {error} is missing")
+        return Finding(entry, f"whole; its images are not recorded: {error} is missing")
     except BenchError as error:
         return Finding(entry, f"whole; its images cannot be compared: {error}")
     if stamp(part) != entry.made_by["images"]:
@@ -103,9 +103,9 @@ def _compare(entry: Entry, part: Part) -> Finding:
 
     right = (hash_images(part, stored.rows) == stored.digests).all(1)
     if right.all():
-        return Finding(entry, f"whole; {len(right)} images are as they were")
+        return Finding(entry, f"whole; {len(right)} images unchanged")
     first = part.images.name(int(stored.rows[np.argmin(right)]))
-    return Finding(entry, f"{(~right).sum()} images have other bytes now, such as {first}", wrong=True)
+    return Finding(entry, f"{(~right).sum()} images have changed, such as {first}", wrong=True)
 
 
 def prune(

@@ -127,7 +127,8 @@ def test_a_better_model_is_found_and_equal_ones_are_not_told_apart(store, run):
     rows = json.loads(run("compare", "good", "bad", "--json", "--results", store.folder).output)
     assert [row["task"] for row in rows] == ["digits", "other"]
     assert (
-        run("compare", "good", "good", "--results", store.folder).output.count("too few images differ") == 2
+        run("compare", "good", "good", "--results", store.folder).output.count("too few predictions differ")
+        == 2
     )
 
 

@@ -109,4 +109,4 @@ def test_a_metric_of_one_label_is_refused(run, tmp_path):
         '[data]\nlayouts = ["voc:VOC"]\n[split]\ntrain = "train"\nval = "val"\ntest = "test"\n'
     )
     said = run("run", "-t", task, code=2).output
-    assert "metrics: 'top1' is no metric of multilabel tasks; those are roc_auc, mean_ap" in said
+    assert "metrics: 'top1' is not a metric of multilabel tasks; use one of roc_auc, mean_ap" in said

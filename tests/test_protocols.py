@@ -256,7 +256,7 @@ def test_classes_with_fewer_images_than_shots_are_told():
     bench = PixelBench()
     bench.splits["train"] = Split("train", bench.splits["train"].part.take(np.arange(100)))
     bench.x["train"] = bench.x["train"][:100]
-    assert any("there are no 25 shots of it" in note for note in fitted(FewShot(draws=1), bench).notes)
+    assert any("fewer than the 25 shots requested" in note for note in fitted(FewShot(draws=1), bench).notes)
 
 
 # -- by SGD, on images --------------------------------------------------------------------------------
@@ -421,7 +421,11 @@ def test_wrong_protocols_and_presets_bring_the_nearest():
         ("finetune", {"batch_size": 0}, "batch_size must be at least 1"),
         ("finetune", {"warmup_epochs": -1.0}, "warmup_epochs must be at least 0"),
         ("finetune", {"base_lr": float("nan")}, "base_lr must be like"),
-        ("finetune", {"crop_scale": (0.9, 0.1)}, "crop_scale must be two rising numbers"),
+        (
+            "finetune",
+            {"crop_scale": (0.9, 0.1)},
+            "crop_scale must be two positive numbers in ascending order",
+        ),
         ("knn", {"k": ("a",)}, "k must be like"),
         ("knn", {"k": (0, 5)}, "k must be whole numbers of at least 1"),
         ("knn", {"temperature": 0.0}, "temperature must be above 0"),

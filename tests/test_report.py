@@ -1,18 +1,16 @@
-"""Records to tables and plots: what stands in which row, and what a results folder may hold."""
+"""Records to tables and plots: rows, columns, means, marks and intervals."""
 
 import dataclasses
 import json
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from records import cost, made
 
-from mixmim_bench.errors import BenchError
-from mixmim_bench.registry import MODELS, by_name
 from mixmim_bench.report import drawing, plots
 from mixmim_bench.report.frame import COLUMNS, to_long
 from mixmim_bench.report.leaderboard import leaderboard
@@ -21,70 +19,8 @@ from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.metrics import METRICS
 from mixmim_bench.scoring.predictions import ClassScores
-from mixmim_bench.specs import Cost, RunRecord, digest
-from mixmim_bench.suite.execute import check_kept
+from mixmim_bench.specs import digest
 from mixmim_bench.suite.records import RunStore
-
-
-def made(
-    model="a",
-    value=0.9,
-    task="digits",
-    protocol="linear",
-    seed=None,
-    precision="float32",
-    version=1,
-    metric="top1",
-    **changes,
-):
-    """A finished record with the fields that a report reads."""
-    known = by_name(MODELS)
-    kind = "random" if changes.get("random_init") else "file"
-    identity = {
-        "arch": known[model].arch if model in known else model,
-        "kwargs": {},
-        "weights": {"kind": kind, "sha256": changes.pop("sha256", "0")},
-        "preprocessing": {"size": [32, 32]},
-        "task": {
-            **{"name": task, "kind": "classification", "version": version},
-            "metrics": [metric, *changes.pop("more", ())],
-        },
-        "data": changes.pop("data", "0"),
-        "protocol": {"name": protocol, "version": 1, **changes.pop("values", {})},
-        "seed": seed,
-        "precision": precision,
-    }
-    low, high = max(value - 0.02, 0.0), min(value + 0.02, 1.0)
-    record = RunRecord(
-        run_id=digest(identity),
-        identity=identity,
-        model=model,
-        weights="w",
-        random_init=False,
-        task_title=task,
-        protocol_title=protocol,
-        costs={"own": f"{model}-own", "run": f"{model}-run"},
-        scores={metric: {"value": value, "low": low, "high": high, "n": 500}},
-        provenance={"started": "2026-01-01T00:00:00"},
-    )
-    return dataclasses.replace(record, **changes)
-
-
-def cost(model="a", gmacs=1.0, **changes):
-    values = {
-        **{"model": model, "arch": model, "image_size": (32, 32), "precision": "float32", "device": "cpu"},
-        **{
-            "threads": 2,
-            "params_m": 5.0,
-            "gmacs": gmacs,
-            "uncounted": (),
-            "activations_m": 5.0,
-            "peak_share": 0.6,
-            "images_per_s": 10.0,
-        },
-        **{"batch_size": 8, "peak_memory_mb": 100.0},
-    }
-    return Cost(**{**values, **changes})
 
 
 def test_several_models_make_rows_columns_and_points(tmp_path):
@@ -181,28 +117,6 @@ def test_the_plot_tells_weights_and_precisions_apart(tmp_path):
         assert svg.count(f">{label}<") == 1
     assert flops_vs_accuracy(leaderboard([]), {}, tmp_path) == []
     assert not list(tmp_path.iterdir())  # no plot of results that are gone
-
-
-def test_a_record_of_another_version_is_set_aside_and_kept(tmp_path):
-    store = RunStore(tmp_path)
-    store.prepare()
-    path = store.runs / f"{made().run_id}.json"
-    path.write_text('{"schema": 2}')
-    store.save(made(), {})
-    assert [record.model for record in store.records()] == ["a"]
-    assert path.with_name(f"{path.name}.unread").read_text() == '{"schema": 2}'
-
-
-def test_numbers_of_numpy_are_kept_and_what_json_cannot_hold_is_a_failure():
-    kept = json.loads(made(chosen={"index": np.int64(3), "share": np.float32(0.5)}).to_json())
-    assert kept["chosen"] == {"index": 3, "share": 0.5}
-    for record, arrays in (
-        (made(chosen={"C": float("nan")}), {}),
-        (made(chosen={"C": object()}), {}),
-        (made(), {"names": np.array([{}])}),
-    ):
-        with pytest.raises((TypeError, ValueError)):
-            check_kept(record, arrays)
 
 
 def test_test_images_that_were_left_out_are_marked():
@@ -416,169 +330,6 @@ def test_what_was_not_counted_is_marked():
     assert to_frame(leaderboard([made()]), costs)["uncounted"][0] == "aten::baddbmm"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "[]",
-        "{}",
-        "1",
-        "null",
-        '{"schema": 1}',
-        '{"schema": 99, "run_id": "x"}',
-        json.dumps({**dataclasses.asdict(made()), "surplus": 1}),
-        json.dumps({**dataclasses.asdict(made()), "run_id": "0" * 16}),
-        json.dumps(dataclasses.asdict(made()))[:-9],
-    ],
-)
-def test_a_file_that_is_no_record_is_named_and_stops_nothing(tmp_path, text):
-    store = RunStore(tmp_path)
-    store.prepare()
-    store.save(made("good"), {})
-    (store.runs / f"{made().run_id}.json").write_text(text)
-    report = write_report(store)
-    (broken,) = report.broken
-    assert broken.startswith(f"{store.runs / made().run_id}.json (")
-    assert pd.read_csv(tmp_path / "leaderboard.csv")["model"].tolist() == ["good"]
-
-
-def test_a_changed_record_is_no_record(tmp_path):
-    store = RunStore(tmp_path)
-    store.prepare()
-    record = made()
-    forged = {**dataclasses.asdict(record), "identity": {**record.identity, "precision": "bfloat16"}}
-    (store.runs / f"{record.run_id}.json").write_text(json.dumps(forged))
-    assert store.records() == []
-
-
-def test_a_failure_never_takes_the_place_of_a_result(tmp_path):
-    store = RunStore(tmp_path)
-    store.prepare()
-    store.save(made(), {})
-    store.save(made(error="no memory", scores={}), {})
-    assert [record.error for record in store.records()] == [""]
-
-
-def test_a_result_ends_the_failures_of_its_run_under_other_settings(tmp_path):
-    store = RunStore(tmp_path)
-    store.prepare()
-    store.save(made(error="broken", scores={}, values={"epochs": 1}), {})
-    store.save(made("other", error="broken", scores={}), {})
-    store.save(made(), {})
-    assert sorted((record.model, record.error) for record in store.records()) == [
-        ("a", ""),
-        ("other", "broken"),
-    ]
-
-
-def test_a_cost_that_cannot_be_read_is_measured_again(tmp_path):
-    store = RunStore(tmp_path)
-    store.prepare()
-    store.save_cost("good", cost())
-    (store.costs / "bad.json").write_text('{"model": "a"}')
-    (store.costs / "half.json").write_text('{"model": "a')
-    assert store.read_costs() == {"good": cost()}
-
-
-def stored(folder, record):
-    """Keep a record with predictions, as `run` does."""
-    store = RunStore(folder)
-    store.prepare()
-    store.save(record, {"ids": np.array(["a"])})
-    return store
-
-
-def edited(**changes):
-    """Change fields of the text of a record; dots name fields within."""
-
-    def edit(text):
-        values = json.loads(text)
-        for field, value in changes.items():
-            *above, last = field.split("__")
-            within = values
-            for name in above:
-                within = within[name]
-            within[last] = value
-        return json.dumps(values)
-
-    return edit
-
-
-HAND_EDITED = {
-    "a score of text": (edited(scores__top1__value="0.9"), "scores.top1.value"),
-    "a score above 1": (edited(scores__top1__value=1.5, scores__top1__high=2.0), "scores.top1.value"),
-    "a value outside its interval": (edited(scores__top1__low=0.95), "scores.top1: the value 0.9 is outside"),
-    "a score that is null": (edited(scores__top1__value=None), "scores.top1.value"),
-    "NaN": (edited(scores__top1__value=float("nan")), "scores.top1.value"),
-    "infinity": (edited(timings={"fit_s": float("inf")}), "timings.fit_s"),
-    "no scores": (edited(scores={}), "scores: top1 is missing, and there is no error"),
-    "scores in a list": (edited(scores=[]), "scores"),
-    "no costs": (edited(costs=None), "costs"),
-    "nested brackets": (lambda _: "[" * 200_000 + "]" * 200_000, "it is not JSON"),
-    "cut short": (lambda text: text[:-20], "it is not JSON"),
-    "another schema": (edited(schema=7), "schema"),
-    "a field of its own": (edited(more=1), "more"),
-    "random that passes as trained": (edited(random_init=True), "random_init is True"),
-    "trained that passes as random": (edited(weights="random init"), "weights is 'random init'"),
-    "another model": (edited(model="mixmim-b"), "model is 'mixmim-b', and the architecture is a"),
-    "another seed": (edited(identity__seed=3), "is not that of the identity"),
-    "another name": (edited(run_id="0" * 16), "is not that of the identity"),
-    "NaN in the identity": (edited(identity__task__crop_pct=float("nan")), "identity: "),
-    "a list": (lambda _: "[]", "it is not a JSON object"),
-    "a note of numbers": (edited(notes=[1]), "notes.0"),
-}
-
-
-@pytest.mark.parametrize("edit", HAND_EDITED)
-def test_records_that_were_edited_by_hand_are_named_and_not_counted(tmp_path, edit):
-    store = stored(tmp_path, made())
-    assert store.finished()
-    path = store.runs / f"{made().run_id}.json"
-    change, reason = HAND_EDITED[edit]
-    path.write_text(change(path.read_text()))
-    report = write_report(store)
-    assert len(report.broken) == 1 and report.broken[0].startswith(f"{path} (")
-    assert reason in report.broken[0]
-    assert report.markdown == "No run is finished yet."
-    assert not store.finished() and store.result(made().run_id) is None
-    again = stored(tmp_path, made())  # the run is done again, and the file kept
-    assert again.finished() and path.with_name(f"{path.name}.unread").exists()
-
-
-@pytest.mark.parametrize(
-    "change", [{"images_per_s": 0.0}, {"images_per_s": "fast"}, {"gmacs": float("nan")}, {"threads": None}]
-)
-def test_costs_that_were_edited_by_hand_are_measured_again(tmp_path, change):
-    store = stored(tmp_path, made())
-    store.save_cost("a-run", cost())
-    assert store.read_costs() == {"a-run": cost()}
-    path = store.costs / "a-run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert store.read_costs() == {}
-    (broken,) = write_report(store).broken
-    assert next(iter(change)) in broken
-
-
-def test_a_result_whose_predictions_are_gone_is_not_finished(tmp_path):
-    store = stored(tmp_path, made())
-    path = store.runs / f"{made().run_id}.npz"
-    path.unlink()
-    not_counted = []
-    assert not store.finished(not_counted) and store.result(made().run_id) is None
-    assert not_counted == [f"{path.with_suffix('.json')} (its predictions are missing)"]
-    assert "90.0" in write_report(store).markdown  # its score is still one
-    stored(tmp_path, made(value=0.8))
-    assert store.finished()
-    kept = list(store.runs.glob("*.without-predictions"))
-    assert len(kept) == 1 and json.loads(kept[0].read_text())["scores"]["top1"]["value"] == 0.9
-
-
-def test_shown_results_are_records():
-    broken = []
-    store = RunStore(Path(__file__).parent.parent / "results" / "shown")
-    assert store.records(broken) and store.read_costs(broken) and not broken
-    assert len(store.finished()) == len(store.records())
-
-
 HOSTILE = "a | b\n<script>alert(1)</script> $\\frac{ *x* `y` [z](http://a) _w_ __v__ \x1b[31m"
 
 
@@ -644,25 +395,6 @@ def test_settings_follow_their_model_where_models_tie():
     records += [made(model, 0.5, task="x", **older) for model in ("a", "b")]
     rows = [(row.model, bool(row.settings)) for row in leaderboard(records).rows]
     assert rows == [("a", False), ("a", True), ("b", False), ("b", True)]
-
-
-def test_a_record_that_cannot_be_read_now_is_not_taken_for_none(tmp_path, monkeypatch):
-    store = stored(tmp_path, made())
-
-    def failing(_path):
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", failing)
-        with pytest.raises(BenchError, match="cannot be read: Input/output error"):
-            store.save(made(error="it failed"), {})
-    assert store.result(made().run_id).scores["top1"]["value"] == 0.9
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", failing)
-        store.save(made(value=0.8), {"ids": np.array(["a"])})
-    assert store.result(made().run_id).scores["top1"]["value"] == 0.8
-    (kept,) = store.runs.glob("*.unread")
-    assert json.loads(kept.read_text())["scores"]["top1"]["value"] == 0.9
 
 
 def test_all_results_are_in_one_long_table():

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mixmim_bench"
 
 # From the ground up: a room imports those below it, and itself.
 FLOORS = [
-    ["specs", "errors", "atomic", "cache", "kept", "seeding", "progress"],
+    ["specs", "errors", "atomic", "cache", "factcache", "seeding", "progress"],
     ["machine", "memory", "provenance", "registry"],
     ["data", "models", "scoring", "weights"],
     ["counting", "cost", "features", "probes"],

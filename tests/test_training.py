@@ -320,7 +320,7 @@ def test_the_end_of_memory_with_batch_norm_is_named(monkeypatch, arch, fewest):
     model = ModelSpec(name=arch, arch=arch)
     bench, data = bench_for(digits(epochs=1, warmup_epochs=0.0, batch_size=8), model=model)
     recipe = build_protocol(bench.run.protocol, "classification")
-    with pytest.raises(BenchError, match=r"out of memory with (one image|as few images as batch norm)"):
+    with pytest.raises(BenchError, match=r"out of memory with (one image|the fewest images that batch norm)"):
         recipe.fit(bench, Split("train", data.parts["train"]), Split("val", data.parts["val"]))
     assert tried == [8, 4, 2, 1][: 4 - (fewest == 2)]
 
@@ -339,4 +339,4 @@ def test_batch_norm_in_pieces_is_on_record(monkeypatch):
     bench, data = bench_for(digits(epochs=1, warmup_epochs=0.0, batch_size=32), model=model)
     recipe = build_protocol(bench.run.protocol, "classification")
     recipe.fit(bench, Split("train", data.parts["train"]), Split("val", data.parts["val"]))
-    assert "fine-tuning: batch norm had the statistics of 16 images at a time, not of 32" in bench.notes
+    assert "fine-tuning: batch-norm statistics are those of 16 images instead of 32" in bench.notes

@@ -119,7 +119,7 @@ def _print(
         f"bfloat16 in the processor: {'yes' if machine['computes_in_bfloat16'] else 'no'}\n"
         f"mixmim-bench {machine['mixmim_bench']}, Python {machine['python']}, {versions}\n"
         f"{machine['cache']}: {machine['cache_free_gb']} GB free; features of the tasks found take "
-        f"{needed:.1f} GB a model and layer"
+        f"{needed:.1f} GB per model and layer"
     )
     if needed > machine["cache_free_gb"]:
         click.echo("That does not fit: set $MIXMIM_BENCH_CACHE to a larger disk.")
@@ -136,7 +136,7 @@ def _row(report: "TaskReport") -> dict[str, Any]:
         "state": report.state,
         "layout": report.layout,
         "images/official": parts if report.images else "",
-        "a class": f"{balance['min']} to {balance['max']}" if balance else "",
+        "train images per class": f"{balance['min']} to {balance['max']}" if balance else "",
         "unreadable": f"{len(report.unreadable)} of {report.decoded}" if report.decoded else "",
         "test in train, val": ""
         if not report.images

@@ -142,6 +142,11 @@ def run(
     outcome = suite.run(finished)
     click.echo()
     _write_report(store)
+    _exit_unless_complete(outcome, results)
+
+
+def _exit_unless_complete(outcome: Any, results: Path) -> None:
+    """Explain what is missing, and exit with its status: 130 after an interruption, 1 for failures."""
     if outcome.interrupted:
         sys.exit(130)
     if outcome.lost:

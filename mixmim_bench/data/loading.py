@@ -100,7 +100,7 @@ def batches(dataset: ImageDataset, groups: Sequence[list[int]], workers: int) ->
     if workers == 0 and dataset.seed is None:
         yield from _ahead(dataset, groups)
         return
-    yield from in_workers(dataset, groups, dataset.collate, workers)
+    yield from in_workers(dataset, groups, dataset.collate, min(workers, len(groups)))
 
 
 def _ahead(dataset: ImageDataset, groups: Sequence[list[int]]) -> Iterator[Batch]:

@@ -64,8 +64,8 @@ def forward_all(
                 needed = len(batch.rows) > 0 and (unreadable.allowed or not unreadable.found)
                 values = _forward(taps, batch.images, machine, layers) if needed else {}
                 done += len(batch.rows) + len(batch.failures)
-                running.append(_Running(batch, values, batch_size, machine.device))
-                if machine.device == "cpu" or len(running) > 1:  # a GPU computes the next batch meanwhile
+                running.append(_Running(batch, values, batch_size, machine.asynchronous))
+                if len(running) > machine.asynchronous:  # a GPU computes the next batch meanwhile
                     yield running.popleft().finish()
         except Exception as error:
             if not is_out_of_memory(error) or batch_size == 1:
@@ -82,7 +82,7 @@ def _forward(
     """Start a forward pass and the copies of its features to the host; on a GPU neither has finished."""
     images = images.to(machine.device, non_blocking=True)
     features = taps.read(images, layers, machine.autocast())
-    if not machine.device.startswith("cuda"):
+    if not machine.asynchronous:
         return {layer: values.cpu() for layer, values in features.items()}
     return {
         layer: torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
@@ -94,12 +94,12 @@ class _Running:
     """A batch whose forward pass was started."""
 
     def __init__(
-        self, batch: Batch, values: Mapping[str, torch.Tensor], batch_size: int, device: str
+        self, batch: Batch, values: Mapping[str, torch.Tensor], batch_size: int, asynchronous: bool
     ) -> None:
         self.batch = batch
         self.values = values
         self.batch_size = batch_size
-        self.copied = torch.cuda.Event() if device.startswith("cuda") else None
+        self.copied = torch.cuda.Event() if asynchronous else None
         if self.copied is not None:
             self.copied.record()
 

@@ -251,7 +251,7 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, C: float, tol: float, max_iter:
 
 
 def _conjugate_gradient(loss: SoftmaxLoss, point: Point, small: float, most: int) -> tuple[Tensor, int]:
-    """Solve Hessian @ direction = -gradient until the squared residual is at most `enough`."""
+    """Solve Hessian @ direction = -gradient until the squared residual is at most `small`."""
     direction = torch.zeros_like(point.unknowns)
     residual = -point.gradient
     search = loss.precondition(point, residual)

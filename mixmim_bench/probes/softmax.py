@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixmim_bench.probes.rows import Prepared, uncorrelated
 
-KEPT_NUMBERS = 2**27  # probabilities (n, K) of all problems that are kept between passes; more are recomputed
+KEPT_NUMBERS = 2**27  # probabilities (n, K) that are kept between passes; more are recomputed
 SETTLING_STEPS = 8  # Newton steps for the intercepts alone
 
 
@@ -29,10 +29,6 @@ class Point:
     gradient: Tensor  # (K, r + 1)
     weight: Tensor  # (K,) float64: mean of p (1 - p)
     probabilities: dict[int, Tensor] | None  # by first row of the block: (m, K)
-
-    @property
-    def width(self) -> int:
-        return len(self.unknowns)
 
 
 class SoftmaxLoss:
@@ -261,7 +257,7 @@ def _most_kept(device: str) -> int:
     if not device.startswith("cuda"):
         return KEPT_NUMBERS
     free, _ = torch.cuda.mem_get_info(device)
-    return max(KEPT_NUMBERS, free // 16)
+    return max(KEPT_NUMBERS, free // 4 // 4)  # bytes of a float32
 
 
 def _squared_norm(values: Tensor) -> float:

@@ -119,6 +119,16 @@ def require(condition: bool, message: str) -> None:
         raise BenchError(message)
 
 
+def require_bounds(protocol: Protocol, *names: str) -> None:
+    """Raise BenchError for hyper-parameters that are not two positive numbers in ascending order."""
+    for name in names:
+        bounds = getattr(protocol, name)
+        require(
+            len(bounds) == 2 and 0.0 < bounds[0] <= bounds[1],
+            f"{name} must be two positive numbers in ascending order",
+        )
+
+
 def check_recipe(name: str, kind: str, recipe: object) -> None:
     """Check a task's changes to a protocol against every preset; raises BenchError."""
     if not isinstance(recipe, Mapping):

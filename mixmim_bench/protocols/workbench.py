@@ -97,7 +97,9 @@ class Workbench:
         missing = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
         damaged = [layer for layer, entry in missing.items() if entry.manifest() is not None]
         if damaged:
-            self.note(f"stored features of {split.role} were damaged and made again: {', '.join(damaged)}")
+            self.note(
+                f"stored features of {split.role} were damaged and extracted again: {', '.join(damaged)}"
+            )
         used = self._extract(split, missing) if missing else 0
         if 0 < used < min(self.machine.batch_size, len(split.part)):
             self.note(halved("features", self.machine.batch_size, used))

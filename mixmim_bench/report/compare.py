@@ -122,6 +122,6 @@ def _finding(first: str, second: str, pair: Pair, p: float) -> str:
     if p < LEVEL:
         return f"{first if pair.first > pair.second else second} is better"
     if 0.5**pair.differing >= LEVEL:
-        return "too few images differ to tell anything"
+        return "too few predictions differ to draw a conclusion"
     such = f"{pair.n} images" + (f" and {pair.seeds} seeds" if pair.seeds > 1 else "")
-    return f"no difference shown; {such} tell {100 * pair.detectable:.1f} points or more"
+    return f"no difference shown; {such} can detect {100 * pair.detectable:.1f} points or more"

@@ -59,7 +59,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def save(figure: Figure, paths: Sequence[Path]) -> None:
-    """Write a figure to files of the kinds that their suffixes name, each whole."""
+    """Save a figure in the formats given by the suffixes, each file atomically."""
     for path in paths:
         kind, drawn = path.suffix[1:], io.BytesIO()
         figure.savefig(drawn, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)

@@ -131,7 +131,10 @@ class DrawScores:
 
 
 # kind of task -> the class that restores what was kept of it
-PREDICTIONS: dict[str, type[Predictions]] = {"classification": ClassScores, "multilabel": ClassScores}
+PREDICTIONS: dict[str, type[Predictions]] = {
+    metrics.CLASSIFICATION: ClassScores,
+    metrics.MULTILABEL: ClassScores,
+}
 
 
 def restore(kind: str, name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
@@ -156,4 +159,4 @@ def _restored(name: str, y: np.ndarray, key: str, values: np.ndarray) -> Items:
     if key == "scores":  # another metric of the task needs all of them
         return metric.items(y, values)
     hits = (values[:, : metric.best] == y[:, None]).any(axis=1)
-    return [hits] if metrics.METRICS[name].is_mean else [hits, y]
+    return [hits] if metric.is_mean else [hits, y]

@@ -48,7 +48,7 @@ class _Score(_Open):
         if not self.low - ROUNDED <= self.value <= self.high + ROUNDED:
             raise ValueError(f"the value {self.value} is outside its interval, {self.low} to {self.high}")
         if "std" not in self.model_fields_set and self.draws > 1:
-            raise ValueError(f"of {self.draws} draws the field std is missing")
+            raise ValueError(f"the field std is missing, for a score over {self.draws} draws")
         return self
 
 

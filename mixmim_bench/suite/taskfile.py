@@ -97,7 +97,7 @@ def _layouts(data: Table) -> tuple[LayoutSpec, ...]:
                 LayoutSpec(name=entry["layout"], options={**options, **own}, key=f"data.layouts[{place}]")
             )
         else:
-            raise data.error(f"layouts[{place}]", f"must be a text or a table with `layout`, not {entry!r}")
+            raise data.error(f"layouts[{place}]", f"must be a string or a table with `layout`, not {entry!r}")
     return tuple(layouts)
 
 
@@ -124,7 +124,7 @@ def _check(top: Table, task: TaskSpec) -> None:
         if task.kind not in METRICS[metric].kinds:
             others = [name for name in METRICS if task.kind in METRICS[name].kinds]
             raise top.error(
-                "metrics", f"{metric!r} is no metric of {task.kind} tasks; those are {', '.join(others)}"
+                "metrics", f"{metric!r} is not a metric of {task.kind} tasks; use one of {', '.join(others)}"
             )
     if task.num_classes < 2:
         raise top.error("num_classes", "must be at least 2")

@@ -128,7 +128,7 @@ def train(
             if not is_out_of_memory(error):
                 raise
             if at_once <= fewest:
-                images = "one image" if fewest == 1 else "as few images as batch norm takes, 2 or 3,"
+                images = "one image" if fewest == 1 else "the fewest images that batch norm allows, 2 or 3,"
                 raise BenchError(
                     f"{name}: out of memory with {images} at a time; free memory, or use a smaller model or "
                     "image size"
@@ -148,7 +148,7 @@ def _notes(name: str, asked: int, at_once: int, fewest: int) -> tuple[str, ...]:
     note = halved(name, asked, at_once)
     if fewest == 1:
         return (note,)
-    return note, f"{name}: batch norm had the statistics of {at_once} images at a time, not of {asked}"
+    return note, f"{name}: batch-norm statistics are those of {at_once} images instead of {asked}"
 
 
 def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

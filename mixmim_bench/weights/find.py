@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mixmim_bench.errors import BenchError, MissingWeights
-from mixmim_bench.kept import fact_of
+from mixmim_bench.factcache import fact_of
 from mixmim_bench.registry import has_weights, place_of
 from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, Weights, WeightsSpec
 from mixmim_bench.weights.download import Bar, DownloadError, answers, fetch, file_sha256

@@ -97,7 +97,9 @@ class FewShot(FrozenProtocol):
             chosen=chosen,
             head_params=fitted[first, shown][0].coef_.size + fitted[first, shown][0].intercept_.size,
             head_macs=fitted[first, shown][0].coef_.size,
-            notes=(f"the smallest class of train has {smallest} images: there are no {most} shots of it",)
+            notes=(
+                f"the smallest class of train has {smallest} images: fewer than the {most} shots requested",
+            )
             if smallest < most
             else (),
         )

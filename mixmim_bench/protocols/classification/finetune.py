@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.protocols import require
+from mixmim_bench.protocols import require, require_bounds
 from mixmim_bench.protocols.contract import TRAIN_WORK, Fitted, Protocol, Workload, later
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ class Finetune(Protocol):
             require(getattr(self, name) >= 0.0, f"{name} must be at least 0")
         for name in ("drop_path", "smoothing", "reprob", "hflip"):
             require(0.0 <= getattr(self, name) <= 1.0, f"{name} must be from 0 to 1")
-        for name in ("crop_scale", "crop_ratio"):
-            bounds = getattr(self, name)
-            require(len(bounds) == 2 and 0.0 < bounds[0] <= bounds[1], f"{name} must be two rising numbers")
+        require_bounds(self, "crop_scale", "crop_ratio")
         require(
             self.warmup_epochs < self.epochs,
             f"warmup_epochs is {self.warmup_epochs} and must be below epochs, which is {self.epochs}",

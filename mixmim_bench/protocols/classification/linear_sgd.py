@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import require
+from mixmim_bench.protocols import require, require_bounds
 from mixmim_bench.protocols.contract import Fitted, FrozenProtocol, Workload
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ class LinearSGD(FrozenProtocol):
         require(self.head_init_std >= 0.0, "head_init_std must be at least 0")
         require(0.0 <= self.hflip <= 1.0, "hflip must be from 0 to 1")
         require(0.0 <= self.warmup_epochs < self.epochs, "warmup_epochs must be at least 0 and below epochs")
-        for name in ("crop_scale", "crop_ratio"):
-            bounds = getattr(self, name)
-            require(len(bounds) == 2 and 0.0 < bounds[0] <= bounds[1], f"{name} must be two rising numbers")
+        require_bounds(self, "crop_scale", "crop_ratio")
 
     @property
     def _chooses(self) -> bool:

@@ -17,8 +17,6 @@ from mixmim_bench.atomic import read_json, write_whole
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.specs import digest
 
-VERSION = 1  # bump when code outside `models/` computes a fact differently
-
 _IN_PROCESS: dict[tuple[str, Any], Any] = {}  # by key and the function that builds the network
 
 
@@ -31,7 +29,7 @@ def fact_of(arch: str, what: str, work_out: Callable[[], Any], *about: Any) -> A
         work_out: computes the fact, a JSON value; errors are not cached.
         about: JSON values that the fact depends on besides the architecture.
     """
-    key = digest([VERSION, _code(), what, arch, about], 32)
+    key = digest([_code(), what, arch, about], 32)
     path = cache_folder() / "facts" / f"{key}.json"
     cached = read_json(path)
     if "fact" in cached:
@@ -58,8 +56,7 @@ def _builder(arch: str) -> Any:
 
 @cache
 def _code() -> list[str]:
-    """Identify the code that defines networks: library versions, size and time of the files in `models/`."""
+    """Identify the code behind all facts: library versions, size and time of this package's modules."""
     versions = [metadata.version(name) for name in ("torch", "timm")]
-    modules = sorted((Path(mixmim_bench.__file__).parent / "models").glob("*.py"))
-    stats = [module.stat() for module in modules]
-    return [mixmim_bench.__version__, *versions, *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)]
+    stats = [module.stat() for module in sorted(Path(mixmim_bench.__file__).parent.rglob("*.py"))]
+    return [*versions, *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)]
