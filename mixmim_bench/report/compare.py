@@ -124,4 +124,6 @@ def _finding(first: str, second: str, pair: Pair, p: float) -> str:
     if 0.5**pair.differing >= LEVEL:
         return "too few predictions differ to draw a conclusion"
     such = f"{pair.n} images" + (f" and {pair.seeds} seeds" if pair.seeds > 1 else "")
+    if pair.detectable >= 1.0:
+        return f"no difference shown; {such} are too few to detect any"
     return f"no difference shown; {such} can detect {100 * pair.detectable:.1f} points or more"
