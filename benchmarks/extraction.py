@@ -44,6 +44,7 @@ def main(images: int, size: int, model: str, rounds: int) -> None:
     from mixmim_bench.data.images import Part
     from mixmim_bench.data.loading import ImageDataset, batches, in_groups
     from mixmim_bench.data.transforms import ImageOnly, eval_transform
+    from mixmim_bench.features.engines.torch import TorchReader
     from mixmim_bench.features.extract import extract_to_store
     from mixmim_bench.features.layers import Taps
     from mixmim_bench.features.store import FeatureStore
@@ -76,7 +77,7 @@ def main(images: int, size: int, model: str, rounds: int) -> None:
 
         def both() -> None:
             entry = FeatureStore(folder / "store").entry({"start": time.perf_counter_ns()}, {})
-            extract_to_store(network, part, transform, machine, {"own": entry})
+            extract_to_store(TorchReader(network, machine), part, transform, machine, {"own": entry})
 
         speeds: dict[str, list[float]] = {"decode only": [], "model only": [], "end to end": []}
         compute()

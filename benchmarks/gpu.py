@@ -161,6 +161,7 @@ def extraction(_: dict[str, float], quick: bool) -> None:
     from mixmim_bench.data.loading import ImageDataset, batches, in_groups
     from mixmim_bench.data.transforms import ImageOnly, eval_transform
     from mixmim_bench.facts import preprocessing
+    from mixmim_bench.features.engines.torch import TorchReader
     from mixmim_bench.features.extract import extract_to_store
     from mixmim_bench.features.store import FeatureStore
     from mixmim_bench.registry import find_model
@@ -192,7 +193,7 @@ def extraction(_: dict[str, float], quick: bool) -> None:
 
                 def both(part: Part = part, machine: Any = machine) -> None:
                     entry = FeatureStore(folder / "store").entry({"start": time.perf_counter_ns()}, {})
-                    extract_to_store(network, part, transform, machine, {"own": entry})
+                    extract_to_store(TorchReader(network, machine), part, transform, machine, {"own": entry})
 
                 alone, together = len(part) / timed(decode), len(part) / timed(both)
                 rows.append(

@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 import mixmim_bench.models  # noqa: F401 (registers the models)
 from mixmim_bench.data.images import Arrays, Part
 from mixmim_bench.data.transforms import eval_transform
+from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.extract import extract
 from mixmim_bench.machine import open_machine
 from mixmim_bench.models.build import build, preprocessing
@@ -52,7 +53,10 @@ def main(images: Path, weights: str, train: int, size: int) -> None:
     features, correct = {}, {}
     for precision in ("float32", "bfloat16"):
         machine, clock = open_machine("cpu", precision), time.perf_counter()
-        x = {name: extract(network, part, transform, machine) for name, part in parts.items()}
+        x = {
+            name: extract(TorchReader(network, machine), part, transform, machine)
+            for name, part in parts.items()
+        }
         speed = sum(map(len, parts.values())) / (time.perf_counter() - clock)
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         probe.fit(x["train"].x, x["train"].y)

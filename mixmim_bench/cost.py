@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,38 +13,49 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from mixmim_bench.counting import count_activations, count_by_fvcore, count_on_meta, parameters_in
 from mixmim_bench.errors import BenchError
+from mixmim_bench.features import LOGITS, OWN
+from mixmim_bench.features.engines import Reader, engine_with_version
+from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.machine import Machine, measure_matmul_peak, open_machine
 from mixmim_bench.models.build import create, own_classes
-from mixmim_bench.specs import Cost, ModelSpec
+from mixmim_bench.specs import TORCH, Cost, ModelSpec
 
 STALLED_S = 3600  # seconds before a measurement is given up
 
 
-def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> Cost:
-    """Measure a model at one size in a separate process; raises BenchError if that fails."""
+def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine, engine: str = TORCH) -> Cost:
+    """Measure a model at one size with an engine, in separate processes; raises BenchError if that fails."""
     request = {
         "model": {"name": model.name, "arch": model.arch, "kwargs": dict(model.kwargs)},
         "image_size": list(image_size),
         "device": machine.device,
         "precision": machine.precision,
         "threads": torch.get_num_threads(),
+        "converted": "",
     }
-    values = _run_in_child(model, request)
+    with tempfile.TemporaryDirectory() as folder:
+        values: dict[str, Any] = {}
+        if engine != TORCH:  # in a process of its own, whose memory does not count
+            request["converted"] = folder
+            values = _run_in_child(model, "convert", request)
+        values |= _run_in_child(model, "measure", request)
     return Cost(
         model=model.name,
         arch=model.arch,
         image_size=image_size,
         precision=machine.precision,
+        engine=engine_with_version(engine),
         **{**machine.describe(), **values, "uncounted": tuple(values["uncounted"])},
     )
 
 
-def _run_in_child(model: ModelSpec, request: dict[str, Any]) -> dict[str, Any]:
-    """Run this module on a request in a child process that exits when this one does, even if killed."""
-    command = [sys.executable, "-m", "mixmim_bench.cost", json.dumps(request)]
+def _run_in_child(model: ModelSpec, step: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Run a step of this module in a child process that exits when this one does, even if killed."""
+    command = [sys.executable, "-m", "mixmim_bench.cost", step, json.dumps(request)]
     read_end, write_end = os.pipe()  # the child reads EOF once this process has closed the write end
     try:
         child = subprocess.Popen(
@@ -73,47 +85,93 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _measure_in_process(request: dict[str, Any], repeats: int = 5, seconds: float = 4.0) -> dict[str, Any]:
-    """Count, then time forward passes: the median of up to `repeats` batches, fewer if `seconds` run out."""
+def _convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Count, and convert the network for OpenVINO."""
+    from mixmim_bench.features.engines.openvino import convert, write_manifest
+
+    model, size = _model_and_size(request)
+    network = _create(model, size)
+    path = Path(request["converted"])
+    layers = [_output_of(model)]
+    convert(network, layers, torch.randn(2, 3, *size), path)
+    write_manifest(path, layers, {})
+    return _count(model, network, size)
+
+
+def _measure(request: dict[str, Any], repeats: int = 5, seconds: float = 4.0) -> dict[str, Any]:
+    """Time forward passes: the median of up to `repeats` batches, fewer if `seconds` run out.
+
+    With torch, count too.
+    """
     machine = open_machine(request["device"], request["precision"], request["threads"])
-    model = ModelSpec(**request["model"])
-    size = (request["image_size"][0], request["image_size"][1])
-    torch.manual_seed(0)
-    before = _peak_memory_mb()
-    network = create(model, size, own_classes(model)).to(machine.device).eval()
+    model, size = _model_and_size(request)
+    macs = count_on_meta(model, size).macs
     cuda = machine.device.startswith("cuda")
-    counted = count_on_meta(model, size)
     # about the work of four images of a base model at 224 pixels, sixteen times that on a GPU
-    batch_size = max(1, min(64, round((16 if cuda else 1) * 65e9 / max(counted.macs, 1))))
-    images = torch.randn(batch_size, 3, *size, device=machine.device)
-    times: list[float] = []
+    batch_size = max(1, min(64, round((16 if cuda else 1) * 65e9 / max(macs, 1))))
     peak = machine.matmul_gmacs_per_s
-    with torch.inference_mode(), machine.autocast():
-        network(images)
-        while len(times) < repeats and sum(times) < seconds:
-            clock = time.perf_counter()
-            network(images)
-            if cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - clock)
+    before = _peak_memory_mb()
+    network, reader = _open(request, model, size, machine)
+    images = torch.randn(batch_size, 3, *size, device=machine.device)
+    layers = [_output_of(model)]
+    times: list[float] = []
+    reader.read(images, layers)
+    while len(times) < repeats and sum(times) < seconds:
+        clock = time.perf_counter()
+        reader.read(images, layers)
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - clock)
     memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory_mb() - before
-    peak = max(
-        peak, measure_matmul_peak(machine.device, machine.precision)
-    )  # another program may have been running
+    # measured again: another program may have been running
+    peak = max(peak, measure_matmul_peak(machine.device, machine.precision))
     images_per_s = batch_size / statistics.median(times)
-    by_fvcore = count_by_fvcore(network.cpu().float(), size)
+    return {
+        **({} if network is None else _count(model, network.cpu().float(), size)),
+        "images_per_s": images_per_s,
+        "batch_size": batch_size,
+        "peak_share": images_per_s * macs / 1e9 / peak,
+        "peak_memory_mb": memory,
+    }
+
+
+def _open(
+    request: dict[str, Any], model: ModelSpec, size: tuple[int, int], machine: Machine
+) -> tuple[nn.Module | None, Reader]:
+    """Open the converted network, or build one for torch, which is returned too."""
+    if request["converted"]:
+        from mixmim_bench.features.engines.openvino import OpenVinoReader
+
+        return None, OpenVinoReader(Path(request["converted"]), machine)
+    network = _create(model, size)
+    return network, TorchReader(network, machine, owned=True)
+
+
+def _create(model: ModelSpec, size: tuple[int, int]) -> nn.Module:
+    torch.manual_seed(0)
+    return create(model, size, own_classes(model)).eval()
+
+
+def _output_of(model: ModelSpec) -> str:
+    return LOGITS if own_classes(model) else OWN
+
+
+def _model_and_size(request: dict[str, Any]) -> tuple[ModelSpec, tuple[int, int]]:
+    height, width = request["image_size"]
+    return ModelSpec(**request["model"]), (height, width)
+
+
+def _count(model: ModelSpec, network: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
+    macs = count_on_meta(model, size).macs
+    by_fvcore = count_by_fvcore(network, size)
     uncounted = by_fvcore.uncounted
-    if by_fvcore.macs != counted.macs and not uncounted:
-        uncounted = (f"the counters disagree: {by_fvcore.macs} and {counted.macs} multiply-adds",)
+    if by_fvcore.macs != macs and not uncounted:
+        uncounted = (f"the counters disagree: {by_fvcore.macs} and {macs} multiply-adds",)
     return {
         "params_m": parameters_in(network) / 1e6,
         "gmacs": by_fvcore.total / 1e9,
         "uncounted": uncounted,
         "activations_m": count_activations(network, size) / 1e6,
-        "images_per_s": images_per_s,
-        "batch_size": batch_size,
-        "peak_share": images_per_s * counted.macs / 1e9 / peak,
-        "peak_memory_mb": memory,
     }
 
 
@@ -131,4 +189,4 @@ def _peak_memory_mb() -> float:
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    print(json.dumps(_measure_in_process(json.loads(sys.argv[1]))))
+    print(json.dumps({"convert": _convert, "measure": _measure}[sys.argv[1]](json.loads(sys.argv[2]))))

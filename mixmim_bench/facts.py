@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixmim_bench.factcache import fact_of
+from mixmim_bench.features import OWN
 from mixmim_bench.specs import ModelSpec, Preprocessing, Weights, restored
 
 Size = tuple[int, int]  # h, w
@@ -52,27 +53,30 @@ def count_gmacs(model: ModelSpec, size: Size) -> float:
     return fact_of(model.arch, "gmacs", count, model.kwargs, *size)
 
 
-def check_weights(model: ModelSpec, weights: Weights, size: Size | None = None) -> None:
-    """Check that weights fit a model, by default at its own size; raises BenchError."""
-    if weights.kind != "file":
-        return
+def check_weights(model: ModelSpec, weights: Weights, size: Size | None = None) -> list[str]:
+    """Check that weights fit a model, by default at its own size, and return notes on them.
 
-    def check() -> bool:
+    Raises BenchError.
+    """
+    if weights.kind != "file":
+        return []
+
+    def check() -> list[str]:
         from mixmim_bench.models.build import check_weights
 
-        check_weights(model, weights, size)
-        return True
+        return check_weights(model, weights, size)
 
-    fact_of(model.arch, "weights", check, model.kwargs, weights.sha256, size)
+    return fact_of(model.arch, "notes on weights", check, model.kwargs, weights.sha256, size)
 
 
-def check_layers(model: ModelSpec, size: Size, layers: Sequence[str]) -> None:
-    """Check that a model has these layers; raises BenchError, which suggests similar names."""
+def resolve_layers(model: ModelSpec, size: Size, layers: Sequence[str]) -> list[str]:
+    """Resolve layers, or 'auto', to the layers of a model; raises BenchError with similar names."""
+    if list(layers) == [OWN]:  # every model has it
+        return [OWN]
 
-    def check() -> bool:
-        from mixmim_bench.features.check import check_layers
+    def resolve() -> list[str]:
+        from mixmim_bench.features.check import resolve_layers
 
-        check_layers(model, size, layers)
-        return True
+        return resolve_layers(model, size, layers)
 
-    fact_of(model.arch, "layers", check, model.kwargs, *size, *layers)
+    return fact_of(model.arch, "resolved layers", resolve, model.kwargs, *size, *layers)

@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from mixmim_bench import facts
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.data.images import UnreadableImage
 from mixmim_bench.data.loading import Unreadable
@@ -26,12 +28,14 @@ from mixmim_bench.data.pictures import Pictures
 from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS, OWN
-from mixmim_bench.features.extract import forward_all
+from mixmim_bench.features.engines import Reader, Source, Unsuitable, check_engine, choose_engine, open_reader
+from mixmim_bench.features.engines.torch import TorchReader
+from mixmim_bench.features.extract import forward_all, sample_images
 from mixmim_bench.machine import Machine, open_machine
 from mixmim_bench.models.build import build, classes_of, own_size, preprocessing
 from mixmim_bench.progress import download_bar
 from mixmim_bench.registry import MODELS, find_model
-from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, Weights
+from mixmim_bench.specs import AUTO, RANDOM, TORCH, ModelSpec, Weights
 from mixmim_bench.weights.find import resolve_weights
 
 
@@ -189,31 +193,62 @@ class Answers:
     failures: Mapping[int, str]
 
 
-def classify(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Answers]:
+def classify(
+    model: ReadyModel, pictures: Pictures, machine: Machine, engine: str = TORCH
+) -> Iterator[Answers]:
     """Classify pictures and yield their probabilities (b, K), batch by batch.
 
-    Raises BenchError for a model without a classifier.
+    engine: 'torch', 'openvino', or 'auto', which depends on the number of pictures. Raises BenchError for a
+    model without a classifier; warns of an engine that cannot compute the model, and uses torch.
     """
     if not model.num_classes:
         raise BenchError(
             f"{model.spec.name} with {model.weights.name} has no classifier: these weights are pretrained "
             "only; use them to extract features"
         )
-    for logits in _run(model, pictures, machine, LOGITS):
+    for logits in _run(model, pictures, machine, engine, LOGITS):
         probabilities = torch.from_numpy(logits.values).softmax(1).numpy()
         yield Answers(logits.rows, probabilities, logits.failures)
 
 
-def embed(model: ReadyModel, pictures: Pictures, machine: Machine) -> Iterator[Answers]:
-    """Extract pooled features (b, D) of pictures, batch by batch."""
-    yield from _run(model, pictures, machine, OWN)
+def embed(model: ReadyModel, pictures: Pictures, machine: Machine, engine: str = TORCH) -> Iterator[Answers]:
+    """Extract pooled features (b, D) of pictures, batch by batch; engine: see `classify`."""
+    yield from _run(model, pictures, machine, engine, OWN)
 
 
-def _run(model: ReadyModel, pictures: Pictures, machine: Machine, layer: str) -> Iterator[Answers]:
+def _run(
+    model: ReadyModel, pictures: Pictures, machine: Machine, engine: str, layer: str
+) -> Iterator[Answers]:
     unreadable = Unreadable(pictures, True)
-    for piece in forward_all(model.network, model.transform(), unreadable, machine, (layer,)):
+    reader = _open(model, pictures, machine, engine)
+    for piece in forward_all(reader, model.transform(), unreadable, machine, (layer,)):
         values = piece.values.get(layer, np.empty((0, 1), np.float32))
         yield Answers(piece.rows, values, piece.failures)
+
+
+def _open(model: ReadyModel, pictures: Pictures, machine: Machine, engine: str) -> Reader:
+    """Open the network with an engine; with torch if that cannot compute it."""
+    check_engine(engine, machine)
+    size = model.preprocessing.size
+    if engine == AUTO:
+        engine = choose_engine(machine, len(pictures) * facts.count_gmacs(model.spec, size))
+    if engine != TORCH:
+        state = sha256()
+        for name, tensor in model.network.state_dict().items():
+            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            state.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
+        source = Source(
+            key={"arch": model.spec.arch, "kwargs": dict(model.spec.kwargs), "state": state.hexdigest()}
+            | {"size": list(size), "num_classes": model.num_classes},
+            build=lambda: model.network,
+            layers=lambda: [OWN, LOGITS] if model.num_classes else [OWN],
+            sample=lambda: sample_images(pictures, model.transform()),
+        )
+        try:
+            return open_reader(engine, source, machine)
+        except Unsuitable as error:
+            warnings.warn(f"computed by torch: {error}", stacklevel=4)
+    return TorchReader(model.network, machine)
 
 
 def save_features(

@@ -39,6 +39,16 @@ class Machine:
         kind = torch.device(self.device).type
         return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    @property
+    def threads(self) -> int:
+        """The CPU threads for computation."""
+        return torch.get_num_threads()
+
+    @property
+    def precision_is_native(self) -> bool:
+        """Whether the device supports the precision without emulation."""
+        return self.precision == "float32" or computes_in_bfloat16(self.device)
+
     @cached_property
     def matmul_gmacs_per_s(self) -> float:
         """The matrix-multiply peak in GMACs per second, measured once."""
@@ -48,7 +58,7 @@ class Machine:
         """Describe the hardware that a measured speed depends on."""
         return {
             "device": torch.cuda.get_device_name(self.device) if self.asynchronous else _processor(),
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
         }
 
 

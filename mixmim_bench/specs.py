@@ -15,6 +15,8 @@ RECORD_SCHEMA = 1
 AUTO = "auto"  # weights, presets, layers and devices are then chosen automatically
 RANDOM_INIT = "random init"  # the name of untrained weights in tables and plots
 
+TORCH, OPENVINO = ENGINES = ("torch", "openvino")  # that compute frozen features
+
 ROLES = ("train", "val", "test")
 
 
@@ -183,6 +185,7 @@ class Run:
     protocol: Mapping[str, Any]  # name, version and hyper-parameters
     seed: int | None  # None if nothing is random
     precision: str
+    engine: str = TORCH  # of frozen features; changes them by rounding only, so it is not in the identity
 
     def identity(self) -> dict[str, Any]:
         """Return everything that determines the result, and nothing else: no path, machine or commit."""
@@ -288,6 +291,7 @@ class Cost:
     batch_size: int
     peak_share: float  # fraction of the machine's matrix-multiply peak, measured before and after
     peak_memory_mb: float
+    engine: str = TORCH  # with its version
 
     @staticmethod
     def key(
@@ -296,8 +300,9 @@ class Cost:
         image_size: tuple[int, int],
         precision: str,
         machine: Mapping[str, Any],
+        engine: str = TORCH,
     ) -> str:
-        """Return the key of a measurement: model, size, precision and machine."""
+        """Return the key of a measurement: model, size, precision, machine and engine."""
         return digest(
             {
                 "arch": arch,
@@ -305,6 +310,7 @@ class Cost:
                 "image_size": list(image_size),
                 "precision": precision,
                 "machine": dict(machine),
+                **({} if engine == TORCH else {"engine": engine}),
             }
         )
 

@@ -22,7 +22,7 @@ from mixmim_bench.counting import Count, count_on_meta
 from mixmim_bench.data.layouts import embedded
 from mixmim_bench.machine import Machine
 from mixmim_bench.registry import find_model
-from mixmim_bench.specs import Cost, ModelSpec
+from mixmim_bench.specs import TORCH, Cost, ModelSpec
 from mixmim_bench.suite.records import RunStore
 
 TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num_classes": 7}
@@ -69,12 +69,14 @@ class Costs:
             self.counts[key] = count_on_meta(model, image_size)
         return self.counts[key]
 
-    def measure(self, model: ModelSpec, image_size: tuple[int, int], machine: Machine) -> Cost:
+    def measure(
+        self, model: ModelSpec, image_size: tuple[int, int], machine: Machine, engine: str = TORCH
+    ) -> Cost:
         """Measure, or give what was measured."""
-        key = Cost.key(model.arch, model.kwargs, image_size, machine.precision, machine.describe())
+        key = Cost.key(model.arch, model.kwargs, image_size, machine.precision, machine.describe(), engine)
         known = self.store.read_costs()
         if key not in known:
-            known[key] = measure(model, image_size, machine)
+            known[key] = measure(model, image_size, machine, engine)
             self.store.save_cost(key, known[key])
         return dataclasses.replace(known[key], model=model.name)
 

@@ -15,7 +15,8 @@ from mixmim_bench.data.images import Arrays, Part
 from mixmim_bench.data.transforms import eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import EXTRACTOR_VERSION
-from mixmim_bench.features.check import check_layers
+from mixmim_bench.features.check import resolve_layers
+from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.extract import extract
 from mixmim_bench.features.layers import Taps, choose_layers
 from mixmim_bench.machine import Machine
@@ -83,10 +84,10 @@ def test_what_auto_tries(arch, names):
 def test_a_layer_that_is_not_there_brings_the_nearest():
     spec = ModelSpec(name="mixmim-b", arch="mixmim_base")
     with pytest.raises(BenchError, match="mixmim-b: no layer 'stge3' in MixMIM; did you mean stage3"):
-        check_layers(spec, (64, 64), ["stge3"])
+        resolve_layers(spec, (64, 64), ["stge3"])
     with pytest.raises(BenchError, match="no layer 'cls' in MixMIM"):
-        check_layers(spec, (64, 64), ["own+cls"])
-    check_layers(spec, (64, 64), ["auto", "stage4", "last24"])
+        resolve_layers(spec, (64, 64), ["own+cls"])
+    resolve_layers(spec, (64, 64), ["auto", "stage4", "last24"])
 
 
 def test_reading_leaves_no_hook_behind(tiny):
@@ -117,7 +118,10 @@ def golden_features(tiny):
     )
     machine = Machine(device="cpu")
     layers = ("own", "stage1", "stage2", "stage3", "last4")
-    return {layer: extract(network, part, transform, machine, layer=layer).x for layer in layers}
+    return {
+        layer: extract(TorchReader(network, machine), part, transform, machine, layer=layer).x
+        for layer in layers
+    }
 
 
 def test_features_are_what_they_were(tiny):

@@ -15,6 +15,7 @@ from mixmim_bench.data.images import Arrays, Part, UnreadableImage, join
 from mixmim_bench.data.loading import ImageDataset, batches, in_groups
 from mixmim_bench.data.transforms import ImageOnly, eval_transform, train_transform
 from mixmim_bench.errors import UnreadableImages
+from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.extract import extract
 from mixmim_bench.machine import Machine
 from mixmim_bench.specs import Preprocessing
@@ -98,20 +99,21 @@ class Flat(torch.nn.Module):
 
 
 MACHINE = Machine(device="cpu", batch_size=3)
+FLAT = TorchReader(Flat(), MACHINE)
 
 
 def test_unreadable_images_are_counted_and_named(some_broken):
     with pytest.raises(UnreadableImages, match=r"3 of 8 images cannot be read: .*1\.jpg .*4\.jpg .*6\.jpg"):
-        extract(Flat(), some_broken, eval_transform(PLAIN), MACHINE)
+        extract(FLAT, some_broken, eval_transform(PLAIN), MACHINE)
 
 
 def test_unreadable_images_are_left_out_where_the_task_allows_it(some_broken):
-    features = extract(Flat(), some_broken, eval_transform(PLAIN), MACHINE, skip_unreadable=True)
+    features = extract(FLAT, some_broken, eval_transform(PLAIN), MACHINE, skip_unreadable=True)
     assert features.unreadable == 3
     assert features.y.tolist() == [0, 2, 3, 5, 7]
     assert features.ids.tolist() == [f"{i}.jpg" for i in (0, 2, 3, 5, 7)]
     good = some_broken.take(np.array([0, 2, 3, 5, 7]))
-    assert np.array_equal(features.x, extract(Flat(), good, eval_transform(PLAIN), MACHINE).x)
+    assert np.array_equal(features.x, extract(FLAT, good, eval_transform(PLAIN), MACHINE).x)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -119,7 +121,7 @@ def test_order_and_values_do_not_depend_on_workers_or_batches(workers):
     pixels = np.random.default_rng(0).integers(0, 256, (23, 8, 8), dtype=np.uint8)
     part = Part(np.arange(23).astype(str), np.arange(23), Arrays(pixels, "random"))
     machine = Machine(device="cpu", batch_size=5, workers=workers)
-    features = extract(Flat(), part, eval_transform(PLAIN), machine)
+    features = extract(TorchReader(Flat(), machine), part, eval_transform(PLAIN), machine)
     expected = np.repeat(pixels.reshape(23, 1, 64) / 255, 3, axis=1).reshape(23, -1)
     np.testing.assert_allclose(features.x, expected, atol=1e-6)
 

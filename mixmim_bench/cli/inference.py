@@ -14,6 +14,7 @@ from mixmim_bench.cli.complete import completing, model_names
 from mixmim_bench.cli.options import (
     BATCH_SIZE,
     DEVICE,
+    ENGINE,
     JSON,
     PRECISION,
     THREADS,
@@ -65,6 +66,7 @@ IMAGE_SIZE = click.option(
 @JSON
 @DEVICE
 @PRECISION
+@ENGINE
 @THREADS
 @WORKERS
 @BATCH_SIZE
@@ -77,6 +79,7 @@ def predict(
     top: int,
     as_csv: bool,
     as_json: bool,
+    engine: str,
     **machine: Any,
 ) -> None:
     """Classify images: files, folders, or `-` for standard input.
@@ -96,7 +99,7 @@ def predict(
     if as_csv:
         writer.writeheader()
     with _progress(len(pictures)) as advance:
-        for outputs in classify(ready, pictures, computer):
+        for outputs in classify(ready, pictures, computer, engine):
             for row, scores in zip(outputs.rows.tolist(), outputs.values, strict=True):
                 predictions = _ranked(scores, ready.classes, top)
                 if as_csv:
@@ -142,6 +145,7 @@ def _ranked(scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:
 @IMAGE_SIZE
 @DEVICE
 @PRECISION
+@ENGINE
 @THREADS
 @WORKERS
 @BATCH_SIZE
@@ -152,6 +156,7 @@ def embed(
     weights: str,
     seed: int,
     image_size: int | None,
+    engine: str,
     **machine: Any,
 ) -> None:
     """Save the pooled features of images (files, folders, `-`) to an .npz file.
@@ -174,7 +179,7 @@ def embed(
     features = []
     failures: dict[int, str] = {}
     with _progress(len(pictures)) as advance:
-        for outputs in embedded(ready, pictures, computer):
+        for outputs in embedded(ready, pictures, computer, engine):
             paths += [pictures.name(row) for row in outputs.rows.tolist()]
             features += list(outputs.values)
             failures |= outputs.failures

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mixmim_bench.cli.complete import Names, completing, model_names, suite_names, task_names
+from mixmim_bench.specs import AUTO, ENGINES
 
 
 class ByName(click.Option):
@@ -100,6 +101,13 @@ PRECISION = click.option(
     default="float32",
     show_default=True,
     help="Precision of the backbone's forward pass; auto: bfloat16 if the device supports it natively.",
+)
+ENGINE = click.option(
+    "--engine",
+    type=click.Choice([AUTO, *ENGINES]),
+    default=AUTO,
+    show_default=True,
+    help="What computes the frozen backbone; auto: OpenVINO on an x86 CPU for work of two minutes or more.",
 )
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="CPU threads for computation.")
 

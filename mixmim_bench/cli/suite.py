@@ -12,6 +12,7 @@ from mixmim_bench.cli.options import (
     BATCH_SIZE,
     DATA_ROOT,
     DEVICE,
+    ENGINE,
     JSON,
     MODELS,
     PRECISION,
@@ -82,6 +83,7 @@ from mixmim_bench.errors import BenchError, counted
 @RESULTS
 @DEVICE
 @PRECISION
+@ENGINE
 @THREADS
 @WORKERS
 @BATCH_SIZE
@@ -96,6 +98,7 @@ def run(
     results: Path,
     device: str,
     precision: str,
+    engine: str,
     threads: int | None,
     workers: int | None,
     batch_size: int | None,
@@ -133,9 +136,10 @@ def run(
         click.echo(f"{total} of {counted(total, 'run')} finished already.\n")
         _write_report(store)
         return
+    from mixmim_bench.suite.engines import with_engines
     from mixmim_bench.suite.runner import Suite
 
-    suite = Suite(resolved, store, machine(), console)
+    suite = Suite(with_engines(resolved, finished, machine(), engine), store, machine(), console)
     if dry_run:
         _show_plan(suite.estimates(finished))
         return

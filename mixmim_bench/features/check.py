@@ -1,4 +1,4 @@
-"""Check the layers of a model on the meta device, without compute."""
+"""Resolve and check the layers of a model on the meta device, without compute."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,8 +11,11 @@ from mixmim_bench.models.build import create
 from mixmim_bench.specs import ModelSpec
 
 
-def check_layers(model: ModelSpec, image_size: tuple[int, int], layers: Sequence[str]) -> None:
-    """Check that a model has these layers; raises BenchError, which suggests similar names."""
+def resolve_layers(model: ModelSpec, image_size: tuple[int, int], layers: Sequence[str]) -> list[str]:
+    """Resolve layers, or 'auto', to the layers of a model.
+
+    Raises BenchError for a layer that the model does not have; it suggests similar names.
+    """
     with torch.device("meta"):
         network = create(model, image_size).eval()
         try:
@@ -24,3 +27,4 @@ def check_layers(model: ModelSpec, image_size: tuple[int, int], layers: Sequence
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise BenchError(f"{model.name}: {', '.join(names)} cannot be read: {reason}") from error
+    return names

@@ -6,18 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from mixmim_bench.data.batch import Batch
-from mixmim_bench.data.images import Part
+from mixmim_bench.data.images import Loadable, Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.transforms import ImageOnly, Transform
 from mixmim_bench.features import OWN
-from mixmim_bench.features.layers import Taps
+from mixmim_bench.features.engines import Reader
 from mixmim_bench.features.store import Entry, Piece, filling
 from mixmim_bench.machine import Machine
 from mixmim_bench.memory import is_out_of_memory
 from mixmim_bench.progress import Advance
+
+SAMPLED = 4  # images on which engines are compared
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Features:
 
 
 def forward_all(
-    network: nn.Module,
+    reader: Reader,
     transform: Transform,
     unreadable: Unreadable,
     machine: Machine,
@@ -45,15 +46,13 @@ def forward_all(
     start: int = 0,
     digests: bool = False,
 ) -> Iterator[Piece]:
-    """Run a timm model over images from row `start` on, in order for any number of workers.
+    """Run a network over images from row `start` on, in order for any number of workers.
 
     On running out of memory the batch size is halved and the pass continues. If unreadable images are not
     allowed, images after the first failure are only decoded, to report all failures: their pieces have no
     rows.
     """
     dataset = ImageDataset(unreadable.images, ImageOnly(transform), digests=digests)
-    network = network.to(machine.device).eval()
-    taps = Taps(network)
     batch_size, done = machine.batch_size, start
     running: deque[_Running] = deque()
     while done < len(dataset):
@@ -62,7 +61,7 @@ def forward_all(
             for batch in batches(dataset, groups, machine.workers):
                 unreadable.add(batch.failures)
                 needed = len(batch.rows) > 0 and (unreadable.allowed or not unreadable.found)
-                values = _forward(taps, batch.images, machine, layers) if needed else {}
+                values = reader.read(batch.images, layers) if needed else {}
                 done += len(batch.rows) + len(batch.failures)
                 running.append(_Running(batch, values, batch_size, machine.asynchronous))
                 if len(running) > machine.asynchronous:  # a GPU computes the next batch meanwhile
@@ -73,21 +72,6 @@ def forward_all(
             batch_size = max(1, batch_size // 2)
         while running:
             yield running.popleft().finish()
-
-
-@torch.inference_mode()
-def _forward(
-    taps: Taps, images: torch.Tensor, machine: Machine, layers: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    """Start a forward pass and the copies of its features to the host; on a GPU neither has finished."""
-    images = images.to(machine.device, non_blocking=True)
-    features = taps.read(images, layers, machine.autocast())
-    if not machine.asynchronous:
-        return {layer: values.cpu() for layer, values in features.items()}
-    return {
-        layer: torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-        for layer, values in features.items()
-    }
 
 
 class _Running:
@@ -117,8 +101,16 @@ class _Running:
         )
 
 
+def sample_images(images: Loadable, transform: Transform, count: int = SAMPLED) -> torch.Tensor:
+    """Read a few images, normalised (b, 3, h, w); b is smaller if some are unreadable."""
+    rows = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64))
+    dataset = ImageDataset(images, ImageOnly(transform))
+    (batch,) = batches(dataset, [rows.tolist()], 0)
+    return batch.images
+
+
 def extract(
-    backbone: nn.Module,
+    reader: Reader,
     part: Part,
     transform: Transform,
     machine: Machine,
@@ -131,7 +123,7 @@ def extract(
     x = np.empty((0, 0), dtype=np.float32)
     digests = np.zeros((len(part), 16), dtype=np.uint8)
     batch_size = machine.batch_size
-    for piece in forward_all(backbone, transform, unreadable, machine, (layer,), digests=True):
+    for piece in forward_all(reader, transform, unreadable, machine, (layer,), digests=True):
         if len(piece.rows):
             values = piece.values[layer]
             if not x.size:
@@ -148,7 +140,7 @@ def extract(
 
 
 def extract_to_store(
-    backbone: nn.Module,
+    reader: Reader,
     part: Part,
     transform: Transform,
     machine: Machine,
@@ -174,7 +166,7 @@ def extract_to_store(
         advance(incomplete.start)
         unreadable = Unreadable(part.images, skip_unreadable)
         layers = list(incomplete.entries)
-        pieces = forward_all(backbone, transform, unreadable, machine, layers, incomplete.start, digests=True)
+        pieces = forward_all(reader, transform, unreadable, machine, layers, incomplete.start, digests=True)
         for piece in pieces:
             if unreadable.allowed or not unreadable.found:
                 incomplete.add(piece)

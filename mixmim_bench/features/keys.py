@@ -10,7 +10,7 @@ import timm
 from mixmim_bench.data.dataset import Split
 from mixmim_bench.features import EXTRACTOR_VERSION, OWN
 from mixmim_bench.features.store import Entry, FeatureStore
-from mixmim_bench.specs import Run
+from mixmim_bench.specs import TORCH, Run
 
 
 def entry_of(run: Run, split: Split, layer: str = OWN) -> Entry:
@@ -35,12 +35,22 @@ def entry_of(run: Run, split: Split, layer: str = OWN) -> Entry:
 def made_by_backbone(run: Run) -> dict[str, Any]:
     """Return everything features depend on besides the image and the layer."""
     identity = run.identity()
-    keys = ("arch", "arch_version", "kwargs", "weights", "preprocessing", "precision")
+    engine = {} if run.engine == TORCH else {"engine": run.engine}  # as before there were engines
     return {
-        **{key: identity[key] for key in keys if key in identity},
+        **key_of_network(run),
+        **{key: identity[key] for key in ("preprocessing", "precision")},
+        **engine,
+        "extractor": EXTRACTOR_VERSION,
+    }
+
+
+def key_of_network(run: Run) -> dict[str, Any]:
+    """Return everything that a network and its weights depend on, except the image size."""
+    identity = run.identity()
+    return {
+        **{key: identity[key] for key in ("arch", "arch_version", "kwargs", "weights") if key in identity},
         "seed": (run.seed or 0) if run.weights.random else None,
         "code": _custom_code(run.model.arch),
-        "extractor": EXTRACTOR_VERSION,
     }
 
 

@@ -1,6 +1,5 @@
 """Build backbones from their specs: preprocessing, networks and weights."""
 
-import warnings
 from typing import Any
 
 import timm
@@ -9,7 +8,7 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.models.checkpoints import checked_state, classes_in, load_weights
+from mixmim_bench.models.checkpoints import classes_in, load_weights, state_with_notes
 from mixmim_bench.specs import ModelSpec, Preprocessing, Weights
 
 
@@ -89,17 +88,16 @@ def classes_of(model: ModelSpec, weights: Weights) -> int:
     return classes_in(network, weights.path, model.arch)
 
 
-def check_weights(model: ModelSpec, weights: Weights, image_size: tuple[int, int] | None = None) -> None:
-    """Check that a checkpoint fits a model, by default at its own size; raises BenchError.
+def check_weights(model: ModelSpec, weights: Weights, image_size: tuple[int, int] | None = None) -> list[str]:
+    """Check that a checkpoint fits a model, by default at its own size, and return notes on it.
 
-    The network is built on the meta device only.
+    The network is built on the meta device only. Raises BenchError.
     """
-    if weights.kind == "file":
-        with torch.device("meta"):
-            network = create(model, image_size or own_size(model))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # reported when the weights are loaded
-            checked_state(network, weights.path, model.arch)
+    if weights.kind != "file":
+        return []
+    with torch.device("meta"):
+        network = create(model, image_size or own_size(model))
+    return state_with_notes(network, weights.path, model.arch)[1]
 
 
 def build(

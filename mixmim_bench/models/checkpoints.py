@@ -71,33 +71,39 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+) was not an allowed")
 
 
 def load_weights(network: nn.Module, path: str | Path, arch: str) -> list[str]:
-    """Load a checkpoint into a network; only the classifier may be missing or have another size.
+    """Load a checkpoint into a network and return notes on it; see `state_with_notes`."""
+    state, notes = state_with_notes(network, path, arch)
+    network.load_state_dict(state, strict=False)
+    return notes
+
+
+def state_with_notes(
+    network: nn.Module, path: str | Path, arch: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Read a checkpoint for a network, which may be on the meta device.
+
+    Only the classifier may be missing or have another size.
 
     Returns:
-        Notes on what the checkpoint did not fill, and on tensors interpolated to sizes that the weights were
-        not trained for.
+        The tensors, and notes on what the checkpoint does not fill and on tensors interpolated to sizes that
+        the weights were not trained for.
 
     Raises:
         BenchError: tensors are missing, unexpected or of another shape; the message lists them.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        state = checked_state(network, path, arch)
-    network.load_state_dict(state, strict=False)
+        state = _checked_state(network, path, arch)
     notes = [str(warning.message) for warning in caught if warning.category is UserWarning]
     unfilled = sorted(_classifier_keys(network) & set(network.state_dict()) - set(state))
     if unfilled:
         notes.append(
             f"{Path(path).name} has no classifier for this network; newly initialised: {', '.join(unfilled)}"
         )
-    return notes
+    return state, notes
 
 
-def checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, torch.Tensor]:
-    """Return the checked tensors of a checkpoint for a network, which may be on the meta device.
-
-    See `load_weights`.
-    """
+def _checked_state(network: nn.Module, path: str | Path, arch: str) -> dict[str, torch.Tensor]:
     checkpoint = read_checkpoint(path)
     try:
         state = fit_state(network, checkpoint, arch)

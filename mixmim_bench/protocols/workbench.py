@@ -8,29 +8,41 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from mixmim_bench import facts
 from mixmim_bench.data.dataset import Split
 from mixmim_bench.data.hashing import WIDTH, hash_images
 from mixmim_bench.data.transforms import Transform, eval_transform
+from mixmim_bench.errors import BenchError
 from mixmim_bench.features import OWN
+from mixmim_bench.features.engines import Reader, open_reader
 from mixmim_bench.features.extract import Features, extract_to_store, features_of
 from mixmim_bench.features.keys import entry_of, made_by_backbone
-from mixmim_bench.features.layers import choose_layers
+from mixmim_bench.features.networks import source_of
 from mixmim_bench.features.store import Entry
 from mixmim_bench.machine import Machine
 from mixmim_bench.memory import halved
 from mixmim_bench.models.build import build
 from mixmim_bench.progress import Stages
-from mixmim_bench.specs import Run, digest
+from mixmim_bench.protocols import build_protocol
+from mixmim_bench.specs import AUTO, Run, digest
 from mixmim_bench.training.loop import Environment, Trained
 
 
 @dataclass
 class Shelf:
-    """The last backbone, reused by the next runs."""
+    """The last frozen backbone, reused by the next runs."""
 
     key: str = ""
-    backbone: nn.Module | None = None
-    notes: tuple[str, ...] = ()  # on its weights
+    reader: Reader | None = None
+
+
+def layers_to_read(run: Run) -> list[str]:
+    """Return the layers that a run, or others of the same network, may read."""
+    names = build_protocol(run.protocol, run.task.kind).frozen_layers()
+    try:
+        return facts.resolve_layers(run.model, run.size, [AUTO, *names])
+    except BenchError:  # some layers of the network cannot be read; those of the run may be
+        return facts.resolve_layers(run.model, run.size, names)
 
 
 @dataclass
@@ -85,7 +97,7 @@ class Workbench:
 
     def layers(self, layer: str) -> list[str]:
         """Return the layers of a choice: one, or all candidates for 'auto'."""
-        return choose_layers(self._frozen(), layer)
+        return facts.resolve_layers(self.run.model, self.run.size, [layer])
 
     def features(self, split: Split, layer: str = OWN) -> Features:
         """Return the frozen, pooled features of a split."""
@@ -93,6 +105,7 @@ class Workbench:
 
     def features_of_layers(self, split: Split, layers: Sequence[str]) -> dict[str, Features]:
         """Return the features of several layers, extracted in one pass and cached."""
+        self.note(*facts.check_weights(self.run.model, self.run.weights, self.run.size))
         entries = {layer: entry_of(self.run, split, layer) for layer in layers}
         missing = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
         damaged = [layer for layer, entry in missing.items() if entry.manifest() is not None]
@@ -109,22 +122,20 @@ class Workbench:
         self.note_digests(split, first.rows, first.digests)
         return features
 
-    def _frozen(self) -> nn.Module:
-        """Return the frozen backbone, built once for all its runs."""
+    def _frozen(self, split: Split) -> Reader:
+        """Return the frozen backbone, opened once for all its runs."""
         key = digest(made_by_backbone(self.run))
-        if self.shelf.key != key:
-            notes: list[str] = []
-            self.shelf.key, self.shelf.backbone = key, self.backbone(notes=notes)
-            self.shelf.notes = tuple(notes)
-        self.note(*self.shelf.notes)
-        assert self.shelf.backbone is not None
-        return self.shelf.backbone
+        if self.shelf.reader is None or self.shelf.key != key:
+            self.shelf.reader = None  # frees its memory
+            source = source_of(self.run, lambda: layers_to_read(self.run), split.part.images)
+            self.shelf.key, self.shelf.reader = key, open_reader(self.run.engine, source, self.machine)
+        return self.shelf.reader
 
     def _extract(self, split: Split, entries: dict[str, Entry]) -> int:
         clock = time.perf_counter()
         with self.stages.stage(f"features of {split.role}", len(split.part), self.gmacs) as advance:
             used = extract_to_store(
-                self._frozen(),
+                self._frozen(split),
                 split.part,
                 self.transform(),
                 self.machine,

@@ -10,7 +10,7 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.features import OWN
 from mixmim_bench.progress import View
 from mixmim_bench.protocols.contract import TRAIN_WORK
-from mixmim_bench.specs import Cost, ModelSpec, RunRecord
+from mixmim_bench.specs import Cost, Run, RunRecord
 from mixmim_bench.suite.plan import Planned
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import Resolved
@@ -82,7 +82,7 @@ def estimate(
     resolved: Resolved,
     finished: Mapping[str, RunRecord],
     costs: Mapping[str, Cost],
-    cost_key: Callable[[ModelSpec, tuple[int, int]], str],
+    cost_key: Callable[[Run, tuple[int, int]], str],
     peak: Callable[[], float],
 ) -> list[Estimate]:
     """Estimate every run, from measured speeds where available.
@@ -91,7 +91,7 @@ def estimate(
         resolved: the plan, with its images.
         finished: the results of finished runs.
         costs: measurements by key.
-        cost_key: returns the key of a measurement for a model and size (h, w) on this machine.
+        cost_key: returns the key of a measurement for a run and size (h, w) on this machine.
         peak: returns the machine's matrix-multiply peak in GMACs a second.
     """
     extracted: set[str] = set()  # keys of features that an earlier run will have made
@@ -109,7 +109,7 @@ def estimate(
         cached, missing = _features(resolved, planned, extracted)
         width = facts.feature_width(run.model) if missing else 0
         each = Estimate(planned, False, gmacs, cached, features_bytes=missing * width * 4)
-        cost = costs.get(cost_key(run.model, run.size))
+        cost = costs.get(cost_key(run, run.size))
         speed = cost.images_per_s * gmacs if cost is not None else TYPICAL_SHARE_OF_PEAK * peak()
         estimates.append(dataclasses.replace(each, seconds=each.work / speed))
     return estimates

@@ -13,6 +13,7 @@ from mixmim_bench.data.images import join
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError
 from mixmim_bench.facts import count_gmacs
+from mixmim_bench.features.engines import engine_with_version
 from mixmim_bench.machine import Machine
 from mixmim_bench.memory import memory_errors
 from mixmim_bench.progress import Stages
@@ -109,6 +110,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         provenance={
             **provenance(),
             **bench.machine.describe(),
+            "engine": engine_with_version(bench.run.engine),
             "layout": data.source.layout,
             "root": data.source.root,
             "started": started.isoformat(timespec="milliseconds"),

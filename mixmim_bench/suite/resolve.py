@@ -128,7 +128,7 @@ def _check_layers(planned: Sequence[Planned]) -> None:
         if set(names) - {OWN}:
             asked[each.run.model.name, each.run.size, names] = each.run.model
     for (_, size, names), model in asked.items():
-        facts.check_layers(model, size, names)
+        facts.resolve_layers(model, size, names)
 
 
 def _tasks(selection: Selection, say: Say, planning: bool) -> list[TaskSpec]:

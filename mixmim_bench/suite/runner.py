@@ -15,7 +15,8 @@ from mixmim_bench.errors import BenchError, counted
 from mixmim_bench.machine import Machine
 from mixmim_bench.progress import View, line_printer
 from mixmim_bench.protocols.workbench import Shelf
-from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
+from mixmim_bench.specs import TORCH, Cost, Run, RunRecord
+from mixmim_bench.suite.engines import network_of, try_engines
 from mixmim_bench.suite.estimate import Estimate, estimate
 from mixmim_bench.suite.execute import check_kept, execute, failed_record, open_run
 from mixmim_bench.suite.records import RunStore
@@ -39,6 +40,7 @@ class Suite:
         self.store = store
         self.machine = machine
         self.console = console
+        self._reasons: dict[str, str] = {}  # by network, why another engine does not compute it
 
     def estimates(self, finished: Mapping[str, RunRecord]) -> list[Estimate]:
         """Estimate every run."""
@@ -50,17 +52,19 @@ class Suite:
             lambda: self.machine.matmul_gmacs_per_s,
         )
 
-    def _cost_key(self, model: ModelSpec, size: tuple[int, int]) -> str:
-        return Cost.key(model.arch, model.kwargs, size, self.machine.precision, self.machine.describe())
+    def _cost_key(self, run: Run, size: tuple[int, int]) -> str:
+        model, machine = run.model, self.machine
+        return Cost.key(model.arch, model.kwargs, size, machine.precision, machine.describe(), run.engine)
 
     def run(self, finished: Mapping[str, RunRecord]) -> Outcome:
         """Do all unfinished runs; finished ones survive Ctrl-C."""
         self.store.prepare()
         outcome = Outcome()
         try:
-            estimates = self.estimates(finished)
             with View(self.console, 0) as view:
-                self._measure_costs([e.planned.run for e in estimates if e.error is None], view)
+                self.resolved, self._reasons = try_engines(self.resolved, self.machine, view.say)
+                estimates = self.estimates(finished)
+                self._measure_costs([e.planned.run for e in estimates if e.error is None], finished, view)
             pending = [estimate for estimate in estimates if not estimate.finished]
             with View(self.console, sum(estimate.work for estimate in pending)) as view:
                 if len(pending) < len(estimates):
@@ -78,23 +82,28 @@ class Suite:
         ]
         return outcome
 
-    def _measure_costs(self, runs: Sequence[Run], view: View) -> None:
-        """Measure each model at its own size and at those of its runs, once per machine."""
-        wanted: dict[str, tuple[ModelSpec, tuple[int, int]]] = {}
-        for run in runs:
-            for size in (facts.own_size(run.model), run.size):
-                wanted[self._cost_key(run.model, size)] = (run.model, size)
+    def _measure_costs(self, runs: Sequence[Run], finished: Mapping[str, RunRecord], view: View) -> None:
+        """Measure each model at its own size and at those of its runs, once per machine and engine."""
         known = self.store.read_costs()
-        for key, (model, size) in wanted.items():
+        wanted: dict[str, tuple[Run, tuple[int, int]]] = {}
+        for run in runs:
+            record = finished.get(run.run_id)
+            if record is not None and record.costs and all(key in known for key in record.costs.values()):
+                continue  # on another machine, maybe
+            for size in (facts.own_size(run.model), run.size):
+                wanted[self._cost_key(run, size)] = (run, size)
+        for key, (run, size) in wanted.items():
             if key in known:
                 continue
-            view.say(f"measuring the cost of {model.name} at {size[0]} x {size[1]} pixels")
-            try:
-                cost = measure(model, size, self.machine)
-            except BenchError as error:
-                view.say(f"  {error}")
-            else:
-                self.store.save_cost(key, cost)
+            view.say(f"measuring the cost of {run.model.name} at {size[0]} x {size[1]} pixels")
+            for engine in dict.fromkeys([run.engine, TORCH]):  # a size that one cannot compute
+                try:
+                    cost = measure(run.model, size, self.machine, engine)
+                except BenchError as error:
+                    view.say(f"  {error}")
+                else:
+                    self.store.save_cost(key, cost)
+                    break
 
     def _do(self, pending: Sequence[Estimate], view: View, outcome: Outcome) -> None:
         """Do the runs in order; those claimed by another process come last, in case that process dies."""
@@ -139,6 +148,7 @@ class Suite:
                 raise estimate.error
             data = self.resolved.data[run.task.name]
             bench = open_run(run, data, self.machine, view, shelf, estimate.gmacs)
+            bench.note(*filter(None, [self._reasons.get(network_of(run))]))
             record, arrays = execute(run, data, bench)
             check_kept(record, arrays)
             self._seen(run.task.name).note(record.data_bytes)
@@ -147,8 +157,8 @@ class Suite:
             if not isinstance(error, BenchError):
                 view.say(traceback.format_exc().rstrip())
         costs = {
-            "own": self._cost_key(run.model, facts.own_size(run.model)),
-            "run": self._cost_key(run.model, run.size),
+            "own": self._cost_key(run, facts.own_size(run.model)),
+            "run": self._cost_key(run, run.size),
         }
         self.store.save(dataclasses.replace(record, costs=costs), arrays)
         view.say(f"  {_summary(record)} in {time.perf_counter() - clock:.1f} s")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.registry import MODELS, by_name
-from mixmim_bench.specs import RANDOM_INIT, RECORD_SCHEMA, Cost, RunRecord, digest
+from mixmim_bench.specs import RANDOM_INIT, RECORD_SCHEMA, TORCH, Cost, RunRecord, digest
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -85,6 +85,7 @@ class _Identity(_Open):
 
 class _Provenance(_Open):
     started: str = ""
+    engine: Text = TORCH
 
 
 class _Record(_Strict):
@@ -125,6 +126,7 @@ class _Cost(_Strict):
     batch_size: Annotated[int, Field(ge=1)]
     peak_share: NotNegative
     peak_memory_mb: float  # the difference of two readings
+    engine: Text = TORCH
 
 
 class NotARecord(BenchError):

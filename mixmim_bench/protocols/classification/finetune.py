@@ -223,11 +223,12 @@ def _check_learning(
 
 def _logits(network: "nn.Module", part: "Part", bench: "Workbench", name: str) -> "Features":
     from mixmim_bench.features import LOGITS
+    from mixmim_bench.features.engines.torch import TorchReader
     from mixmim_bench.features.extract import extract
 
     with bench.stages.stage(name, len(part), bench.gmacs) as advance:
         return extract(
-            network,
+            TorchReader(network, bench.machine),
             part,
             bench.transform(),
             bench.machine,

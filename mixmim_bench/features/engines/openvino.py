@@ -1,0 +1,222 @@
+"""Features computed by OpenVINO, on CPUs.
+
+A network is converted once and kept in the cache, in `engines/`, under a hash of what it was made from. It is
+stored with features that torch computed of a few images, and compared with them each time it is opened: a
+network that computes anything else is never used.
+"""
+
+import shutil
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from mixmim_bench.atomic import read_json, write_whole
+from mixmim_bench.cache import cache_folder
+from mixmim_bench.features import EXTRACTOR_VERSION
+from mixmim_bench.features.engines import Source, Unsuitable
+from mixmim_bench.features.layers import Taps
+from mixmim_bench.machine import Machine
+from mixmim_bench.memory import is_out_of_memory
+from mixmim_bench.specs import OPENVINO, canonical_json, digest
+
+SCHEMA = 1
+FLOAT32_TOLERANCE = 1e-4  # of the largest value of a layer; 2e-6 is usual
+BFLOAT16_COSINE = 0.999  # of each image, with features in float32; 0.99997 is usual
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def folder() -> Path:
+    """Return the folder of the converted networks."""
+    return cache_folder() / "engines"
+
+
+class OpenVinoReader:
+    """Reads features with a converted network.
+
+    Args:
+        path: the folder of the converted network.
+        machine: precision.
+
+    Raises:
+        Unsuitable: OpenVINO cannot open the network, or its features differ from torch's.
+    """
+
+    def __init__(self, path: Path, machine: Machine) -> None:
+        ov = _import()
+        manifest = read_json(path / "whole.json")
+        self._places = {name: place for place, name in enumerate(manifest["layers"])}
+        hint = _PRECISIONS[machine.precision]
+        options = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,  # decoding needs the same cores
+        }
+        try:
+            self._network = ov.Core().compile_model(path / "network.xml", "CPU", options)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise Unsuitable(f"OpenVINO cannot open the network: {_first_line(error)}") from error
+        used = self._network.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if used != hint:
+            raise Unsuitable(f"OpenVINO computes in {used} on this processor, not in {hint}")
+        with np.load(path / "check.npz", allow_pickle=False) as check:
+            expected = {name: torch.from_numpy(check[f"layer {name}"]) for name in self._places}
+            images = torch.from_numpy(check["images"])
+        difference = compare(expected, self.read(images, list(self._places)), machine.precision)
+        if difference:
+            raise Unsuitable(f"OpenVINO computes other features: {difference}")
+
+    def read(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Return the features (b, d) of each layer for images (b, 3, h, w)."""
+        outputs = self._network(images.numpy(), share_inputs=True)
+        parts = {name: outputs[self._places[name]] for layer in layers for name in layer.split("+")}
+        return {
+            layer: torch.from_numpy(np.concatenate([parts[name] for name in layer.split("+")], axis=1))
+            for layer in layers
+        }
+
+
+def open_converted(source: Source, machine: Machine) -> OpenVinoReader:
+    """Open a network with OpenVINO, converting it first if it is not in the cache.
+
+    Raises:
+        Unsuitable: it cannot be converted, or its features differ from torch's. This is remembered.
+    """
+    layers = sorted({name for layer in source.layers() for name in layer.split("+")})
+    versions = {name: metadata.version(name) for name in (OPENVINO, "torch", "timm")}
+    key = {**source.key, "layers": layers, "extractor": EXTRACTOR_VERSION, "versions": versions}
+    path = folder() / digest(key, 32)
+    refused = path.with_suffix(f".{machine.precision}.json")
+    folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if reason := read_json(refused).get("reason"):
+            raise Unsuitable(reason)
+        whole = _is_whole(path)
+        images = torch.empty(0) if whole else source.sample()
+        if not whole and not len(images):
+            raise Unsuitable("none of the images to compare engines on can be read")
+        try:
+            if not whole:
+                _convert_into(path, source, layers, images, key)
+            return OpenVinoReader(path, machine)
+        except Unsuitable as error:
+            write_whole(refused, canonical_json({"reason": str(error), "key": key}).encode())
+            raise
+
+
+def convert(network: nn.Module, layers: Sequence[str], images: Tensor, path: Path) -> None:
+    """Write a network to an existing folder, with the features of `images` (b, 3, h, w) to compare with.
+
+    Raises Unsuitable.
+    """
+    ov = _import()
+    taps = Taps(network.eval())
+    traced = _Traced(taps, layers)
+    with torch.inference_mode():
+        expected = taps.read(images, layers, torch.autocast("cpu", enabled=False))
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns of every branch
+            converted = ov.convert_model(
+                traced, example_input=images, input=[ov.PartialShape([-1, *images.shape[1:]])]
+            )
+        ov.save_model(converted, path / "network.xml", compress_to_fp16=False)
+    except Exception as error:  # of torch's tracer or of OpenVINO's frontend
+        if is_out_of_memory(error) or isinstance(error, OSError):
+            raise
+        raise Unsuitable(f"OpenVINO cannot convert the network: {_first_line(error)}") from error
+    arrays = {f"layer {name}": values.numpy() for name, values in expected.items()}
+    np.savez(path / "check.npz", allow_pickle=False, images=images.numpy(), **arrays)
+
+
+def write_manifest(path: Path, layers: Sequence[str], key: Mapping[str, Any]) -> None:
+    """Declare a converted network complete."""
+    files = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
+    manifest = {"schema": SCHEMA, "layers": list(layers), "files": files, "key": key}
+    write_whole(path / "whole.json", canonical_json(manifest).encode())
+
+
+def compare(expected: Mapping[str, Tensor], computed: Mapping[str, Tensor], precision: str) -> str:
+    """Compare the features of a few images with those of torch in float32; return the difference, '' if none.
+
+    In float32, values may differ by 1e-4 of the largest one; in bfloat16, the cosine of an image must be at
+    least 0.999.
+    """
+    for layer, right in expected.items():
+        other = computed[layer]
+        if right.shape != other.shape:
+            return f"{layer} has the shape {tuple(other.shape)}, not {tuple(right.shape)}"
+        if precision == "bfloat16":
+            cosine = torch.nn.functional.cosine_similarity(right.double(), other.double()).min().item()
+            if not cosine >= BFLOAT16_COSINE:
+                return f"the cosine of {layer} is {cosine:.5f}"
+        else:
+            relative = ((right - other).abs().max() / right.abs().max().clamp(min=1e-30)).item()
+            if not relative <= FLOAT32_TOLERANCE:
+                return f"{layer} differs by {relative:.1e} of the largest value"
+    return ""
+
+
+class _Traced(nn.Module):
+    """A network that returns several layers, for tracing."""
+
+    def __init__(self, taps: Taps, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.network = taps.network
+        self.taps = taps
+        self.layers = layers
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        values = self.taps.read(images, self.layers, torch.autocast("cpu", enabled=False))
+        return tuple(values[layer] for layer in self.layers)
+
+
+def _convert_into(
+    path: Path, source: Source, layers: Sequence[str], images: Tensor, key: Mapping[str, Any]
+) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    temporary = Path(mkdtemp(prefix=".converting-", dir=path.parent))
+    try:
+        convert(source.build(), layers, images, temporary)
+        write_manifest(temporary, layers, key)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a folder holds a complete converted network, by the sizes of its files."""
+    manifest = read_json(path / "whole.json")
+    files = manifest.get("files")
+    return (
+        manifest.get("schema") == SCHEMA
+        and isinstance(files, dict)
+        and all(
+            (path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items()
+        )
+    )
+
+
+def _import() -> Any:
+    """Import OpenVINO without the package that reports its use over the network."""
+    # importing it fails from now on, and OpenVINO falls back on a stub of its own
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino  # type: ignore[import-untyped]
+
+    return openvino
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
