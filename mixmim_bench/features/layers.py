@@ -39,9 +39,10 @@ class Taps:
     def __init__(self, network: Any) -> None:
         self.network = network
         modules = dict(network.named_modules())
-        paths = [str(info.get("module", "")) for info in getattr(network, "feature_info", None) or ()]
-        paths = [path for path in paths if path in modules and not path.startswith(_STEMS)]
-        self.flat = bool(paths) and all(path == f"blocks.{i}" for i, path in enumerate(paths))
+        infos = {str(info.get("module", "")): info for info in getattr(network, "feature_info", None) or ()}
+        paths = [path for path in infos if path in modules and not path.startswith(_STEMS)]
+        one_grid = len({infos[path].get("reduction") for path in paths}) == 1
+        self.flat = one_grid and all(path == f"blocks.{i}" for i, path in enumerate(paths))
         self.stages: list[nn.Module] = [] if self.flat else [modules[path] for path in paths]
         self.prefix: int = (getattr(network, "num_prefix_tokens", 0) or 0) if self.flat else 0
         self.blocks: list[tuple[nn.Module, Any]]  # with their stages, if any

@@ -15,7 +15,7 @@ from mixmim_bench.features.keys import entry_of, key_of_network
 from mixmim_bench.features.networks import source_of
 from mixmim_bench.machine import Machine
 from mixmim_bench.protocols.workbench import layers_to_read
-from mixmim_bench.specs import AUTO, TORCH, Run, RunRecord, digest
+from mixmim_bench.specs import AUTO, ROLES, TORCH, Run, RunRecord, digest
 from mixmim_bench.suite.plan import Planned
 from mixmim_bench.suite.resolve import Resolved
 
@@ -25,7 +25,7 @@ def with_engines(
 ) -> Resolved:
     """Set the engine of every run; finished ones have that of their record. Raises BenchError.
 
-    With 'auto', an engine that has computed all features of a network is used again.
+    With 'auto', an engine that has computed the features of a network is used again.
     """
     check_engine(engine, machine)
     usable = usable_engines(machine)
@@ -60,7 +60,7 @@ def try_engines(
         key = network_of(run)
         if run.engine == TORCH or key in reasons or not each.protocol.frozen_layers():
             continue
-        if _is_cached(run, each, data):
+        if _is_cached(each, data, run.engine, ROLES):
             continue
         layers = tuple(layers_to_read(run))
         if (key, layers) in tried:
@@ -115,18 +115,16 @@ def _work(members: Sequence[Planned]) -> float:
 
 
 def _has_features(resolved: Resolved, pending: Sequence[Planned], engine: str) -> bool:
-    """Return whether all frozen features that runs need are cached, and there are any."""
+    """Return whether the features of train that runs need are cached, and there are any."""
     needed = [each for each in pending if each.protocol.frozen_layers()]
     return bool(needed) and all(
-        _is_cached(dataclasses.replace(each.run, engine=engine), each, resolved.data[each.run.task.name])
-        for each in needed
+        _is_cached(each, resolved.data[each.run.task.name], engine, ["train"]) for each in needed
     )
 
 
-def _is_cached(run: Run, each: Planned, data: TaskData) -> bool:
+def _is_cached(each: Planned, data: TaskData, engine: str, roles: Sequence[str]) -> bool:
+    run = dataclasses.replace(each.run, engine=engine)
     layers = facts.resolve_layers(run.model, run.size, each.protocol.frozen_layers())
     return all(
-        entry_of(run, split, layer).manifest() is not None
-        for split in data.splits.values()
-        for layer in layers
+        entry_of(run, data.splits[role], layer).manifest() is not None for role in roles for layer in layers
     )

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class OpenVinoReader:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            raise Unsuitable(f"OpenVINO cannot open the network: {_first_line(error)}") from error
+            raise Unsuitable(f"OpenVINO cannot open the network: {_reason(error)}") from error
         used = self._network.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != hint:
             raise Unsuitable(f"OpenVINO computes in {used} on this processor, not in {hint}")
@@ -124,19 +124,21 @@ def convert(network: nn.Module, layers: Sequence[str], images: Tensor, path: Pat
     ov = _import()
     taps = Taps(network.eval())
     traced = _Traced(taps, layers)
+    # other images than those to compare on, or what tracing takes for constants would not show
+    example = torch.randn(2, *images.shape[1:], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = taps.read(images, layers, torch.autocast("cpu", enabled=False))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every branch
             converted = ov.convert_model(
-                traced, example_input=images, input=[ov.PartialShape([-1, *images.shape[1:]])]
+                traced, example_input=example, input=[ov.PartialShape([-1, *images.shape[1:]])]
             )
         ov.save_model(converted, path / "network.xml", compress_to_fp16=False)
     except Exception as error:  # of torch's tracer or of OpenVINO's frontend
         if is_out_of_memory(error) or isinstance(error, OSError):
             raise
-        raise Unsuitable(f"OpenVINO cannot convert the network: {_first_line(error)}") from error
+        raise Unsuitable(f"OpenVINO cannot convert the network: {_reason(error)}") from error
     arrays = {f"layer {name}": values.numpy() for name, values in expected.items()}
     np.savez(path / "check.npz", allow_pickle=False, images=images.numpy(), **arrays)
 
@@ -187,13 +189,12 @@ def _convert_into(
     path: Path, source: Source, layers: Sequence[str], images: Tensor, key: Mapping[str, Any]
 ) -> None:
     shutil.rmtree(path, ignore_errors=True)
-    temporary = Path(mkdtemp(prefix=".converting-", dir=path.parent))
-    try:
-        convert(source.build(), layers, images, temporary)
-        write_manifest(temporary, layers, key)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with TemporaryDirectory(prefix=".converting-", dir=path.parent) as temporary:
+        made = Path(temporary) / "network"
+        made.mkdir()
+        convert(source.build(), layers, images, made)
+        write_manifest(made, layers, key)
+        made.rename(path)
 
 
 def _is_whole(path: Path) -> bool:
@@ -218,5 +219,8 @@ def _import() -> Any:
     return openvino
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: BaseException) -> str:
+    """Return the last line of an error; OpenVINO's begin with places in its own code."""
+    return next(
+        (line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
+    )
