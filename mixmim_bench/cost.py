@@ -87,14 +87,13 @@ def _end_with_parent() -> None:
 
 def _convert(request: dict[str, Any]) -> dict[str, Any]:
     """Count, and convert the network for OpenVINO."""
-    from mixmim_bench.features.engines.openvino import convert, write_manifest
+    from mixmim_bench.features.engines.converted import Converted
+    from mixmim_bench.features.engines.openvino import convert
 
     model, size = _model_and_size(request)
     network = _create(model, size)
-    path = Path(request["converted"])
-    layers = [_output_of(model)]
-    convert(network, layers, torch.randn(2, 3, *size), path)
-    write_manifest(path, layers, {})
+    converted = Converted(Path(request["converted"]), {})
+    convert(network, [_output_of(model)], torch.randn(2, 3, *size), converted)
     return _count(model, network, size)
 
 

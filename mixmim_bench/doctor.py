@@ -16,6 +16,7 @@ from mixmim_bench.data.hashing import WIDTH, count_duplicates, read_images
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, a_few, counted
+from mixmim_bench.features.engines import engine_with_version, usable_engines
 from mixmim_bench.machine import Machine, computes_in_bfloat16
 from mixmim_bench.memory import available_bytes
 from mixmim_bench.progress import Stages
@@ -174,6 +175,7 @@ class Doctor:
             "matmul_gmacs_per_s": round(self.machine.matmul_gmacs_per_s, 1),
             "cache": str(cache_folder()),
             "cache_free_gb": round(free_bytes(cache_folder()) / 1e9, 1),
+            "engines": [engine_with_version(name) for name in usable_engines(self.machine)],
             **provenance(),
         }
 

@@ -28,7 +28,7 @@ from mixmim_bench.data.pictures import Pictures
 from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS, OWN
-from mixmim_bench.features.engines import Reader, Source, Unsuitable, check_engine, choose_engine, open_reader
+from mixmim_bench.features.engines import Reader, Source, check_engine, choose_engine, open_reader
 from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.extract import forward_all, sample_images
 from mixmim_bench.machine import Machine, open_machine
@@ -246,7 +246,7 @@ def _open(model: ReadyModel, pictures: Pictures, machine: Machine, engine: str) 
         )
         try:
             return open_reader(engine, source, machine)
-        except Unsuitable as error:
+        except BenchError as error:
             warnings.warn(f"computed by torch: {error}", stacklevel=4)
     return TorchReader(model.network, machine)
 

@@ -1,4 +1,4 @@
-"""Manage the feature cache: list, verify and prune entries."""
+"""Manage the cache of features and converted networks: list, verify and prune."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,23 +15,51 @@ from mixmim_bench.data.index import stamp
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.features import EXTRACTOR_VERSION
+from mixmim_bench.features.engines.converted import Converted, converted_networks
 from mixmim_bench.features.store import Entry, FeatureStore
 from mixmim_bench.suite.selection import in_variant
 from mixmim_bench.suite.taskfile import read_task
+
+Cached = Entry | Converted
+CONVERTED = "(converted network)"  # in the place of a layer
 
 
 @dataclass(frozen=True)
 class Finding:
     """The result of checking an entry; `wrong` if its features are not those of its images."""
 
-    entry: Entry
+    entry: Cached
     text: str
     wrong: bool = False
 
 
 def list_entries(store: FeatureStore) -> list[dict[str, Any]]:
-    """Describe every entry, the unfinished ones too."""
-    return [_row(entry) for entry in store.entries()]
+    """Describe every entry, the unfinished ones too, and every converted network."""
+    return [_row(entry) for entry in store.entries()] + [_row_of(network) for network in converted_networks()]
+
+
+def _row_of(network: Converted) -> dict[str, Any]:
+    made_by = network.made_by
+    return {
+        "key": network.key,
+        "model": made_by.get("arch", ""),
+        "weights": made_by.get("weights", {}).get("kind", ""),
+        "task": "",
+        "role": "",
+        "layer": CONVERTED,
+        "precision": "",
+        "rows": None,
+        "width": None,
+        "bytes": network.bytes(),
+        "last_used": network.last_used().isoformat(timespec="seconds"),
+        "state": _state_of(network),
+    }
+
+
+def _state_of(network: Converted) -> str:
+    if not network.is_whole():
+        return "damaged"
+    return "whole" if network.is_current() else "of another version"
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -115,12 +143,14 @@ def prune(
     everything: bool = False,
     dry_run: bool = False,
 ) -> list[Finding]:
-    """Remove entries: those named, those not used for `older_than` days, all, or what no run can read.
+    """Remove entries and converted networks.
 
+    Those named, those not used for `older_than` days, all, or by default those that no run can use.
     What another process is filling stays. Returns what was (or with `dry_run` would be) removed. Raises
     BenchError for a key that does not exist.
     """
-    entries = {entry.key: entry for entry in store.entries()}
+    everything_there: list[Cached] = [*store.entries(), *converted_networks()]
+    entries = {each.key: each for each in everything_there}
     for key in keys:
         if key not in entries:
             raise BenchError(f"no features have the key {key!r}; {nearest(key, entries)}")
@@ -132,7 +162,7 @@ def prune(
     return findings
 
 
-def _reason(entry: Entry, named: bool, older_than: float | None, everything: bool, by_name: bool) -> str:
+def _reason(entry: Cached, named: bool, older_than: float | None, everything: bool, by_name: bool) -> str:
     if named or everything:
         return "asked for"
     if by_name:
@@ -140,6 +170,9 @@ def _reason(entry: Entry, named: bool, older_than: float | None, everything: boo
     if older_than is not None:
         age = datetime.now(UTC) - entry.last_used()
         return f"not used for {age.days} days" if age > timedelta(days=older_than) else ""
+    if isinstance(entry, Converted):
+        state = _state_of(entry)
+        return "" if state == "whole" else state
     state = _state(entry, entry.manifest() is not None)
     if state != "whole":
         return state

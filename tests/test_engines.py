@@ -24,9 +24,9 @@ from mixmim_bench.features.engines import (
     Unsuitable,
     check_engine,
     choose_engine,
+    converted,
     open_reader,
 )
-from mixmim_bench.features.engines import openvino as converted
 from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.keys import entry_of
 from mixmim_bench.features.layers import Taps
@@ -170,7 +170,7 @@ def test_a_network_that_is_converted_wrongly_is_refused_for_good(kind, reason):
 def test_no_readable_image_to_compare_on_is_not_remembered():
     source = branching_source([])
     for _ in range(2):
-        with pytest.raises(Unsuitable, match="none of the images"):
+        with pytest.raises(BenchError, match="none of the images"):
             open_reader(OPENVINO, dataclasses.replace(source, sample=lambda: torch.empty(0)), CPU)
     assert not list(converted.folder().glob("*.json"))
 
@@ -334,10 +334,11 @@ if "plain" in sys.argv:
     openvino_telemetry.Telemetry("project", "0", "tid").send_event("a", "b", "c")
 else:
     import timm
+    from mixmim_bench.features.engines.converted import Converted
     from mixmim_bench.features.engines.openvino import convert
-    path = Path(sys.argv[1])
-    path.mkdir()
-    convert(timm.create_model("test_vit", num_classes=0), ["own"], torch.randn(4, 3, 160, 160), path)
+    into = Converted(Path(sys.argv[1]), {})
+    into.path.mkdir()
+    convert(timm.create_model("test_vit", num_classes=0), ["own"], torch.randn(4, 3, 160, 160), into)
 import time
 time.sleep(1)  # it sends from a thread
 print(len(tried), sorted(path.name for path in Path.home().rglob("*") if path.is_file()))

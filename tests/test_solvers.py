@@ -14,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.machine import Machine
 from mixmim_bench.probes import neighbours, rows, softmax
 from mixmim_bench.probes.logistic import LogisticPath
@@ -309,14 +310,15 @@ def test_neighbours_are_those_of_scikit_learn(monkeypatch, depth, panel, bank):
 
 
 def probe_of(network, layers=("own",), batch_norm=True):
+    machine = Machine(device="cpu")
     return FrozenProbe(
-        network,
+        TorchReader(network, machine),
         list(layers),
         5,
         batch_norm=batch_norm,
         init_std=0.01,
         seed=0,
-        machine=Machine(device="cpu"),
+        machine=machine,
         size=(64, 64),
     )
 
@@ -342,13 +344,14 @@ def test_lars_takes_the_steps_of_maes(tiny):
 
 
 def test_the_backbone_of_a_probe_never_learns(tiny):
-    probe = probe_of(tiny(), layers=("own", "stage2"), batch_norm=True).train()
-    assert not probe.backbone.training and probe.heads.training
-    before = {name: value.clone() for name, value in probe.backbone.state_dict().items()}
+    network = tiny()
+    probe = probe_of(network, layers=("own", "stage2"), batch_norm=True).train()
+    assert not network.training and probe.heads.training
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = probe.optimizer("sgd", [0.1, 0.2], 0.9)
     sum(logits.square().mean() for logits in probe(torch.randn(4, 3, 64, 64))).backward()
     optimizer.step()
-    assert all(torch.equal(value, before[name]) for name, value in probe.backbone.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.2, 0.2]
 
 

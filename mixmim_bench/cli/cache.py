@@ -1,4 +1,4 @@
-"""`cache`: list, verify and prune cached features."""
+"""`cache`: list, verify and prune cached features and converted networks."""
 
 import json
 import sys
@@ -11,13 +11,13 @@ from mixmim_bench.cli.options import JSON, print_table
 
 @click.group()
 def cache() -> None:
-    """Manage the feature cache, in `features/` inside the cache folder."""
+    """Manage the features and converted networks in the cache folder."""
 
 
 @cache.command("ls")
 @JSON
 def list_features(as_json: bool) -> None:
-    """List cached features by model, task and layer, with size and last use."""
+    """List cached features by model, task and layer, and converted networks, with size and last use."""
     from mixmim_bench.features.store import FeatureStore
     from mixmim_bench.upkeep import list_entries
 
@@ -41,7 +41,7 @@ def list_features(as_json: bool) -> None:
             for row in rows
         ]
     )
-    click.echo(f"\n{store.folder}: {sum(row['bytes'] for row in rows) / 1e6:.1f} MB")
+    click.echo(f"\n{store.folder.parent}: {sum(row['bytes'] for row in rows) / 1e6:.1f} MB")
 
 
 @cache.command()
@@ -74,17 +74,18 @@ def verify(trust_task_code: bool) -> None:
 @cache.command()
 @click.argument("keys", nargs=-1)
 @click.option(
-    "--older-than", type=click.FloatRange(min=0), help="Remove features not used for this many days."
+    "--older-than", type=click.FloatRange(min=0), help="Remove what was not used for this many days."
 )
-@click.option("--all", "everything", is_flag=True, help="Remove all features.")
+@click.option("--all", "everything", is_flag=True, help="Remove everything.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed.")
 def prune(keys: tuple[str, ...], older_than: float | None, everything: bool, dry_run: bool) -> None:
-    """Remove cached features: KEYS as shown by `ls`, or all that no run can use."""
+    """Remove cached features and converted networks: KEYS as shown by `ls`, or all that no run can use."""
     from mixmim_bench.features.store import FeatureStore
+    from mixmim_bench.upkeep import list_entries
     from mixmim_bench.upkeep import prune as remove
 
     store = FeatureStore()
-    whole = {entry.key[:12]: entry.key for entry in store.entries()}
+    whole = {row["key"][:12]: row["key"] for row in list_entries(store)}
     removed = remove(store, [whole.get(key, key) for key in keys], older_than, everything, dry_run)
     for finding in removed:
         click.echo(f"{'would remove' if dry_run else 'removed'} {_named(finding.entry)}: {finding.text}")
@@ -92,6 +93,6 @@ def prune(keys: tuple[str, ...], older_than: float | None, everything: bool, dry
 
 
 def _named(entry: Any) -> str:
-    about = entry.about
+    about = getattr(entry, "about", {})
     what = f" ({about['model']}, {about['task']} {about['role']}, {entry.made_by['layer']})" if about else ""
     return f"{entry.key[:12]}{what}"

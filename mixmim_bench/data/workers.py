@@ -5,6 +5,7 @@ that do not fit are sent through a pipe, which is slower but unlimited. A worker
 for `STALLED_S` seconds, raises an error.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ def in_workers(
             batch_sampler=groups,
             collate_fn=_HandOver(collate),
             num_workers=workers,
+            multiprocessing_context=_context(workers),
             pin_memory=torch.cuda.is_available(),
             timeout=STALLED_S if workers else 0,
         )
@@ -80,6 +82,11 @@ def in_workers(
         if not reason:
             raise
         raise BenchError(reason) from error
+
+
+def _context(workers: int) -> str | None:
+    """Return how to start workers: not as copies of a process in which OpenVINO's threads run."""
+    return "forkserver" if workers and "openvino" in sys.modules and sys.platform != "win32" else None
 
 
 def _warn_about_pipes(workers: int, reason: str) -> None:

@@ -61,7 +61,7 @@ def forward_all(
             for batch in batches(dataset, groups, machine.workers):
                 unreadable.add(batch.failures)
                 needed = len(batch.rows) > 0 and (unreadable.allowed or not unreadable.found)
-                values = reader.read(batch.images, layers) if needed else {}
+                values = _to_host(reader.read(batch.images, layers), machine) if needed else {}
                 done += len(batch.rows) + len(batch.failures)
                 running.append(_Running(batch, values, batch_size, machine.asynchronous))
                 if len(running) > machine.asynchronous:  # a GPU computes the next batch meanwhile
@@ -72,6 +72,16 @@ def forward_all(
             batch_size = max(1, batch_size // 2)
         while running:
             yield running.popleft().finish()
+
+
+def _to_host(features: Mapping[str, torch.Tensor], machine: Machine) -> dict[str, torch.Tensor]:
+    """Start copies of features to the host; on a GPU they are still running."""
+    if not machine.asynchronous:
+        return {layer: values.cpu() for layer, values in features.items()}
+    return {
+        layer: torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+        for layer, values in features.items()
+    }
 
 
 class _Running:

@@ -122,8 +122,11 @@ class Workbench:
         self.note_digests(split, first.rows, first.digests)
         return features
 
-    def _frozen(self, split: Split) -> Reader:
-        """Return the frozen backbone, opened once for all its runs."""
+    def frozen(self, split: Split) -> Reader:
+        """Return the frozen backbone, opened once for all its runs.
+
+        split: has the images to compare engines on.
+        """
         key = digest(made_by_backbone(self.run))
         if self.shelf.reader is None or self.shelf.key != key:
             self.shelf.reader = None  # frees its memory
@@ -135,7 +138,7 @@ class Workbench:
         clock = time.perf_counter()
         with self.stages.stage(f"features of {split.role}", len(split.part), self.gmacs) as advance:
             used = extract_to_store(
-                self._frozen(split),
+                self.frozen(split),
                 split.part,
                 self.transform(),
                 self.machine,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mixmim_bench import facts
 from mixmim_bench.data.dataset import TaskData
 from mixmim_bench.errors import BenchError
-from mixmim_bench.features.engines import Unsuitable, check_engine, choose_engine, open_reader, usable_engines
+from mixmim_bench.features.engines import check_engine, choose_engine, open_reader, usable_engines
 from mixmim_bench.features.keys import entry_of, key_of_network
 from mixmim_bench.features.networks import source_of
 from mixmim_bench.machine import Machine
@@ -68,7 +68,7 @@ def try_engines(
         tried.add((key, layers))
         try:
             _open(run, layers, data, machine)
-        except Unsuitable as error:
+        except BenchError as error:  # if it is not the engine's, torch will fail too
             reasons[key] = f"features are computed by torch: {error}"
             say(f"{run.model.name}: {reasons[key]}")
     planned = [

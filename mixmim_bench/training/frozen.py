@@ -1,6 +1,6 @@
 """Linear heads on layers of a frozen backbone, trained together on images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from timm.optim import Lars
 from torch import Tensor, nn
 
-from mixmim_bench.features.layers import Taps
+from mixmim_bench.features.engines import Reader
 from mixmim_bench.machine import Machine
 from mixmim_bench.seeding import generator
 
@@ -16,12 +16,12 @@ from mixmim_bench.seeding import generator
 class FrozenProbe(nn.Module):
     """A frozen backbone with linear heads, optionally behind a BatchNorm without weights.
 
-    layers: the layer of each head. The backbone is always in eval mode, and no gradient goes through it.
+    layers: the layer of each head. No gradient goes through the backbone.
     """
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Reader,
         layers: Sequence[str],
         num_classes: int,
         *,
@@ -32,10 +32,9 @@ class FrozenProbe(nn.Module):
         size: tuple[int, int],
     ) -> None:
         super().__init__()
-        self.backbone = backbone.to(machine.device).requires_grad_(False)
+        self.backbone = backbone
         self.machine = machine
         self.layers = list(layers)
-        self.train()
         images = torch.zeros(1, 3, *size, device=machine.device)
         widths = {layer: read.shape[1] for layer, read in self._read(images).items()}
         self.norms = nn.ModuleDict(
@@ -50,15 +49,8 @@ class FrozenProbe(nn.Module):
             nn.init.trunc_normal_(head.weight, std=init_std, generator=generator(seed, place))  # type: ignore[arg-type]
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
 
-    def train(self, mode: bool = True) -> "FrozenProbe":
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
-    @torch.no_grad()
-    def _read(self, images: Tensor) -> dict[str, Tensor]:
-        taps = Taps(self.backbone)
-        return taps.read(images, list(dict.fromkeys(self.layers)), self.machine.autocast())
+    def _read(self, images: Tensor) -> Mapping[str, Tensor]:
+        return self.backbone.read(images, list(dict.fromkeys(self.layers)))
 
     def _normed(self, layer: str, features: Tensor) -> Tensor:
         key = layer.replace("+", " ")

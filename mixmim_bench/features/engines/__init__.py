@@ -30,9 +30,9 @@ class Reader(Protocol):
     """Reads the features of images from a frozen network."""
 
     def read(self, images: "Tensor", layers: Sequence[str]) -> "Mapping[str, Tensor]":
-        """Return the features (b, d) of each layer on the host, float32, for images (b, 3, h, w).
+        """Return the features (b, d) of each layer, float32, for images (b, 3, h, w) on any device.
 
-        On a GPU the computation and the copies may still be running.
+        They are on the machine's device, where they may still be being computed.
         """
 
 

@@ -1,42 +1,31 @@
 """Features computed by OpenVINO, on CPUs.
 
-A network is converted once and kept in the cache, in `engines/`, under a hash of what it was made from. It is
-stored with features that torch computed of a few images, and compared with them each time it is opened: a
-network that computes anything else is never used.
+A network is converted once and kept in the cache. It is stored with features that torch computed of a few
+images, and compared with them each time it is opened: a network that computes anything else is never used.
 """
 
 import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
-from mixmim_bench.atomic import read_json, write_whole
-from mixmim_bench.cache import cache_folder
-from mixmim_bench.features import EXTRACTOR_VERSION
+from mixmim_bench.errors import BenchError
 from mixmim_bench.features.engines import Source, Unsuitable
+from mixmim_bench.features.engines.converted import Converted, converted_network
 from mixmim_bench.features.layers import Taps
 from mixmim_bench.machine import Machine
 from mixmim_bench.memory import is_out_of_memory
-from mixmim_bench.specs import OPENVINO, canonical_json, digest
 
-SCHEMA = 1
 FLOAT32_TOLERANCE = 1e-4  # of the largest value of a layer; 2e-6 is usual
 BFLOAT16_COSINE = 0.999  # of each image, with features in float32; 0.99997 is usual
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-
-
-def folder() -> Path:
-    """Return the folder of the converted networks."""
-    return cache_folder() / "engines"
 
 
 class OpenVinoReader:
@@ -52,8 +41,7 @@ class OpenVinoReader:
 
     def __init__(self, path: Path, machine: Machine) -> None:
         ov = _import()
-        manifest = read_json(path / "whole.json")
-        self._places = {name: place for place, name in enumerate(manifest["layers"])}
+        self._places = {name: place for place, name in enumerate(Converted(path).manifest()["layers"])}
         hint = _PRECISIONS[machine.precision]
         options = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -80,7 +68,7 @@ class OpenVinoReader:
 
     def read(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Return the features (b, d) of each layer for images (b, 3, h, w)."""
-        outputs = self._network(images.numpy(), share_inputs=True)
+        outputs = self._network(images.contiguous().numpy(), share_inputs=True)
         parts = {name: outputs[self._places[name]] for layer in layers for name in layer.split("+")}
         return {
             layer: torch.from_numpy(np.concatenate([parts[name] for name in layer.split("+")], axis=1))
@@ -95,29 +83,23 @@ def open_converted(source: Source, machine: Machine) -> OpenVinoReader:
         Unsuitable: it cannot be converted, or its features differ from torch's. This is remembered.
     """
     layers = sorted({name for layer in source.layers() for name in layer.split("+")})
-    versions = {name: metadata.version(name) for name in (OPENVINO, "torch", "timm")}
-    key = {**source.key, "layers": layers, "extractor": EXTRACTOR_VERSION, "versions": versions}
-    path = folder() / digest(key, 32)
-    refused = path.with_suffix(f".{machine.precision}.json")
-    folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if reason := read_json(refused).get("reason"):
+    network = converted_network(source.key, layers)
+    with network.lock():
+        if reason := network.reason_against(machine.precision):
             raise Unsuitable(reason)
-        whole = _is_whole(path)
-        images = torch.empty(0) if whole else source.sample()
-        if not whole and not len(images):
-            raise Unsuitable("none of the images to compare engines on can be read")
         try:
-            if not whole:
-                _convert_into(path, source, layers, images, key)
-            return OpenVinoReader(path, machine)
+            if not network.is_whole():
+                _convert_into(network, source, layers)
+            reader = OpenVinoReader(network.path, machine)
         except Unsuitable as error:
-            write_whole(refused, canonical_json({"reason": str(error), "key": key}).encode())
+            network.refuse(machine.precision, str(error))
             raise
+        network.touch()
+        return reader
 
 
-def convert(network: nn.Module, layers: Sequence[str], images: Tensor, path: Path) -> None:
-    """Write a network to an existing folder, with the features of `images` (b, 3, h, w) to compare with.
+def convert(network: nn.Module, layers: Sequence[str], images: Tensor, into: Converted) -> None:
+    """Write a network into an existing folder, with the features of `images` (b, 3, h, w) to compare with.
 
     Raises Unsuitable.
     """
@@ -134,20 +116,14 @@ def convert(network: nn.Module, layers: Sequence[str], images: Tensor, path: Pat
             converted = ov.convert_model(
                 traced, example_input=example, input=[ov.PartialShape([-1, *images.shape[1:]])]
             )
-        ov.save_model(converted, path / "network.xml", compress_to_fp16=False)
+        ov.save_model(converted, into.path / "network.xml", compress_to_fp16=False)
     except Exception as error:  # of torch's tracer or of OpenVINO's frontend
         if is_out_of_memory(error) or isinstance(error, OSError):
             raise
         raise Unsuitable(f"OpenVINO cannot convert the network: {_reason(error)}") from error
     arrays = {f"layer {name}": values.numpy() for name, values in expected.items()}
-    np.savez(path / "check.npz", allow_pickle=False, images=images.numpy(), **arrays)
-
-
-def write_manifest(path: Path, layers: Sequence[str], key: Mapping[str, Any]) -> None:
-    """Declare a converted network complete."""
-    files = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
-    manifest = {"schema": SCHEMA, "layers": list(layers), "files": files, "key": key}
-    write_whole(path / "whole.json", canonical_json(manifest).encode())
+    np.savez(into.path / "check.npz", allow_pickle=False, images=images.numpy(), **arrays)
+    into.write_manifest(layers)
 
 
 def compare(expected: Mapping[str, Tensor], computed: Mapping[str, Tensor], precision: str) -> str:
@@ -185,29 +161,16 @@ class _Traced(nn.Module):
         return tuple(values[layer] for layer in self.layers)
 
 
-def _convert_into(
-    path: Path, source: Source, layers: Sequence[str], images: Tensor, key: Mapping[str, Any]
-) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    with TemporaryDirectory(prefix=".converting-", dir=path.parent) as temporary:
-        made = Path(temporary) / "network"
-        made.mkdir()
+def _convert_into(network: Converted, source: Source, layers: Sequence[str]) -> None:
+    images = source.sample()
+    if not len(images):
+        raise BenchError("none of the images to compare engines on can be read")
+    shutil.rmtree(network.path, ignore_errors=True)
+    with TemporaryDirectory(prefix=".converting-", dir=network.path.parent) as temporary:
+        made = Converted(Path(temporary) / "network", network.made_by)
+        made.path.mkdir()
         convert(source.build(), layers, images, made)
-        write_manifest(made, layers, key)
-        made.rename(path)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a folder holds a complete converted network, by the sizes of its files."""
-    manifest = read_json(path / "whole.json")
-    files = manifest.get("files")
-    return (
-        manifest.get("schema") == SCHEMA
-        and isinstance(files, dict)
-        and all(
-            (path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items()
-        )
-    )
+        made.path.rename(network.path)
 
 
 def _import() -> Any:

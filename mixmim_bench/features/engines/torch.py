@@ -27,9 +27,9 @@ class TorchReader:
         self.taps = Taps(network.to(machine.device).eval())
         self._to_convert = owned and machine.device == "cpu" and machine.precision == "bfloat16"
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, images: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Return the features (b, d) of each layer; on a GPU the copies to the host may still be running."""
+        """Return the features (b, d) of each layer."""
         if self._to_convert:
             self._to_convert = False
             with _noting_autocast(self.taps.network) as modules:
@@ -39,13 +39,7 @@ class TorchReader:
                     module.to(torch.bfloat16)
             return values
         images = images.to(self.machine.device, non_blocking=True)
-        values = self.taps.read(images, layers, self.machine.autocast())
-        if not self.machine.asynchronous:
-            return {layer: x.cpu() for layer, x in values.items()}
-        return {
-            layer: torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
-            for layer, x in values.items()
-        }
+        return self.taps.read(images, layers, self.machine.autocast())
 
 
 @contextmanager

@@ -139,7 +139,7 @@ class LinearSGD(FrozenProtocol):
         from mixmim_bench.training.objectives import ClassifyingByHeads
 
         probe = FrozenProbe(
-            bench.backbone(),
+            bench.frozen(splits[0]),
             [layer for layer, _ in heads],
             bench.num_classes,
             batch_norm=self.norm == "batch",
