@@ -5,10 +5,12 @@ that do not fit are sent through a pipe, which is slower but unlimited. A worker
 for `STALLED_S` seconds, raises an error.
 """
 
+import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -84,9 +86,13 @@ def in_workers(
         raise BenchError(reason) from error
 
 
-def _context(workers: int) -> str | None:
+def _context(workers: int) -> BaseContext | None:
     """Return how to start workers: not as copies of a process in which OpenVINO's threads run."""
-    return "forkserver" if workers and "openvino" in sys.modules and sys.platform != "win32" else None
+    if not workers or "openvino" not in sys.modules or sys.platform == "win32":
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mixmim_bench.data.loading"])  # once, not in each worker
+    return context
 
 
 def _warn_about_pipes(workers: int, reason: str) -> None:
