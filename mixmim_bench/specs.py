@@ -72,7 +72,7 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: str = ""  # 'fused': resized and cropped in one step
+    resize: str = ""  # 'fast' or 'reduced'; '': the same pixels as timm's
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON that run ids are computed from."""
@@ -83,10 +83,10 @@ class Preprocessing:
         """Describe the steps in one line, for users to check: checkpoints do not store them."""
         height, width = self.size
         resized = math.floor(min(height, width) / self.crop_pct)
-        fused = f", {self.resize}" if self.resize else ""
+        how = f", {self.resize}" if self.resize else ""
         mean, std = (", ".join(f"{x:g}" for x in values) for values in (self.mean, self.std))
         return (
-            f"resize to {resized} ({self.interpolation}{fused}), {self.crop_mode} crop {height} x {width}, "
+            f"resize to {resized} ({self.interpolation}{how}), {self.crop_mode} crop {height} x {width}, "
             f"mean {mean}, std {std}"
         )
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import transforms
 
 from mixmim_bench.data.files import Files
-from mixmim_bench.data.images import Arrays, Part, UnreadableImage, join
+from mixmim_bench.data.images import Arrays, Part, UnreadableImage, decoded_to, join
 from mixmim_bench.data.loading import ImageDataset, batches, in_groups
 from mixmim_bench.data.transforms import ImageOnly, eval_transform, train_transform
 from mixmim_bench.errors import UnreadableImages
@@ -188,7 +188,7 @@ SIDE = st.integers(40, 700)
 @given(SIDE, SIDE, st.sampled_from(["bicubic", "bilinear"]), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_the_evaluation_transform_is_torchvisions(width, height, interpolation, seed):
-    """Bit for bit; the fused one differs by at most two levels of 255: one for each rounding."""
+    """Bit for bit; the fast one differs by at most two levels of 255: one for each rounding."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels).resize((width, height))
     mode = getattr(transforms.InterpolationMode, interpolation.upper())
@@ -201,6 +201,58 @@ def test_the_evaluation_transform_is_torchvisions(width, height, interpolation, 
     expected = transforms.Compose(steps)(image)
     preprocessing = dataclasses.replace(PHOTO, interpolation=interpolation)
     assert torch.equal(eval_transform(preprocessing)(image), expected)
-    fused = eval_transform(dataclasses.replace(preprocessing, resize="fused"))(image)
-    levels = (fused - expected) * torch.tensor(PHOTO.std).view(3, 1, 1) * 255
+    fast = eval_transform(dataclasses.replace(preprocessing, resize="fast"))(image)
+    levels = (fast - expected) * torch.tensor(PHOTO.std).view(3, 1, 1) * 255
     assert levels.abs().max() < 2.01
+
+
+def smooth(width, height, seed):
+    """Pixels with the spectrum of photographs, about."""
+    noise = np.random.default_rng(seed).normal(size=(height, width, 3))
+    f = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])[..., None]
+    values = np.fft.ifft2(
+        np.fft.fft2(noise, axes=(0, 1)) / np.maximum(f, 1 / max(width, height)), axes=(0, 1)
+    )
+    values = values.real
+    return ((values - values.mean()) / values.std() * 50 + 128).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale"), [(500, 375, 1), (640, 480, 2), (640, 940, 2), (1700, 1300, 4)]
+)
+def test_large_jpegs_are_decoded_at_a_reduced_scale_on_request(tmp_path, width, height, scale):
+    target = PHOTO if scale < 4 else dataclasses.replace(PHOTO, size=(224, 224))
+    target = dataclasses.replace(target, size=(192, 192) if scale < 4 else (224, 224))
+    Image.fromarray(smooth(width, height, 0)).save(tmp_path / "a.jpg", quality=90)
+    files = Files(tmp_path, np.array(["a.jpg"]))
+    with decoded_to(219):
+        assert files.load(0).size == (width // scale, height // scale)
+    assert files.load(0).size == (width, height)
+    exact, reduced = (
+        ImageDataset(files, ImageOnly(eval_transform(dataclasses.replace(target, resize=resize))))[0].image
+        for resize in ("", "reduced")
+    )
+    levels = (reduced - exact).abs() * torch.tensor(PHOTO.std).view(3, 1, 1) * 255
+    assert levels.quantile(0.99) < 20
+    assert (levels.max() > 2.01) == (scale > 1)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.999])
+def test_a_truncated_jpeg_is_found_at_a_reduced_scale_too(tmp_path, share):
+    Image.fromarray(smooth(640, 480, 0)).save(tmp_path / "a.jpg")
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(content[: int(share * len(content))])
+    for least in (0, 219):
+        with decoded_to(least), pytest.raises(UnreadableImage, match="truncated"):
+            Files(tmp_path, np.array(["a.jpg"])).load(0)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_colours_are_read_at_a_reduced_scale_as_by_pillow(tmp_path, mode):
+    image = Image.fromarray(smooth(640, 480, 0)).convert(mode)
+    image.save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as opened:
+        opened.draft(None, (219, 219))
+        expected = opened.convert("RGB")
+    with decoded_to(219):
+        assert np.array_equal(Files(tmp_path, np.array(["a.jpg"])).load(0), expected)

@@ -25,6 +25,7 @@ from mixmim_bench.cli.options import (
     examples,
     print_table,
 )
+from mixmim_bench.data import EXACT, RESIZES
 from mixmim_bench.errors import BenchError, counted
 
 
@@ -88,10 +89,13 @@ from mixmim_bench.errors import BenchError, counted
 @WORKERS
 @BATCH_SIZE
 @click.option(
-    "--fused-resize",
-    is_flag=True,
-    help="Resize and crop in one step for evaluation: faster, pixels differ by at most 2 of 255; results get "
-    "their own rows.",
+    "--resize",
+    type=click.Choice(RESIZES),
+    default=EXACT,
+    show_default=True,
+    help="For evaluation. exact: the pixels of timm; fast: by torch's kernels, values differ by at most 2 of "
+    "255; reduced: JPEGs of twice the size or more are also decoded at a reduced scale. Other than exact, "
+    "results have their own rows.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
 def run(

@@ -1,3 +1,7 @@
 """Datasets: layouts on disk, splits, images, targets, transforms and batches."""
 
-FUSED = "fused"  # resize and crop in one step, see `transforms.eval_transform`
+EXACT, FAST, REDUCED = RESIZES = (
+    "exact",
+    "fast",
+    "reduced",
+)  # ways to resize, see `transforms.eval_transform`

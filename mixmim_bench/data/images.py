@@ -5,6 +5,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -192,12 +193,29 @@ def decode(data: bytes) -> Image.Image:
         return to_rgb(image)
 
 
+_LEAST: ContextVar[int] = ContextVar("least", default=0)
+
+
+@contextmanager
+def decoded_to(least: int) -> Iterator[None]:
+    """Decode JPEGs at 1/2, 1/4 or 1/8 if the shorter side keeps `least` pixels; with 0, in full."""
+    token = _LEAST.set(least)
+    try:
+        yield
+    finally:
+        _LEAST.reset(token)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB like the loaders of torchvision and timm, but keep the upper bits of 16-bit images.
+
+    An open JPEG is decoded at a reduced scale within `decoded_to`.
 
     Floating-point images have no defined range: values in 0 to 1 are scaled, values outside 0 to 255 raise
     ValueError.
     """
+    if least := _LEAST.get():
+        image.draft(None, (least, least))  # only JPEG images that are not decoded yet
     if image.mode == "F":
         image = Image.fromarray(_to_bytes(np.asarray(image)))
     if image.mode.startswith("I"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mixmim_bench.data.batch import Batch
-from mixmim_bench.data.images import Loadable, UnreadableImage
+from mixmim_bench.data.images import Loadable, UnreadableImage, decoded_to
 from mixmim_bench.data.targets import Targets
 from mixmim_bench.data.transforms import JointTransform
 from mixmim_bench.data.workers import in_workers
@@ -63,7 +63,8 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, row: int) -> Item:
         try:
-            image = self.images.load(row)
+            with decoded_to(getattr(self.transform, "least", 0)):
+                image = self.images.load(row)
             target = None if self.targets is None else self.targets.load(row)
             digest = self.images.digest(row) if self.digests else b""
         except UnreadableImage as error:

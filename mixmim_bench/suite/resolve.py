@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from mixmim_bench import facts
-from mixmim_bench.data import FUSED
+from mixmim_bench.data import EXACT
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import MissingData, MissingWeights
@@ -39,7 +39,7 @@ class Selection:
     weights: str = AUTO
     preset: str = AUTO
     precision: str = "float32"
-    fused_resize: bool = False  # for evaluation: faster, pixels differ by at most 2 of 255
+    resize: str = EXACT  # for evaluation
     layers: str = ""  # of protocols on frozen features; '': their default
     roots: DataRoots = field(default_factory=DataRoots)
 
@@ -77,9 +77,11 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         ]
     data = {task.name: open_task(task, selection.roots) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
-    if selection.fused_resize:
+    if selection.resize != EXACT:
         chosen_models = [
-            dataclasses.replace(choice, preprocessing=dataclasses.replace(choice.preprocessing, resize=FUSED))
+            dataclasses.replace(
+                choice, preprocessing=dataclasses.replace(choice.preprocessing, resize=selection.resize)
+            )
             for choice in chosen_models
         ]
     chosen_tasks = [
