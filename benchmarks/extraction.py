@@ -1,6 +1,7 @@
 """Images per second of feature extraction: decoding alone, the model alone, and end to end into the store.
 
     python benchmarks/extraction.py [--images 256] [--size 224] [--model mixmim-b] [--rounds 3]
+        [--engine openvino] [--precision bfloat16] [--batch-size 16]
 
 The images are JPEGs of 500 x 375 pixels, cropped from the photographs in scikit-learn. The slower of the
 first two bounds the third; without overlap the third would be 1 / (1 / first + 1 / second).
@@ -36,7 +37,12 @@ def write_photographs(folder: Path, count: int) -> None:
 @click.option("--size", default=224)
 @click.option("--model", default="mixmim-b")
 @click.option("--rounds", default=3)
-def main(images: int, size: int, model: str, rounds: int) -> None:
+@click.option("--engine", default="torch")
+@click.option("--precision", default="float32")
+@click.option("--batch-size", default=16)
+def main(
+    images: int, size: int, model: str, rounds: int, engine: str, precision: str, batch_size: int
+) -> None:
     """Time the three in turn, for several rounds."""
     import torch
 
@@ -44,24 +50,30 @@ def main(images: int, size: int, model: str, rounds: int) -> None:
     from mixmim_bench.data.images import Part
     from mixmim_bench.data.loading import ImageDataset, batches, in_groups
     from mixmim_bench.data.transforms import ImageOnly, eval_transform
-    from mixmim_bench.features.engines.torch import TorchReader
-    from mixmim_bench.features.extract import extract_to_store
-    from mixmim_bench.features.layers import Taps
+    from mixmim_bench.features.engines import Source, open_reader
+    from mixmim_bench.features.extract import extract_to_store, sample_images
     from mixmim_bench.features.store import FeatureStore
     from mixmim_bench.machine import open_machine
     from mixmim_bench.models.build import create, preprocessing
     from mixmim_bench.registry import find_model
 
-    machine = open_machine("cpu", batch_size=16)
+    machine = open_machine("cpu", precision, batch_size=batch_size)
     print(machine.describe())
     spec = find_model(model)
-    network = create(spec, (size, size)).eval()
     transform = eval_transform(dataclasses.replace(preprocessing(spec), size=(size, size)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_photographs(folder, images)
         paths = np.array(sorted(path.name for path in folder.iterdir()))
         part = Part(paths, np.zeros(len(paths), np.int64), Files(folder, paths))
+
+        source = Source(
+            {"benchmark": model, "size": size},
+            lambda: create(spec, (size, size)),
+            lambda: ["own"],
+            lambda: sample_images(part.images, transform),
+        )
+        reader = open_reader(engine, source, machine)
 
         def decode() -> None:
             dataset = ImageDataset(part.images, ImageOnly(transform), digests=True)
@@ -70,14 +82,12 @@ def main(images: int, size: int, model: str, rounds: int) -> None:
 
         def compute() -> None:
             batch = torch.randn(machine.batch_size, 3, size, size)
-            taps = Taps(network)
-            with torch.inference_mode():
-                for _ in range(images // machine.batch_size):
-                    taps.read(batch, ["own"], machine.autocast())
+            for _ in range(images // machine.batch_size):
+                reader.read(batch, ["own"])
 
         def both() -> None:
             entry = FeatureStore(folder / "store").entry({"start": time.perf_counter_ns()}, {})
-            extract_to_store(TorchReader(network, machine), part, transform, machine, {"own": entry})
+            extract_to_store(reader, part, transform, machine, {"own": entry})
 
         speeds: dict[str, list[float]] = {"decode only": [], "model only": [], "end to end": []}
         compute()
