@@ -22,7 +22,7 @@ from mixmim_bench.features.engines import Reader, engine_with_version
 from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.machine import Machine, measure_matmul_peak, open_machine
 from mixmim_bench.models.build import create, own_classes
-from mixmim_bench.specs import TORCH, Cost, ModelSpec
+from mixmim_bench.specs import COMPILE, OPENVINO, TORCH, Cost, ModelSpec
 
 STALLED_S = 3600  # seconds before a measurement is given up
 
@@ -35,11 +35,12 @@ def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine, eng
         "device": machine.device,
         "precision": machine.precision,
         "threads": torch.get_num_threads(),
+        "engine": engine,
         "converted": "",
     }
     with tempfile.TemporaryDirectory() as folder:
         values: dict[str, Any] = {}
-        if engine != TORCH:  # in a process of its own, whose memory does not count
+        if engine == OPENVINO:  # in a process of its own, whose memory does not count
             request["converted"] = folder
             values = _run_in_child(model, "convert", request)
         values |= _run_in_child(model, "measure", request)
@@ -143,6 +144,10 @@ def _open(
 
         return None, OpenVinoReader(Path(request["converted"]), machine)
     network = _create(model, size)
+    if request["engine"] == COMPILE:
+        from mixmim_bench.features.engines.compiled import CompiledReader
+
+        return network, CompiledReader(network, machine)
     return network, TorchReader(network, machine, owned=True)
 
 

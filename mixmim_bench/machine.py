@@ -49,6 +49,11 @@ class Machine:
         """Whether the device supports the precision without emulation."""
         return self.precision == "float32" or computes_in_bfloat16(self.device)
 
+    @property
+    def is_slower_than_needed(self) -> bool:
+        """Whether a GPU that supports bfloat16 natively computes in float32."""
+        return self.asynchronous and self.precision == "float32" and computes_in_bfloat16(self.device)
+
     @cached_property
     def matmul_gmacs_per_s(self) -> float:
         """The matrix-multiply peak in GMACs per second, measured once."""

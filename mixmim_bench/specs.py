@@ -15,7 +15,7 @@ RECORD_SCHEMA = 1
 AUTO = "auto"  # weights, presets, layers and devices are then chosen automatically
 RANDOM_INIT = "random init"  # the name of untrained weights in tables and plots
 
-TORCH, OPENVINO = ENGINES = ("torch", "openvino")  # that compute frozen features
+TORCH, OPENVINO, COMPILE = ENGINES = ("torch", "openvino", "compile")  # that compute frozen features
 
 ROLES = ("train", "val", "test")
 

@@ -34,7 +34,7 @@ from mixmim_bench.features.store import FeatureStore
 from mixmim_bench.inference import demo_image
 from mixmim_bench.machine import Machine, computes_in_bfloat16
 from mixmim_bench.registry import find_model
-from mixmim_bench.specs import OPENVINO, TORCH
+from mixmim_bench.specs import COMPILE, OPENVINO, TORCH
 from mixmim_bench.suite.taskfile import read_task
 
 pytestmark = pytest.mark.skipif(not engines.is_installed(), reason="OpenVINO is not installed")
@@ -121,6 +121,17 @@ def test_weights_in_bfloat16_do_not_change_features(network, name):
     }
     assert torch.bfloat16 in kinds.values()
     assert owned.get_classifier().weight.dtype == torch.float32  # heads run in float32
+
+
+@pytest.mark.slow  # a minute of compiling
+def test_compiled_features_agree(network):
+    original = network()
+    layers = ["own", "stage2", "last4"]
+    images = photographs(5, 64, seed=1)
+    source = dataclasses.replace(source_of(original, "mixmim"), layers=lambda: layers)
+    computed = open_reader(COMPILE, source, CPU).read(images, layers)
+    for layer, values in TorchReader(original, CPU).read(images, layers).items():
+        np.testing.assert_allclose(computed[layer], values, atol=2e-5 * float(values.abs().max()))
 
 
 # -- what cannot be converted -------------------------------------------------------------------------

@@ -107,7 +107,8 @@ ENGINE = click.option(
     type=click.Choice([AUTO, *ENGINES]),
     default=AUTO,
     show_default=True,
-    help="What computes the frozen backbone; auto: OpenVINO on an x86 CPU for work of two minutes or more.",
+    help="What computes the frozen backbone; auto: OpenVINO on an x86 CPU for work of two minutes or more, "
+    "else torch; compile: torch.compile.",
 )
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="CPU threads for computation.")
 

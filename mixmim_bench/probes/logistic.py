@@ -12,6 +12,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from mixmim_bench.probes.curvature import Preconditioner
 from mixmim_bench.probes.path import LinearPath
 from mixmim_bench.probes.rows import Prepared, Standardiser
 from mixmim_bench.probes.softmax import Point, SoftmaxLoss
@@ -180,8 +181,9 @@ def _path(
     From the first C that float32 cannot solve on, float64 is used.
     """
     solutions: list[Solution] = []
+    preconditioner = Preconditioner(loss)
     for c in C:
-        solution = _newton(loss, _start(loss, solutions, c, start), c, tol, max_iter)
+        solution = _newton(loss, preconditioner, _start(loss, solutions, c, start), c, tol, max_iter)
         if loss.dtype == torch.float32 and not solution.solved:
             wide = SoftmaxLoss(loss.x, loss.y.cpu().numpy(), loss.num_classes, torch.float64)
             # the two bases may differ in signs: come back by way of the features
@@ -189,8 +191,8 @@ def _path(
             for before in solutions:
                 before.point.unknowns = _turn(before.point.unknowns, turn)
             start = None if start is None else _turn(start, turn)
-            solution = _newton(wide, _turn(solution.point.unknowns, turn), c, tol, max_iter)
-            loss = wide
+            loss, preconditioner = wide, Preconditioner(wide)
+            solution = _newton(loss, preconditioner, _turn(solution.point.unknowns, turn), c, tol, max_iter)
         solution.point.probabilities = None
         solutions.append(solution)
         if ends(solution, loss):
@@ -214,7 +216,9 @@ def _start(loss: SoftmaxLoss, before: Sequence[Solution], c: float, start: Tenso
     return last.unknowns + slope * math.log(c / last.C)
 
 
-def _newton(loss: SoftmaxLoss, unknowns: Tensor, C: float, tol: float, max_iter: int) -> Solution:
+def _newton(
+    loss: SoftmaxLoss, preconditioner: Preconditioner, unknowns: Tensor, C: float, tol: float, max_iter: int
+) -> Solution:
     """Minimise by Newton's method with truncated conjugate gradients and a backtracking line search."""
     point = loss.evaluate(unknowns, C)
     left, can_settle = max_iter, True
@@ -234,7 +238,10 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, C: float, tol: float, max_iter:
         small = max(0.02 * estimate, 0.3 * tol * point.objective)
         if estimate <= tol * point.objective:
             small = 0.001 * estimate
-        direction, used = _conjugate_gradient(loss, point, small, left)
+        preconditioner.update(point)
+        most = int(min(left, preconditioner.allowance))
+        direction, used = _conjugate_gradient(loss, preconditioner, point, small, most)
+        preconditioner.spent += used
         left -= used
         slope, step = _dot(direction, point.gradient), 1.0
         while True:
@@ -250,11 +257,13 @@ def _newton(loss: SoftmaxLoss, unknowns: Tensor, C: float, tol: float, max_iter:
         point = trial
 
 
-def _conjugate_gradient(loss: SoftmaxLoss, point: Point, small: float, most: int) -> tuple[Tensor, int]:
+def _conjugate_gradient(
+    loss: SoftmaxLoss, preconditioner: Preconditioner, point: Point, small: float, most: int
+) -> tuple[Tensor, int]:
     """Solve Hessian @ direction = -gradient until the squared residual is at most `small`."""
     direction = torch.zeros_like(point.unknowns)
     residual = -point.gradient
-    search = loss.precondition(point, residual)
+    search = preconditioner(point, residual)
     size = first = _dot(residual, search)
     for used in range(1, most + 1):
         product = loss.curve(point, search)
@@ -263,7 +272,7 @@ def _conjugate_gradient(loss: SoftmaxLoss, point: Point, small: float, most: int
             return direction if used > 1 else search, used
         direction += size / curvature * search
         residual -= size / curvature * product
-        conditioned = loss.precondition(point, residual)
+        conditioned = preconditioner(point, residual)
         size, before = _dot(residual, conditioned), size
         if _dot(residual, residual) <= small or size <= 0.0025 * first:
             return direction, used

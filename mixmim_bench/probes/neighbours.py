@@ -8,7 +8,7 @@ import torch
 
 from mixmim_bench.probes.rows import Stacked, stacked
 
-GROUP = 64  # neighbouring columns of which the largest similarity is found first
+GROUP = 64  # neighbouring columns whose largest similarity is found first
 
 
 @dataclass(frozen=True)
@@ -58,27 +58,46 @@ def _best(
         unit = _unit(np.array(block, dtype=np.float32), queries.device)
         for start in range(0, len(queries), sizes.panel):
             panel = slice(start, start + sizes.panel)
-            values, columns = _largest(queries[panel] @ unit.T, depth)
-            merged = torch.cat([cosines[panel], values], dim=1)
-            rows = torch.cat([neighbours[panel], columns + first], dim=1)
-            cosines[panel], order = merged.topk(depth, dim=1)
-            neighbours[panel] = rows.gather(1, order)
+            best = cosines[panel], neighbours[panel]
+            cosines[panel], neighbours[panel] = _merge(*best, queries[panel] @ unit.T, first)
     return cosines, neighbours
 
 
-def _largest(similarity: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Find the largest values of each row (m, n) and their columns, both (m, depth).
+def _merge(
+    cosines: torch.Tensor, neighbours: torch.Tensor, similarity: torch.Tensor, first: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge the best so far (m, depth) with the similarities (m, n) of the rows from `first` on.
 
-    They are among the groups of columns with the largest maxima, so only those are sorted.
+    After the first rows only few are better than the worst of the best, and groups of columns whose largest
+    similarity is not need no closer look.
     """
-    n = similarity.shape[1]
-    if n % GROUP or n // GROUP < 4 * depth:
-        return similarity.topk(min(depth, n), dim=1)
-    groups = similarity.view(len(similarity), -1, GROUP)
-    chosen = groups.amax(2).topk(depth, dim=1).indices
-    candidates = groups.gather(1, chosen[:, :, None].expand(-1, -1, GROUP)).flatten(1)
-    values, places = candidates.topk(depth, dim=1)
-    return values, chosen.gather(1, places // GROUP) * GROUP + places % GROUP
+    m, n = similarity.shape
+    depth = cosines.shape[1]
+    worst = cosines[:, -1]
+    if n % GROUP or bool(worst.isneginf().any()):
+        values, columns = similarity.topk(min(depth, n), dim=1)
+        return _take_best(cosines, neighbours, values, columns + first)
+    groups = similarity.view(m, n // GROUP, GROUP)
+    queries, places = (groups.amax(2) > worst[:, None]).nonzero(as_tuple=True)
+    candidates = groups[queries, places]  # (c, GROUP)
+    inside, column = (candidates > worst[queries][:, None]).nonzero(as_tuple=True)
+    of = queries[inside]  # in rising order
+    counts = torch.bincount(of, minlength=m)
+    rank = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of]
+    width = int(counts.max())
+    values = similarity.new_full((m, width), -torch.inf)
+    rows = neighbours.new_zeros(m, width)
+    values[of, rank] = candidates[inside, column]
+    rows[of, rank] = places[inside] * GROUP + column + first
+    return _take_best(cosines, neighbours, values, rows)
+
+
+def _take_best(
+    cosines: torch.Tensor, neighbours: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    merged = torch.cat([cosines, values], dim=1)
+    best, order = merged.topk(cosines.shape[1], dim=1)
+    return best, torch.cat([neighbours, rows], dim=1).gather(1, order)
 
 
 def _unit(x: np.ndarray, device: Any) -> torch.Tensor:

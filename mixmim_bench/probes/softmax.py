@@ -5,7 +5,7 @@ nearly uncorrelated, then the intercept. The objective is scikit-learn's: C time
 half the squared norm of the coefficients without intercepts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from mixmim_bench.probes.rows import Prepared, uncorrelated
 
 KEPT_NUMBERS = 2**27  # probabilities (n, K) that are kept between passes; more are recomputed
+NEGLIGIBLE = 1e-30  # probabilities; processors are slow with subnormal numbers
 SETTLING_STEPS = 8  # Newton steps for the intercepts alone
 
 
@@ -179,6 +180,15 @@ class SoftmaxLoss:
             return self.rotated
         return ((start, block.to(self.dtype)) for start, block in self.x.blocks())  # type: ignore[return-value]
 
+    def with_probabilities(self, point: Point) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield the first row, the rows (m, r) in the basis and the probabilities (m, K) of each block."""
+        slopes, intercepts = point.unknowns[:, :-1], point.unknowns[:, -1]
+        for start, block in self._blocks():
+            rows = block if self.rotated is not None else block @ self.basis
+            kept = None if point.probabilities is None else point.probabilities[start]
+            p = torch.addmm(intercepts, rows, slopes.T).softmax(1) if kept is None else kept
+            yield start, rows, p
+
     def precondition(self, point: Point, residual: Tensor) -> Tensor:
         """Solve with the Hessian of uncorrelated features and identical rows.
 
@@ -246,6 +256,7 @@ def _softmax(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     others = p.sum(1)
     loss = torch.where(top > 0, top + (own + others).log(), others.log1p())
     p /= (own + others)[:, None]
+    torch.threshold_(p, NEGLIGIBLE, 0.0)
     residual = p.clone()
     residual[rows, y] = -others / (own + others)
     p[rows, y] = own / (own + others)

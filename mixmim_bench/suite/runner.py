@@ -22,6 +22,12 @@ from mixmim_bench.suite.execute import check_kept, execute, failed_record, open_
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import Resolved
 
+# by benchmarks/gpu.py: 1,052 and 4,627 images/s
+FLOAT32_ON_GPU = (
+    "Computing in float32. This GPU also computes in bfloat16, 4 times as fast for MixMIM-B on an H200: "
+    "--precision bfloat16, whose results have their own rows."
+)
+
 
 @dataclass
 class Outcome:
@@ -62,6 +68,8 @@ class Suite:
         outcome = Outcome()
         try:
             with View(self.console, 0) as view:
+                if self.machine.is_slower_than_needed:
+                    view.say(FLOAT32_ON_GPU)
                 self.resolved, self._reasons = try_engines(self.resolved, self.machine, view.say)
                 estimates = self.estimates(finished)
                 self._measure_costs([e.planned.run for e in estimates if e.error is None], finished, view)

