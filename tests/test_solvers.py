@@ -16,12 +16,13 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.machine import Machine
-from mixmim_bench.probes import neighbours, rows, softmax
+from mixmim_bench.probes import curvature, neighbours, rows, softmax
 from mixmim_bench.probes.logistic import LogisticPath
 from mixmim_bench.probes.neighbours import nearest
 from mixmim_bench.probes.ridge import RidgePath
 from mixmim_bench.probes.rows import Prepared, Stacked, Standardiser, stacked
 from mixmim_bench.probes.softmax import SoftmaxLoss
+from mixmim_bench.seeding import generator
 from mixmim_bench.training.frozen import FrozenProbe
 
 DINOV2_GRID = np.logspace(-6, 5, 45)
@@ -304,6 +305,52 @@ def test_neighbours_are_those_of_scikit_learn(monkeypatch, depth, panel, bank):
     )
     np.testing.assert_allclose(1 - cosines, distances, atol=1e-5)
     assert (found == theirs).mean() > 0.999  # ties may fall otherwise
+
+
+# -- preconditioners ----------------------------------------------------------------------------------
+
+
+def heavy_tailed(n=1200, d=12, classes=4, seed=0):
+    """Features that few rows use much, as rarely inked pixels, and labels that depend on them."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, d)) * (rng.random((n, d)) < 0.05) * rng.gamma(0.3, 4.0, (n, 1))
+    y = (x @ rng.standard_normal((d, classes)) + 0.3 * rng.standard_normal((n, classes))).argmax(1)
+    return x.astype(np.float32), y
+
+
+def loss_of(x, y):
+    rows = stacked(x)
+    return SoftmaxLoss(Prepared(rows, Standardiser(rows), "cpu"), y, int(y.max()) + 1, torch.float64)
+
+
+@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+def test_the_curvature_of_all_rows_is_the_hessian(C, monkeypatch):
+    monkeypatch.setattr(curvature, "SHRINKAGE", 0.0)
+    loss = loss_of(*heavy_tailed())
+    unknowns = loss.origin() + 0.3 * torch.randn(loss.size, generator=generator(0), dtype=torch.float64)
+    point = loss.evaluate(unknowns, C)
+    residual = torch.randn(loss.size, generator=generator(1), dtype=torch.float64)
+    residual -= residual.mean(0)
+    solution = curvature.SampledCurvature(loss, point)(residual)
+    torch.testing.assert_close(loss.curve(point, solution), residual, atol=1e-3, rtol=1e-3)
+
+
+def test_sampled_curvature_saves_passes_and_changes_no_solution(monkeypatch):
+    x, y = heavy_tailed(n=4000, d=40)
+    Cs = [1.0, 10.0, 100.0]
+    with_it = LogisticPath(Cs, tol=1e-5).fit(x, y)
+    monkeypatch.setattr(curvature, "MOST_NUMBERS", 0)  # no block fits
+    without = LogisticPath(Cs, tol=1e-5).fit(x, y)
+    np.testing.assert_allclose(with_it.objective_path_, without.objective_path_, rtol=2e-5)
+    assert with_it.n_iter_ < 0.7 * without.n_iter_
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_every_class_is_in_one_block(together):
+    p = torch.rand(50, 7, generator=generator(0)).softmax(1)
+    groups = curvature._groups(p, together)
+    assert sorted(torch.cat(groups).tolist()) == list(range(7))
+    assert max(map(len, groups)) == together
 
 
 # -- heads behind a frozen backbone -------------------------------------------------------------------

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mixmim_bench.probes.softmax import Point, SoftmaxLoss
 
-ROWS_PER_FEATURE = 8  # sampled: the extreme eigenvalues then differ by a factor of 4
+ROWS_PER_FEATURE = 8  # sampled: for well-behaved rows the extreme eigenvalues then differ by a factor of 4
+FEWEST_ROWS = 2**15
+SHRINKAGE = 0.001  # towards the curvature of uncorrelated features, for directions that few sampled rows use
 LARGEST_BLOCK = 6144  # coordinates
 NEGLIGIBLE = 1e-15  # weights; processors are slow with the subnormal numbers that these lead to
 MOST_NUMBERS = 2**27  # in all blocks
@@ -48,9 +50,10 @@ class SampledCurvature:
     """The factorised curvature of sampled rows at a point, in blocks of classes."""
 
     def __init__(self, loss: SoftmaxLoss, point: Point) -> None:
-        rows, p = _sample(loss, point, ROWS_PER_FEATURE * rows_width(loss))
+        rows, p = _sample(loss, point, _sampled(loss))
+        expected = loss.curvature_of_uncorrelated(point).to(loss.dtype)
         self.groups = _groups(p, _classes_per_block(loss))
-        self.inverses = [_invert(rows, p[:, group], point.C) for group in self.groups]
+        self.inverses = [_invert(rows, p[:, group], point.C, expected[group]) for group in self.groups]
 
     def __call__(self, residual: Tensor) -> Tensor:
         solution = torch.empty_like(residual)
@@ -59,9 +62,9 @@ class SampledCurvature:
         return solution - solution.mean(0)
 
 
-def rows_width(loss: SoftmaxLoss) -> int:
-    """Return the width of a row with its intercept."""
-    return loss.size[1]
+def _sampled(loss: SoftmaxLoss) -> int:
+    """Return how many rows are sampled."""
+    return min(loss.n, max(ROWS_PER_FEATURE * loss.size[1], FEWEST_ROWS))
 
 
 def _classes_per_block(loss: SoftmaxLoss) -> int:
@@ -75,11 +78,10 @@ def _products_worth_a_factorisation(loss: SoftmaxLoss) -> float:
     """Estimate how many products with the Hessian take as long as a factorisation."""
     classes, width = loss.size
     together = _classes_per_block(loss)
-    if not together or loss.n < ROWS_PER_FEATURE * width / 2:
+    if not together:
         return float("inf")
     blocks, size = -(-classes // together), together * width
-    sampled = min(loss.n, ROWS_PER_FEATURE * width)
-    made = blocks * (together * (together + 1) / 2 * sampled * width**2 + size**3)
+    made = blocks * (together * (together + 1) / 2 * _sampled(loss) * width**2 + size**3)
     return made / (2 * loss.n * width * classes * PASS_INEFFICIENCY)
 
 
@@ -98,6 +100,8 @@ def _sample(loss: SoftmaxLoss, point: Point, most: int) -> tuple[Tensor, Tensor]
         kept.append((start, block, p))
     share = torch.cat(shares).double()
     chance = (most * share / share.sum().clamp_min(1e-300)).clamp(max=1.0)
+    if most >= loss.n:
+        chance = torch.ones_like(chance)
     generator = torch.Generator().manual_seed(0)
     chosen = torch.rand(len(chance), generator=generator).to(chance) < chance
     rows, ps = [], []
@@ -125,22 +129,25 @@ def _groups(p: Tensor, size: int) -> list[Tensor]:
     return groups
 
 
-def _invert(rows: Tensor, p: Tensor, C: float) -> Tensor:
-    """Invert the Hessian of the classes of a block, estimated from weighted rows (m, r + 1) and p (m, g)."""
+def _invert(rows: Tensor, p: Tensor, C: float, expected: Tensor) -> Tensor:
+    """Invert the Hessian of the classes of a block, estimated from weighted rows (m, r + 1) and p (m, g).
+
+    expected: its diagonal (g, r + 1) for uncorrelated features, without the penalty.
+    """
     classes, width = p.shape[1], rows.shape[1]
     block = rows.new_empty(classes, width, classes, width)
     for a in range(classes):
         for b in range(a, classes):
             weight = -p[:, a] * p[:, b] if a != b else p[:, a] * (1 - p[:, a])
             weight = torch.where(weight.abs() > NEGLIGIBLE, weight, 0.0)
-            part = C * (rows.T @ (weight[:, None] * rows))
+            part = (1 - SHRINKAGE) * C * (rows.T @ (weight[:, None] * rows))
             block[a, :, b, :] = part
             block[b, :, a, :] = part.T
     hessian = block.view(classes * width, classes * width)
     diagonal = hessian.diagonal()
     penalty = torch.ones(classes, width, device=rows.device, dtype=rows.dtype)
     penalty[:, -1] = 0.0
-    diagonal += penalty.flatten()
+    diagonal += SHRINKAGE * expected.flatten() + penalty.flatten()
     scale = diagonal.clamp_min(torch.finfo(rows.dtype).tiny).rsqrt()
     hessian *= scale[:, None]
     hessian *= scale

@@ -189,14 +189,20 @@ class SoftmaxLoss:
             p = torch.addmm(intercepts, rows, slopes.T).softmax(1) if kept is None else kept
             yield start, rows, p
 
+    def curvature_of_uncorrelated(self, point: Point) -> Tensor:
+        """Return the curvature (K, r + 1) of uncorrelated features and identical rows, without penalty."""
+        weight = point.weight.clamp_min(1e-12)[:, None]
+        variances = torch.cat([self.variances, self.variances.new_ones(1)])
+        return point.C * self.n * weight * variances
+
     def precondition(self, point: Point, residual: Tensor) -> Tensor:
         """Solve with the Hessian of uncorrelated features and identical rows.
 
         The solution sums to zero over the classes, as the unknowns do.
         """
-        weight = point.weight.clamp_min(1e-12)[:, None]
-        curvature = point.C * self.n * weight * self.variances
-        inverse = torch.cat([1 / (1 + curvature), 1 / (point.C * self.n * weight)], dim=1).to(self.dtype)
+        curvature = self.curvature_of_uncorrelated(point)
+        curvature[:, :-1] += 1.0
+        inverse = (1 / curvature).to(self.dtype)
         mean = (inverse * residual).sum(0) / inverse.sum(0)
         return inverse * (residual - mean)
 
