@@ -8,7 +8,7 @@ import torch
 
 from mixmim_bench.probes.rows import Stacked, stacked
 
-GROUP = 64  # neighbouring columns whose largest similarity is found first
+GROUP = 16  # columns whose largest similarity is found first
 
 
 @dataclass(frozen=True)
@@ -54,41 +54,50 @@ def _best(
     """Go through the bank once, keeping the best neighbours of each query."""
     cosines = torch.full((len(queries), depth), -torch.inf, device=queries.device)
     neighbours = torch.zeros((len(queries), depth), dtype=torch.int64, device=queries.device)
+    # reused, since new memory of this size is slow
+    memory = queries.new_empty(min(sizes.panel, len(queries)) * min(sizes.bank, len(bank)))
     for first, block in bank.blocks(sizes.bank):
         unit = _unit(np.array(block, dtype=np.float32), queries.device)
         for start in range(0, len(queries), sizes.panel):
             panel = slice(start, start + sizes.panel)
             best = cosines[panel], neighbours[panel]
-            cosines[panel], neighbours[panel] = _merge(*best, queries[panel] @ unit.T, first)
-    return cosines, neighbours
+            held = memory[: len(best[0]) * len(unit)].view(len(best[0]), len(unit))
+            torch.mm(queries[panel], unit.T, out=held)
+            cosines[panel], neighbours[panel] = _merge(*best, held, first)
+    cosines, order = cosines.sort(dim=1, descending=True, stable=True)
+    return cosines, neighbours.gather(1, order)
 
 
 def _merge(
     cosines: torch.Tensor, neighbours: torch.Tensor, similarity: torch.Tensor, first: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merge the best so far (m, depth) with the similarities (m, n) of the rows from `first` on.
+    """Merge the best so far (m, depth), in any order, with similarities (m, n) of rows from `first` on.
 
-    After the first rows only few are better than the worst of the best, and groups of columns whose largest
-    similarity is not need no closer look.
+    Only groups of columns are looked at whose largest similarity is at least the worst of the best so far
+    or, at first, the depth-th largest of these.
     """
     m, n = similarity.shape
     depth = cosines.shape[1]
-    worst = cosines[:, -1]
-    if n % GROUP or bool(worst.isneginf().any()):
-        values, columns = similarity.topk(min(depth, n), dim=1)
+    if n % GROUP or n // GROUP < depth:
+        values, columns = similarity.topk(min(depth, n), dim=1, sorted=False)
         return _take_best(cosines, neighbours, values, columns + first)
-    groups = similarity.view(m, n // GROUP, GROUP)
-    queries, places = (groups.amax(2) > worst[:, None]).nonzero(as_tuple=True)
-    candidates = groups[queries, places]  # (c, GROUP)
-    inside, column = (candidates > worst[queries][:, None]).nonzero(as_tuple=True)
+    groups = similarity.view(m, GROUP, n // GROUP)  # of columns n / GROUP apart, which is faster
+    largest = groups.amax(1)
+    least = cosines.amin(1)
+    if bool(least.isneginf().any()):
+        least = largest.topk(depth, dim=1, sorted=False).values.amin(1)
+    queries, places = (largest >= least[:, None]).nonzero(as_tuple=True)
+    candidates = groups[queries, :, places]  # (c, GROUP)
+    found = (candidates >= least[queries, None]).flatten().nonzero().flatten()
+    inside = found // GROUP
     of = queries[inside]  # in rising order
     counts = torch.bincount(of, minlength=m)
     rank = torch.arange(len(of), device=of.device) - (counts.cumsum(0) - counts)[of]
     width = int(counts.max())
     values = similarity.new_full((m, width), -torch.inf)
     rows = neighbours.new_zeros(m, width)
-    values[of, rank] = candidates[inside, column]
-    rows[of, rank] = places[inside] * GROUP + column + first
+    values[of, rank] = candidates.flatten()[found]
+    rows[of, rank] = found % GROUP * (n // GROUP) + places[inside] + first
     return _take_best(cosines, neighbours, values, rows)
 
 
@@ -96,7 +105,7 @@ def _take_best(
     cosines: torch.Tensor, neighbours: torch.Tensor, values: torch.Tensor, rows: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     merged = torch.cat([cosines, values], dim=1)
-    best, order = merged.topk(cosines.shape[1], dim=1)
+    best, order = merged.topk(cosines.shape[1], dim=1, sorted=False)
     return best, torch.cat([neighbours, rows], dim=1).gather(1, order)
 
 
