@@ -39,8 +39,10 @@ def main(bank: int, queries: int, width: int, depth: int, rounds: int) -> None:
         reference_s = time.perf_counter() - clock
         ratios.append(reference_s / own_s)
         same = 100 * (ours == theirs).mean()
+        share = 100 * least_s / own_s
         print(
-            f"ours {own_s:.1f} s, {100 * least_s / own_s:.0f} % of the matrix-multiply peak, scikit-learn {reference_s:.1f} s, same rows {same:.2f} %"
+            f"ours {own_s:.1f} s, {share:.0f} % of the matrix-multiply peak, scikit-learn {reference_s:.1f} s, "
+            f"same rows {same:.2f} %"
         )
     print(f"ratio: {np.median(ratios):.2f} (median of {rounds})")
 
