@@ -41,8 +41,8 @@ def main(bank: int, queries: int, width: int, depth: int, rounds: int) -> None:
         same = 100 * (ours == theirs).mean()
         share = 100 * least_s / own_s
         print(
-            f"ours {own_s:.1f} s, {share:.0f} % of the matrix-multiply peak, scikit-learn {reference_s:.1f} s, "
-            f"same rows {same:.2f} %"
+            f"ours {own_s:.1f} s, {share:.0f} % of the matrix-multiply peak, "
+            f"scikit-learn {reference_s:.1f} s, same rows {same:.2f} %"
         )
     print(f"ratio: {np.median(ratios):.2f} (median of {rounds})")
 

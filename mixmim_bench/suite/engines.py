@@ -102,9 +102,9 @@ def _by_network(planned: Sequence[Planned]) -> dict[str, list[Planned]]:
 
 
 def _work(members: Sequence[Planned]) -> float:
-    """Return the GMACs of the forward passes; the runs of a task share features."""
+    """Return the GMACs of the forward passes through frozen networks; the runs of a task share features."""
     images: dict[str, int] = {}
-    for each in members:
+    for each in [each for each in members if each.protocol.frozen_layers()]:
         name = each.run.task.name
         images[name] = max(images.get(name, 0), each.work.forward)
     run = members[0].run
