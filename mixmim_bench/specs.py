@@ -362,6 +362,11 @@ class RunRecord:
         task, protocol = self.identity["task"], self.identity["protocol"]
         return task["version"], self.metric_version(self.metric), protocol["version"]
 
+    @property
+    def engine(self) -> str:
+        """The engine that computed the features, without its version; torch for a trained backbone."""
+        return self.provenance.get("engine", TORCH).partition(" ")[0]
+
     def metric_version(self, metric: str) -> int:
         """Return the version of a metric that the result was scored with."""
         return self.identity["task"].get("metric_versions", {}).get(metric, 1)

@@ -9,8 +9,8 @@ from mixmim_bench.specs import Cost, RunRecord
 
 COLUMNS = (
     "run_id", "model", "arch", "weights", "random_init", "task", "suites", "protocol", "seed", "precision",
-    "image_size", "metric", "ranked", "value", "low", "high", "interval", "n", "draws", "std", "guess",
-    "params_m", "gmacs", "task_version", "metric_version", "protocol_version", "data", "started",
+    "engine", "image_size", "metric", "ranked", "value", "low", "high", "interval", "n", "draws", "std",
+    "guess", "params_m", "gmacs", "task_version", "metric_version", "protocol_version", "data", "started",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def _rows(record: RunRecord, costs: Mapping[str, Cost]) -> Iterable[dict[str, An
         "protocol": record.protocol,
         "seed": identity["seed"],
         "precision": identity["precision"],
+        "engine": record.engine,
         "image_size": "x".join(map(str, identity["preprocessing"].get("size", ()))),
         "params_m": cost.params_m if cost else None,
         "gmacs": cost.gmacs if cost else None,

@@ -136,7 +136,9 @@ def _guessing(cell: Cell, metric: str) -> bool:
 
 def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
     measured = [cost for cost in (row.cost(costs) for row in board.rows) if cost]
-    machines = sorted({f"{cost.device}, {cost.threads} threads, {cost.precision}" for cost in measured})
+    machines = sorted(
+        {f"{cost.device}, {cost.threads} threads, {cost.precision}, {cost.engine}" for cost in measured}
+    )
     notes = ["Scores are percent with their 95 % interval."]
     if " ± " in table:
         notes.append("± is one standard deviation over seeds or draws.")

@@ -39,7 +39,7 @@ def with_engines(
     planned = []
     for each in resolved.planned:
         record = finished.get(each.run.run_id)
-        name = chosen[network_of(each.run)] if record is None else engine_of(record)
+        name = chosen[network_of(each.run)] if record is None else record.engine
         name = name if name in usable else TORCH
         planned.append(dataclasses.replace(each, run=dataclasses.replace(each.run, engine=name)))
     return dataclasses.replace(resolved, planned=planned)
@@ -87,11 +87,6 @@ def _open(run: Run, layers: Sequence[str], data: TaskData, machine: Machine) -> 
 def network_of(run: Run) -> str:
     """Return the key of the network of a run."""
     return digest({**key_of_network(run), "size": list(run.size)})
-
-
-def engine_of(record: RunRecord) -> str:
-    """Return the engine of a result, without its version."""
-    return record.provenance.get("engine", TORCH).partition(" ")[0]
 
 
 def _by_network(planned: Sequence[Planned]) -> dict[str, list[Planned]]:

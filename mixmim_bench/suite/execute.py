@@ -21,7 +21,7 @@ from mixmim_bench.protocols import build_protocol, find_protocol
 from mixmim_bench.protocols.workbench import Shelf, Workbench
 from mixmim_bench.provenance import provenance
 from mixmim_bench.scoring.metrics import is_a_guess
-from mixmim_bench.specs import ROLES, Run, RunRecord, Score
+from mixmim_bench.specs import ROLES, TORCH, Run, RunRecord, Score
 
 
 def open_run(
@@ -110,7 +110,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         provenance={
             **provenance(),
             **bench.machine.describe(),
-            "engine": engine_with_version(bench.run.engine),
+            "engine": engine_with_version(bench.run.engine if protocol.frozen_layers() else TORCH),
             "layout": data.source.layout,
             "root": data.source.root,
             "started": started.isoformat(timespec="milliseconds"),
