@@ -56,6 +56,13 @@ class Source:
     layers: Callable[[], Sequence[str]]
     sample: "Callable[[], Tensor]"
 
+    def images(self) -> "Tensor":
+        """Return the images to compare engines on; raises BenchError if none can be read."""
+        images = self.sample()
+        if not len(images):
+            raise BenchError("none of the images to compare engines on can be read")
+        return images
+
 
 def open_reader(engine: str, source: Source, machine: "Machine") -> Reader:
     """Open a network with an engine; raises Unsuitable."""

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixmim_bench.errors import BenchError
 from mixmim_bench.features.engines import Source, Unsuitable
 from mixmim_bench.features.engines.agreement import difference_of
 from mixmim_bench.features.engines.converted import Converted, converted_network
@@ -140,9 +139,7 @@ class _Traced(nn.Module):
 
 
 def _convert_into(network: Converted, source: Source, layers: Sequence[str]) -> None:
-    images = source.sample()
-    if not len(images):
-        raise BenchError("none of the images to compare engines on can be read")
+    images = source.images()
     shutil.rmtree(network.path, ignore_errors=True)
     with TemporaryDirectory(prefix=".converting-", dir=network.path.parent) as temporary:
         made = Converted(Path(temporary) / "network", network.made_by)
