@@ -1,4 +1,4 @@
-"""Manage the cache of features and converted networks: list, verify and prune."""
+"""Manage the cache of features, converted networks and checkpoints: list, verify and prune."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,10 @@ from mixmim_bench.features.engines.converted import Converted, converted_network
 from mixmim_bench.features.store import Entry, FeatureStore
 from mixmim_bench.suite.selection import in_variant
 from mixmim_bench.suite.taskfile import read_task
+from mixmim_bench.training.checkpoints import UnfinishedTraining, unfinished_trainings
 
-Cached = Entry | Converted
+Cached = Entry | Converted | UnfinishedTraining
+TRAINING = "(training)"
 CONVERTED = "(converted network)"  # in the place of a layer
 
 
@@ -34,25 +36,40 @@ class Finding:
 
 
 def list_entries(store: FeatureStore) -> list[dict[str, Any]]:
-    """Describe every entry, the unfinished ones too, and every converted network."""
-    return [_row(entry) for entry in store.entries()] + [_row_of(network) for network in converted_networks()]
+    """Describe every entry, the unfinished ones too, and every converted network and training."""
+    return [_row(entry) for entry in store.entries()] + [
+        *[_row_of(network) for network in converted_networks()],
+        *[_row_of_training(training) for training in unfinished_trainings()],
+    ]
+
+
+_BLANK: dict[str, Any] = {
+    **dict.fromkeys(("model", "weights", "task", "role", "precision"), ""),
+    **dict.fromkeys(("rows", "width")),
+}
 
 
 def _row_of(network: Converted) -> dict[str, Any]:
     made_by = network.made_by
     return {
-        "key": network.key,
+        **_BLANK,
+        **_common(network),
         "model": made_by.get("arch", ""),
         "weights": made_by.get("weights", {}).get("kind", ""),
-        "task": "",
-        "role": "",
         "layer": CONVERTED,
-        "precision": "",
-        "rows": None,
-        "width": None,
-        "bytes": network.bytes(),
-        "last_used": network.last_used().isoformat(timespec="seconds"),
         "state": _state_of(network),
+    }
+
+
+def _row_of_training(training: UnfinishedTraining) -> dict[str, Any]:
+    return {**_BLANK, **_common(training), "layer": TRAINING, "state": "unfinished"}
+
+
+def _common(each: Converted | UnfinishedTraining) -> dict[str, Any]:
+    return {
+        "key": each.key,
+        "bytes": each.bytes(),
+        "last_used": each.last_used().isoformat(timespec="seconds"),
     }
 
 
@@ -143,13 +160,13 @@ def prune(
     everything: bool = False,
     dry_run: bool = False,
 ) -> list[Finding]:
-    """Remove entries and converted networks.
+    """Remove entries, converted networks and checkpoints of trainings.
 
     Those named, those not used for `older_than` days, all, or by default those that no run can use.
     What another process is filling stays. Returns what was (or with `dry_run` would be) removed. Raises
     BenchError for a key that does not exist.
     """
-    everything_there: list[Cached] = [*store.entries(), *converted_networks()]
+    everything_there: list[Cached] = [*store.entries(), *converted_networks(), *unfinished_trainings()]
     entries = {each.key: each for each in everything_there}
     for key in keys:
         if key not in entries:
@@ -170,6 +187,8 @@ def _reason(entry: Cached, named: bool, older_than: float | None, everything: bo
     if older_than is not None:
         age = datetime.now(UTC) - entry.last_used()
         return f"not used for {age.days} days" if age > timedelta(days=older_than) else ""
+    if isinstance(entry, UnfinishedTraining):
+        return ""
     if isinstance(entry, Converted):
         state = _state_of(entry)
         return "" if state == "whole" else state

@@ -1,7 +1,9 @@
 """Fine-tuning: it learns, repeats itself, follows its recipe, and survives the end of memory."""
 
 import dataclasses
+import signal
 import sys
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from mixmim_bench.cache import cache_folder
 from mixmim_bench.data.dataset import Split, open_task
 from mixmim_bench.data.images import join
 from mixmim_bench.errors import BenchError
@@ -25,6 +28,7 @@ from mixmim_bench.suite.execute import execute
 from mixmim_bench.suite.plan import ModelChoice, TaskChoice, choose_protocol, plan
 from mixmim_bench.suite.selection import load_tasks
 from mixmim_bench.suite.taskfile import read_task
+from mixmim_bench.training import checkpoints
 from mixmim_bench.training import loop as training
 from mixmim_bench.training.objectives import Classifying
 
@@ -103,7 +107,7 @@ def trainer_for(bench, part, at_once=32):
     objective = Classifying(bench.num_classes, recipe.mixup, recipe.cutmix, recipe.smoothing)
     transform, schedule = recipe._transform(bench), recipe._schedule(len(part))
     return network, training.Trainer(
-        network, part, transform, objective, schedule, bench.environment, at_once
+        network, part, transform, objective, schedule, bench.environment(), at_once
     )
 
 
@@ -138,6 +142,121 @@ def test_a_training_that_learns_nothing_says_so():
     assert record.scores["top1"]["low"] > record.scores["top1"]["guess"]
     assert not any("not significantly" in note for note in record.notes)
     assert arrays["fit_train_top1"] > 0.5
+
+
+# -- checkpoints --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Write a checkpoint after every step."""
+    for name, value in (("FEWEST_S", 0.0), ("EVERY_S", 0.0), ("SHARE", 1e9)):
+        monkeypatch.setattr(checkpoints, name, value)
+
+
+RECIPE = {"epochs": 3, "batch_size": 32, "mixup": 0.8, "cutmix": 1.0, "drop_path": 0.1}
+
+
+def weights_after(bench, data, n=100):
+    """Train and return the weights, the losses and the first image of the epochs."""
+    part = join([splits_of(data, n)[role].part for role in ("train", "val")])
+    recipe = build_protocol(bench.run.protocol, "classification")
+    network, _ = recipe._network(bench)
+    objective = Classifying(bench.num_classes, recipe.mixup, recipe.cutmix, recipe.smoothing)
+    done = training.train(
+        network, part, recipe._transform(bench), objective, recipe._schedule(len(part)),
+        bench.environment(), "training", 0.0,
+    )  # fmt: skip
+    return network.state_dict(), done
+
+
+def stopping_at(monkeypatch, update, how):
+    """Let the first training that reaches an update be stopped there."""
+    real = training.Trainer._step
+
+    def step(self, batch, at):
+        if at == update:
+            monkeypatch.setattr(training.Trainer, "_step", real)
+            how()
+        return real(self, batch, at)
+
+    monkeypatch.setattr(training.Trainer, "_step", step)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("update", [1, 5, 6, 17])
+def test_an_interrupted_training_ends_with_the_same_weights(monkeypatch, update):
+    bench, data = bench_for(digits(**RECIPE))
+    whole, expected = weights_after(bench, data)
+    bench.finish()
+    stopping_at(monkeypatch, update, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        weights_after(bench, data)
+    weights, done = weights_after(bench, data)
+    assert bench.stages.counted["training"] == [3 * 6 * 32, 3 * 6 * 32]
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+    assert done.losses == expected.losses
+    assert np.array_equal(done.digests, expected.digests)
+
+
+@pytest.mark.usefixtures("always")
+def test_sigterm_writes_a_checkpoint_and_exits(monkeypatch):
+    bench, data = bench_for(digits(**RECIPE))
+    whole, _ = weights_after(bench, data)
+    bench.finish()
+    monkeypatch.setattr(checkpoints, "EVERY_S", 1e9)
+    monkeypatch.setattr(checkpoints, "FEWEST_S", 1e9)
+    stopping_at(monkeypatch, 8, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        weights_after(bench, data)
+    assert stopped.value.code == 143
+    steps = []
+    real = training.Trainer._step
+    monkeypatch.setattr(training.Trainer, "_step", lambda *a: (steps.append(a[2]), real(*a))[1])
+    weights, _ = weights_after(bench, data)
+    assert steps[0] == 9
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("change", ["damaged", "seed", "recipe"])
+def test_a_checkpoint_of_another_training_is_not_read(monkeypatch, run, change):
+    bench, data = bench_for(digits(**RECIPE))
+    stopping_at(monkeypatch, 8, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        weights_after(bench, data)
+    (file,) = (cache_folder() / "training").glob("*/*.pt")
+    assert "(training)" in run("cache", "ls").output
+    assert "0 removed" in run("cache", "prune").output
+    if change == "damaged":
+        file.write_bytes(file.read_bytes()[:-100])
+    recipe = {**RECIPE, "epochs": 4} if change == "recipe" else RECIPE
+    other, _ = bench_for(digits(**recipe), seed=int(change == "seed"))
+    steps = []
+    real = training.Trainer._step
+    monkeypatch.setattr(training.Trainer, "_step", lambda *a: (steps.append(a[2]), real(*a))[1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        weights_after(other, data)
+    assert steps[0] == 0
+    assert any("is damaged" in str(warning.message) for warning in caught) == (change == "damaged")
+
+
+@pytest.mark.usefixtures("always")
+def test_a_full_disk_ends_no_training(monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    bench, data = bench_for(digits(**{**RECIPE, "epochs": 1}))
+    with pytest.warns(UserWarning, match="no checkpoint could be written to .*No space left"):
+        _, done = weights_after(bench, data)
+    assert len(done.losses) == 1
+    assert not list((cache_folder() / "training").glob("*/*"))
 
 
 @FEW_AND_ALL

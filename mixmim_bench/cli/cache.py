@@ -11,13 +11,13 @@ from mixmim_bench.cli.options import JSON, print_table
 
 @click.group()
 def cache() -> None:
-    """Manage the features and converted networks in the cache folder."""
+    """Manage the features, converted networks and checkpoints of trainings in the cache folder."""
 
 
 @cache.command("ls")
 @JSON
 def list_features(as_json: bool) -> None:
-    """List cached features by model, task and layer, and converted networks, with size and last use."""
+    """List cached features by model, task and layer, converted networks and unfinished trainings."""
     from mixmim_bench.features.store import FeatureStore
     from mixmim_bench.upkeep import list_entries
 
@@ -79,7 +79,7 @@ def verify(trust_task_code: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Remove everything.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed.")
 def prune(keys: tuple[str, ...], older_than: float | None, everything: bool, dry_run: bool) -> None:
-    """Remove cached features and converted networks: KEYS as shown by `ls`, or all that no run can use."""
+    """Remove what is cached: KEYS as shown by `ls`, or all that no run can use."""
     from mixmim_bench.features.store import FeatureStore
     from mixmim_bench.upkeep import list_entries
     from mixmim_bench.upkeep import prune as remove

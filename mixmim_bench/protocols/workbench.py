@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from mixmim_bench.models.build import build
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol
 from mixmim_bench.specs import AUTO, Run, digest
+from mixmim_bench.training.checkpoints import folder_of, remove
 from mixmim_bench.training.loop import Environment, Trained
 
 
@@ -65,6 +67,7 @@ class Workbench:
     extract_s: float = 0.0
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    _checkpoints: Path | None = None
     _digests: dict[str, np.ndarray] = field(default_factory=dict)  # of the bytes that were read, by role
 
     @property
@@ -86,15 +89,23 @@ class Workbench:
         """Build a new copy of the backbone with its weights, for training."""
         return build(self.run.model, self.run.weights, self.run.size, self.seed, **kwargs)
 
-    @property
-    def environment(self) -> Environment:
-        """The environment of a training."""
+    def environment(self, *splits: Split) -> Environment:
+        """Return the environment of a training on images of splits; it continues from its last checkpoint."""
+        stamps = [split.stamp for split in splits]
+        identity = {**self.run.identity(), "engine": self.run.engine, "images": stamps}
+        self._checkpoints = folder_of(digest(identity))
         return Environment(
             machine=self.machine,
             seed=self.seed,
             stages=self.stages,
             skip_unreadable=self.run.task.skip_unreadable,
+            checkpoints=self._checkpoints,
         )
+
+    def finish(self) -> None:
+        """Remove the checkpoints of the run, whose result is saved."""
+        if self._checkpoints is not None:
+            remove(self._checkpoints)
 
     def transform(self) -> Transform:
         """Return the evaluation transform of the model."""

@@ -151,6 +151,7 @@ class Suite:
         """Do a run and save its result or failure."""
         run = estimate.planned.run
         clock = time.perf_counter()
+        bench = None
         try:
             if estimate.error is not None:
                 raise estimate.error
@@ -169,6 +170,8 @@ class Suite:
             "run": self._cost_key(run, run.size),
         }
         self.store.save(dataclasses.replace(record, costs=costs), arrays)
+        if bench is not None and not record.error:
+            bench.finish()
         view.say(f"  {_summary(record)} in {time.perf_counter() - clock:.1f} s")
         return record
 

@@ -1,9 +1,11 @@
 """The training loop, on Accelerate, with timm's optimizers and schedules and the protocol's objective."""
 
 import copy
+import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +25,8 @@ from mixmim_bench.machine import Machine
 from mixmim_bench.memory import halved, is_out_of_memory
 from mixmim_bench.progress import Advance, Stages
 from mixmim_bench.seeding import generator, seed_everything
+from mixmim_bench.specs import digest
+from mixmim_bench.training.checkpoints import Checkpoint, Terminated, noting_sigterm
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Environment:
     seed: int
     stages: Stages
     skip_unreadable: bool = False
+    checkpoints: Path | None = None  # a folder for the checkpoints of the run; None: none are written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +122,15 @@ def train(
     fewest = fewest_at_once(network)
     fresh = copy.deepcopy(network.state_dict())
     asked = min(schedule.batch_size, len(part))
-    at_once = asked
+    checkpoint = _checkpoint(environment, schedule, part, name)
+    state = checkpoint.load()
+    at_once = state["at_once"] if state else asked
     while True:
         try:
             trainer = Trainer(
                 network, part, transform, objective, schedule, environment, at_once, make_optimizer
             )
-            losses = trainer.run(name, work)
+            losses = trainer.run(name, work, checkpoint, state)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -133,12 +140,25 @@ def train(
                     f"{name}: out of memory with {images} at a time; free memory, or use a smaller model or "
                     "image size"
                 ) from error
-            at_once = max(fewest, math.ceil(at_once / 2))
+            at_once, state = max(fewest, math.ceil(at_once / 2)), None
             network.load_state_dict(fresh)
             network.zero_grad(set_to_none=True)
         else:
             notes = _notes(name, asked, at_once, fewest)
             return Trained(losses, trainer.unreadable.found, trainer.digests, notes)
+
+
+def _checkpoint(environment: Environment, schedule: Schedule, part: Part, name: str) -> Checkpoint:
+    """Return the checkpoint of a training within the run."""
+    about: dict[str, Any] = {
+        "name": name,
+        "schedule": dataclasses.asdict(schedule),
+        "seed": environment.seed,
+        "n": len(part),
+    }
+    about["torch"] = str(torch.__version__)  # whose rounding weights depend on
+    folder = environment.checkpoints
+    return Checkpoint(None if folder is None else folder / f"{digest(about)}.pt", about)
 
 
 def _notes(name: str, asked: int, at_once: int, fewest: int) -> tuple[str, ...]:
@@ -210,16 +230,59 @@ class Trainer:
         )
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
 
-    def run(self, name: str, work: float) -> list[float]:
-        """Train for all epochs, each image at `work` GMACs; return the mean loss of each."""
-        seen = self.schedule.epochs * self.steps_per_epoch * self.batch_size
-        with self.environment.stages.stage(name, seen, work) as advance:
-            return [self._epoch(epoch, advance) for epoch in range(self.schedule.epochs)]
+    def run(
+        self, name: str, work: float, checkpoint: Checkpoint, state: Mapping[str, Any] | None = None
+    ) -> list[float]:
+        """Train for all epochs, each image at `work` GMACs; return the mean loss of each.
 
-    def _epoch(self, epoch: int, advance: Advance) -> float:
+        Randomness depends on the seed and the step only, so that a training continued from a `state` ends
+        with the same weights.
+        """
+        losses: list[list[float]] = [[]]  # of each step, by epoch
+        first = 0  # step of the first epoch
+        if state is not None:
+            losses, first = self._restore(state), state["step"]
+        seen = self.schedule.epochs * self.steps_per_epoch * self.batch_size
+        with self.environment.stages.stage(name, seen, work) as advance, noting_sigterm() as terminated:
+            advance(((len(losses) - 1) * self.steps_per_epoch + first) * self.batch_size)
+            for epoch in range(len(losses) - 1, self.schedule.epochs):
+                for done in self._steps(epoch, first, losses[-1], advance):
+                    if terminated() or checkpoint.is_due(ends_epoch=False):
+                        self._save(checkpoint, losses, done)
+                    if terminated():
+                        raise Terminated
+                first = 0
+                losses.append([])
+                if checkpoint.is_due(ends_epoch=True):
+                    self._save(checkpoint, losses, 0)
+        return [sum(each) / max(len(each), 1) for each in losses[:-1]]
+
+    def _save(self, checkpoint: Checkpoint, losses: list[list[float]], step: int) -> None:
+        def state() -> dict[str, Any]:
+            return {
+                "at_once": self.at_once,
+                "step": step,  # of the last epoch in `losses`, which many steps are done
+                "losses": losses,
+                "network": self.accelerator.unwrap_model(self.network).state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "digests": torch.from_numpy(self.digests),
+                "unreadable": self.unreadable.found,
+            }
+
+        checkpoint.save(state)
+
+    def _restore(self, state: Mapping[str, Any]) -> list[list[float]]:
+        """Set weights, optimizer and what was read to those of a checkpoint; return the losses."""
+        self.accelerator.unwrap_model(self.network).load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.digests[:] = state["digests"].numpy()
+        self.unreadable.add(state["unreadable"])
+        return [list(each) for each in state["losses"]]
+
+    def _steps(self, epoch: int, done: int, losses: list[float], advance: Advance) -> Iterator[int]:
+        """Do the steps of an epoch of which some are done; yield the number done after each."""
         self.network.train()
-        losses = []
-        for step, batch in enumerate(self._batches(epoch)):
+        for step, batch in enumerate(self._batches(epoch, done), done):
             if self.dataset.digests and len(batch.rows):
                 self.digests[batch.rows.numpy()] = batch.digests.numpy()
             self.unreadable.add(batch.failures)
@@ -229,14 +292,14 @@ class Trainer:
             if len(batch.rows) > 0:
                 losses.append(self._step(batch, update))
             advance(len(batch.rows) + len(batch.failures))
-        return sum(losses) / max(len(losses), 1)
+            yield step + 1
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
         self.dataset.epoch = epoch
         self.dataset.digests = epoch == 0
         order = torch.randperm(len(self.part), generator=generator(self.seed, epoch)).tolist()
         groups = in_groups(order[: self.steps_per_epoch * self.batch_size], self.batch_size)
-        return batches(self.dataset, groups, self.environment.machine.workers)
+        return batches(self.dataset, groups[done:], self.environment.machine.workers)
 
     def _step(self, batch: Batch, update: int) -> float:
         """Sum the gradients of one batch, `at_once` images at a time, and take a step; return its loss."""

@@ -115,7 +115,7 @@ class Finetune(Protocol):
             self._transform(bench),
             objective,
             self._schedule(len(train.part) + len(val.part)),
-            bench.environment,
+            bench.environment(train, val),
             "fine-tuning",
             TRAIN_WORK * bench.gmacs,
         )

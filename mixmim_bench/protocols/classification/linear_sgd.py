@@ -173,7 +173,7 @@ class LinearSGD(FrozenProtocol):
             ImageOnly(transform),
             ClassifyingByHeads(),
             schedule,
-            bench.environment,
+            bench.environment(*splits),
             name,
             work=bench.gmacs,
             make_optimizer=optimizer,
