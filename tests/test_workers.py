@@ -1,5 +1,6 @@
 """Worker processes that die or stall, and shared memory that is too small for their batches."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -50,16 +51,53 @@ def test_more_workers_than_cores_are_nobodys_business():
     assert len(loaded(Arrays(PIXELS, "pixels"), len(os.sched_getaffinity(0)) + 1)) == 3
 
 
+@pytest.fixture(params=[None, "forkserver"])
+def start_method(request, monkeypatch):
+    """Start workers as copies of this process, or from a server, as beside OpenVINO."""
+    context = multiprocessing.get_context(request.param) if request.param else None
+    monkeypatch.setattr(workers, "_context", lambda _: context)
+
+
+@pytest.fixture(autouse=True)
+def _forked(monkeypatch):
+    """Whatever else this process has imported."""
+    monkeypatch.setattr(workers, "_context", lambda _: None)
+
+
+@pytest.mark.usefixtures("start_method")
+def test_workers_change_no_batch():
+    alone, together = loaded(Arrays(PIXELS, "pixels"), 0), loaded(Arrays(PIXELS, "pixels"))
+    for ours, theirs in zip(alone, together, strict=True):
+        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.digests, theirs.digests)
+
+
+@pytest.mark.usefixtures("start_method")
 def test_a_worker_that_dies_is_an_error():
     with pytest.raises(BenchError, match=r"a worker process died while reading images \(Killed\)") as caught:
         loaded(Dying(PIXELS, "pixels"))
     assert "--workers" in str(caught.value) and not is_out_of_memory(caught.value)
 
 
+@pytest.mark.usefixtures("start_method")
 def test_a_worker_that_stalls_is_an_error(monkeypatch):
     monkeypatch.setattr(workers, "STALLED_S", 2)
     with pytest.raises(BenchError, match="no batch from the 2 worker processes for 2 s"):
         loaded(Stalling(PIXELS, "pixels"))
+
+
+def test_images_that_cannot_be_sent_to_a_server_are_read_by_copies(monkeypatch):
+    class Local(Arrays):
+        pass
+
+    monkeypatch.setattr(workers, "_context", lambda _: multiprocessing.get_context("forkserver"))
+    assert len(loaded(Local(PIXELS, "pixels"))) == 3
+
+
+def test_workers_come_from_a_server_beside_openvino(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "openvino", sys)
+    assert workers._context(2).get_start_method() == "forkserver"
+    assert workers._context(0) is None
 
 
 def test_an_error_of_a_worker_stays_what_it_is():

@@ -6,7 +6,10 @@ for `STALLED_S` seconds, raises an error.
 """
 
 import multiprocessing
+import pickle
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from mixmim_bench.data.batch import Batch, as_arrays, as_tensors
 from mixmim_bench.errors import BenchError
 
 STALLED_S = 600  # seconds without a batch
+POLL_S = 5  # seconds after which to look whether the workers are alive
 
 
 @dataclass(frozen=True)
@@ -61,29 +65,69 @@ def in_workers(
     Raises:
         BenchError: a worker died or stalled.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores
-        loader = DataLoader(
-            dataset,
-            batch_sampler=groups,
-            collate_fn=_HandOver(collate),
-            num_workers=workers,
-            multiprocessing_context=_context(workers),
-            pin_memory=torch.cuda.is_available(),
-            timeout=STALLED_S if workers else 0,
-        )
-        loaded = iter(loader)
+    loaded = _start(dataset, groups, _HandOver(collate), workers)
     try:
-        for batch in loaded:
+        for batch in _in_time(loaded):
             if isinstance(batch, _Piped):
                 _warn_about_pipes(workers, batch.reason)
                 batch = as_tensors(batch.batch)
             yield batch
     except RuntimeError as error:
-        reason = _reason(f"{error} {error.__cause__}", workers)
+        reason = _reason(f"{error} {error.__cause__}", _signal(loaded), workers)
         if not reason:
             raise
         raise BenchError(reason) from error
+
+
+def _start(dataset: Dataset, groups: Sequence[list[int]], collate: _HandOver, workers: int) -> Iterator[Any]:
+    """Start the workers."""
+
+    def start(context: BaseContext | None) -> Iterator[Any]:
+        with warnings.catch_warnings():
+            # more workers than cores
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            warnings.filterwarnings("ignore", message="Got pickle error")  # handled below
+            loader = DataLoader(
+                dataset,
+                batch_sampler=groups,
+                collate_fn=collate,
+                num_workers=workers,
+                multiprocessing_context=context,
+                pin_memory=torch.cuda.is_available(),
+                timeout=min(POLL_S, STALLED_S) if workers else 0,
+            )
+            return iter(loader)
+
+    context = _context(workers)
+    try:
+        return start(context)
+    except (pickle.PicklingError, AttributeError, TypeError):  # cannot be sent to another process
+        if context is None:
+            raise
+        return start(None)
+
+
+def _in_time(loaded: Iterator[Any]) -> Iterator[Any]:
+    """Yield batches; every few seconds without one, torch looks whether a worker has died."""
+    since = time.monotonic()
+    while True:
+        try:
+            batch = next(loaded)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error) or time.monotonic() - since >= STALLED_S:
+                raise
+        else:
+            yield batch
+            since = time.monotonic()
+
+
+def _signal(loaded: Iterator[Any]) -> str:
+    """Return the description of the signal that ended a worker, '' if none did."""
+    codes = [worker.exitcode or 0 for worker in getattr(loaded, "_workers", ())]
+    ended = [code for code in codes if code < 0]
+    return (signal.strsignal(-ended[0]) or "") if ended else ""
 
 
 def _context(workers: int) -> BaseContext | None:
@@ -113,8 +157,8 @@ def _warn_about_pipes(workers: int, reason: str) -> None:
 _warned: set[str] = set()
 
 
-def _reason(text: str, workers: int) -> str:
-    """Explain torch's worker errors; '' for other errors."""
+def _reason(text: str, ended_by: str, workers: int) -> str:
+    """Explain torch's worker errors, given the signal that ended a worker, if any; '' for other errors."""
     if "DataLoader timed out" in text:
         return (
             f"no batch from the {workers} worker processes for {STALLED_S} s: the disk is not responding, or "
@@ -122,11 +166,11 @@ def _reason(text: str, workers: int) -> str:
         )
     if "DataLoader worker" not in text or not ("killed by signal" in text or "exited unexpectedly" in text):
         return ""
-    signal = text.partition("killed by signal: ")[2].partition(".")[0]
-    if signal.startswith("Bus error"):
+    ended_by = text.partition("killed by signal: ")[2].partition(".")[0] or ended_by
+    if ended_by.startswith("Bus error"):
         cause = "/dev/shm is full: enlarge it (docker run --shm-size=8g), or use fewer --workers"
-    elif signal.startswith("Killed"):
+    elif ended_by.startswith("Killed"):
         cause = "probably for lack of memory: use fewer --workers, or a smaller --batch-size"
     else:
         cause = "rerun the command to resume; --workers 0 reads without worker processes"
-    return f"a worker process died while reading images ({signal or 'it exited'}): {cause}"
+    return f"a worker process died while reading images ({ended_by or 'it exited'}): {cause}"
