@@ -231,13 +231,18 @@ class Trainer:
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
 
     def run(
-        self, name: str, work: float, checkpoint: Checkpoint, state: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        work: float,
+        checkpoint: Checkpoint | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> list[float]:
         """Train for all epochs, each image at `work` GMACs; return the mean loss of each.
 
         Randomness depends on the seed and the step only, so that a training continued from a `state` ends
         with the same weights.
         """
+        checkpoint = checkpoint or Checkpoint(None, None)  # never written
         losses: list[list[float]] = [[]]  # of each step, by epoch
         first = 0  # step of the first epoch
         if state is not None:
