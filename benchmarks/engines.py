@@ -123,6 +123,7 @@ def step(request: str) -> None:
     """Convert or compute, and print the peak memory of this process in GB."""
     import torch
 
+    from mixmim_bench.cost import peak_memory_mb
     from mixmim_bench.features.engines.converted import Converted
     from mixmim_bench.features.engines.openvino import OpenVinoReader, convert
     from mixmim_bench.features.engines.torch import TorchReader
@@ -139,8 +140,7 @@ def step(request: str) -> None:
         OpenVinoReader(path, machine).read(images, ["own"])
     else:
         TorchReader(build(model, size), machine, owned=True).read(images, ["own"])
-    status = Path("/proc/self/status").read_text()
-    print(f"{int(status.partition('VmHWM:')[2].split()[0]) / 2**20:.2f}")
+    print(f"{peak_memory_mb() / 2**10:.2f}")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main(
         source = Source(
             {"benchmark": model, "size": size},
             lambda: create(spec, (size, size)),
-            lambda: ["own"],
+            ["own"],
             lambda: sample_images(part.images, transform),
         )
         reader = open_reader(engine, source, machine)

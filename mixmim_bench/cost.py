@@ -110,7 +110,7 @@ def _measure(request: dict[str, Any], repeats: int = 5, seconds: float = 4.0) ->
     # about the work of four images of a base model at 224 pixels, sixteen times that on a GPU
     batch_size = max(1, min(64, round((16 if cuda else 1) * 65e9 / max(macs, 1))))
     peak = machine.matmul_gmacs_per_s
-    before = _peak_memory_mb()
+    before = peak_memory_mb()
     network, reader = _open(request, model, size, machine)
     images = torch.randn(batch_size, 3, *size, device=machine.device)
     layers = [_output_of(model)]
@@ -122,7 +122,7 @@ def _measure(request: dict[str, Any], repeats: int = 5, seconds: float = 4.0) ->
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - clock)
-    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else _peak_memory_mb() - before
+    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else peak_memory_mb() - before
     # measured again: another program may have been running
     peak = max(peak, measure_matmul_peak(machine.device, machine.precision))
     images_per_s = batch_size / statistics.median(times)
@@ -179,7 +179,7 @@ def _count(model: ModelSpec, network: nn.Module, size: tuple[int, int]) -> dict[
     }
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
     """Return the peak memory of this process."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20

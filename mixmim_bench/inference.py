@@ -31,6 +31,7 @@ from mixmim_bench.features import LOGITS, OWN
 from mixmim_bench.features.engines import Reader, Source, check_engine, choose_engine, open_reader
 from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.extract import forward_all, sample_images
+from mixmim_bench.features.keys import custom_code
 from mixmim_bench.machine import Machine, open_machine
 from mixmim_bench.models.build import build, classes_of, own_size, preprocessing
 from mixmim_bench.progress import download_bar
@@ -239,9 +240,10 @@ def _open(model: ReadyModel, pictures: Pictures, machine: Machine, engine: str) 
             state.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
         source = Source(
             key={"arch": model.spec.arch, "kwargs": dict(model.spec.kwargs), "state": state.hexdigest()}
-            | {"size": list(size), "num_classes": model.num_classes},
+            | {"size": list(size), "num_classes": model.num_classes}
+            | {"arch_version": model.spec.version, "code": custom_code(model.spec.arch)},
             build=lambda: model.network,
-            layers=lambda: [OWN, LOGITS] if model.num_classes else [OWN],
+            layers=[OWN, LOGITS] if model.num_classes else [OWN],
             sample=lambda: sample_images(pictures, model.transform()),
         )
         try:

@@ -163,8 +163,8 @@ def prune(
     """Remove entries, converted networks and checkpoints of trainings.
 
     Those named, those not used for `older_than` days, all, or by default those that no run can use.
-    What another process is filling stays. Returns what was (or with `dry_run` would be) removed. Raises
-    BenchError for a key that does not exist.
+    Features that another process is filling stay; a training in progress writes its checkpoint again. Returns
+    what was (or with `dry_run` would be) removed. Raises BenchError for a key that does not exist.
     """
     everything_there: list[Cached] = [*store.entries(), *converted_networks(), *unfinished_trainings()]
     entries = {each.key: each for each in everything_there}

@@ -33,6 +33,7 @@ from mixmim_bench.features.layers import Taps
 from mixmim_bench.features.store import FeatureStore
 from mixmim_bench.inference import demo_image
 from mixmim_bench.machine import Machine, computes_in_bfloat16
+from mixmim_bench.protocols.workbench import Shelf
 from mixmim_bench.registry import find_model
 from mixmim_bench.specs import COMPILE, OPENVINO, TORCH
 from mixmim_bench.suite.taskfile import read_task
@@ -69,7 +70,7 @@ def source_of(network, name):
     return Source(
         key={"name": name},
         build=lambda: network,
-        layers=lambda: [*Taps(network).names(), LOGITS],
+        layers=[*Taps(network).names(), LOGITS],
         sample=lambda: photographs(4, SIZES.get(name, 160)),
     )
 
@@ -128,7 +129,7 @@ def test_compiled_features_agree(network):
     original = network()
     layers = ["own", "stage2", "last4"]
     images = photographs(5, 64, seed=1)
-    source = dataclasses.replace(source_of(original, "mixmim"), layers=lambda: layers)
+    source = dataclasses.replace(source_of(original, "mixmim"), layers=layers)
     computed = open_reader(COMPILE, source, CPU).read(images, layers)
     for layer, values in TorchReader(original, CPU).read(images, layers).items():
         np.testing.assert_allclose(computed[layer], values, atol=2e-5 * float(values.abs().max()))
@@ -163,7 +164,7 @@ def branching_source(builds, kind=Branching):
         builds.append(None)
         return kind()
 
-    return Source({"name": kind.__name__}, build, lambda: ["own"], lambda: photographs(4, 16))
+    return Source({"name": kind.__name__}, build, ["own"], lambda: photographs(4, 16))
 
 
 @pytest.mark.parametrize(
@@ -371,3 +372,33 @@ def test_a_conversion_reports_nothing_to_anyone(tmp_path, plain):
     else:
         assert int(tried) == 0
         assert files == "[]"
+
+
+def test_runs_that_read_other_layers_open_a_network_that_has_them(my_task):
+    """One shelf, as in a suite with `knn` on the own layer and another protocol on several."""
+    shelf = Shelf()
+    for layer in ("own", "last4"):
+        bench, splits = bench_of(read_task(my_task))
+        protocol = {**bench.run.protocol, "layers": layer}
+        bench.run = dataclasses.replace(bench.run, engine=OPENVINO, protocol=protocol)
+        bench.shelf = shelf
+        assert list(bench.features_of_layers(splits["val"], [layer])) == [layer]
+
+
+def test_auto_takes_openvino_in_a_suite_where_it_pays(run, my_task, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "PAYS_FROM_S", 0.0)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    run("run", "-m", "test_vit", "--weights", "random", "-t", my_task, "-p", "knn", "--results", tmp_path)
+    (record,) = records(tmp_path)
+    assert record["provenance"]["engine"].startswith("openvino")
+
+
+def test_what_a_killed_conversion_left_is_removed(network):
+    source = source_of(network(), "mixmim")
+    open_reader(OPENVINO, source, CPU)
+    (whole,) = converted.converted_networks()
+    left = whole.path.with_name(f".{whole.key}")
+    whole.path.rename(left)  # as a kill before the last step would leave it
+    open_reader(OPENVINO, source, CPU)
+    assert not left.exists()
+    assert [each.key for each in converted.converted_networks()] == [whole.key]

@@ -205,12 +205,12 @@ def test_the_code_of_a_users_own_model_decides_too(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     import own_backbone  # noqa: F401 (registers the model)
 
-    from mixmim_bench.features.keys import _custom_code
+    from mixmim_bench.features.keys import custom_code
 
-    before = _custom_code("own_backbone_a")
+    before = custom_code("own_backbone_a")
     module.write_text(code.format("a") + "# another pooling\n")
-    assert before and _custom_code("own_backbone_a") != before
-    assert _custom_code("test_vit") == _custom_code("mixmim_base") == ""
+    assert before and custom_code("own_backbone_a") != before
+    assert custom_code("test_vit") == custom_code("mixmim_base") == ""
 
 
 INGREDIENTS = {

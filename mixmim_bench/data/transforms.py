@@ -48,7 +48,7 @@ def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
     With `resize="fast"`, torch resizes, whose values differ from Pillow's by at most 2/255; only bilinear and
     bicubic resizing to the shorter side with a center crop. With `resize="reduced"`, also JPEGs whose shorter
     side is at least twice what is needed are decoded at a reduced scale, which smooths differently: 99 % of
-    the values of photographs are within 20/255.
+    the values of images with the spectrum of photographs are within 20/255.
     """
     steps = create_transform(
         input_size=(3, *preprocessing.size),

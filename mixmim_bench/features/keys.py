@@ -50,11 +50,11 @@ def key_of_network(run: Run) -> dict[str, Any]:
     return {
         **{key: identity[key] for key in ("arch", "arch_version", "kwargs", "weights") if key in identity},
         "seed": (run.seed or 0) if run.weights.random else None,
-        "code": _custom_code(run.model.arch),
+        "code": custom_code(run.model.arch),
     }
 
 
-def _custom_code(arch: str) -> str:
+def custom_code(arch: str) -> str:
     """Hash the module of an architecture from outside timm and this package, since it may change."""
     module = timm.models.model_entrypoint(arch).__module__
     if module.startswith(("timm.", "mixmim_bench.")):

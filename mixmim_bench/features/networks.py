@@ -1,6 +1,6 @@
 """The frozen networks of runs, for inference engines."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mixmim_bench.data.images import Loadable
 from mixmim_bench.data.transforms import eval_transform
@@ -11,7 +11,7 @@ from mixmim_bench.models.build import build
 from mixmim_bench.specs import Run
 
 
-def source_of(run: Run, layers: Callable[[], Sequence[str]], images: Loadable) -> Source:
+def source_of(run: Run, layers: Sequence[str], images: Loadable) -> Source:
     """Describe the frozen network of a run to an engine; engines are compared on some of the images."""
     return Source(
         key={**key_of_network(run), "size": list(run.size)},

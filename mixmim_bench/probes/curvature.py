@@ -92,12 +92,11 @@ def _sample(loss: SoftmaxLoss, point: Point, most: int) -> tuple[Tensor, Tensor]
     to the variances. So sums over the sample estimate those over all rows.
     """
     inverse = (1 / loss.variances.clamp_min(1e-12)).to(loss.dtype)
-    shares, kept = [], []
-    for start, block, p in loss.with_probabilities(point):
+    shares = []
+    for _, block, p in loss.with_probabilities(point):
         spread = (p * (1 - p)).sum(1)
         length = (block.square() @ inverse) / len(inverse)
         shares.append(spread * (0.5 + 0.5 * length))
-        kept.append((start, block, p))
     share = torch.cat(shares).double()
     chance = (most * share / share.sum().clamp_min(1e-300)).clamp(max=1.0)
     if most >= loss.n:
@@ -105,7 +104,7 @@ def _sample(loss: SoftmaxLoss, point: Point, most: int) -> tuple[Tensor, Tensor]
     generator = torch.Generator().manual_seed(0)
     chosen = torch.rand(len(chance), generator=generator).to(chance) < chance
     rows, ps = [], []
-    for start, block, p in kept:
+    for start, block, p in loss.with_probabilities(point):  # again: they may be on disk
         inside = chosen[start : start + len(block)]
         scale = chance[start : start + len(block)][inside].rsqrt().to(loss.dtype)[:, None]
         rows.append(torch.cat([block[inside], torch.ones_like(scale)], dim=1) * scale)
@@ -151,14 +150,14 @@ def _invert(rows: Tensor, p: Tensor, C: float, expected: Tensor) -> Tensor:
     scale = diagonal.clamp_min(torch.finfo(rows.dtype).tiny).rsqrt()
     hessian *= scale[:, None]
     hessian *= scale
-    added = 1e-6
-    while True:
+    for added in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
         diagonal += added
         factor, failed = torch.linalg.cholesky_ex(hessian)
         if not int(failed):
+            inverse = torch.cholesky_inverse(factor)
             break
-        added *= 10
-    inverse = torch.cholesky_inverse(factor)
+    else:  # rounding left nothing but the diagonal
+        inverse = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     inverse *= scale[:, None]
     inverse *= scale
     return inverse

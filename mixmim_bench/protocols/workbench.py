@@ -25,7 +25,7 @@ from mixmim_bench.memory import halved
 from mixmim_bench.models.build import build
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol
-from mixmim_bench.specs import AUTO, Run, digest
+from mixmim_bench.specs import AUTO, TORCH, Run, digest
 from mixmim_bench.training.checkpoints import folder_of, remove
 from mixmim_bench.training.loop import Environment, Trained
 
@@ -143,10 +143,12 @@ class Workbench:
 
         split: has the images to compare engines on.
         """
-        key = digest(made_by_backbone(self.run))
+        # a network of another engine has only the layers that it was opened for
+        layers = [] if self.run.engine == TORCH else layers_to_read(self.run)
+        key = digest([made_by_backbone(self.run), layers])
         if self.shelf.reader is None or self.shelf.key != key:
             self.shelf.reader = None  # frees its memory
-            source = source_of(self.run, lambda: layers_to_read(self.run), split.part.images)
+            source = source_of(self.run, layers, split.part.images)
             self.shelf.key, self.shelf.reader = key, open_reader(self.run.engine, source, self.machine)
         return self.shelf.reader
 

@@ -81,7 +81,7 @@ def try_engines(
 
 
 def _open(run: Run, layers: Sequence[str], data: TaskData, machine: Machine) -> None:
-    open_reader(run.engine, source_of(run, lambda: layers, data.splits["train"].part.images), machine)
+    open_reader(run.engine, source_of(run, layers, data.splits["train"].part.images), machine)
 
 
 def network_of(run: Run) -> str:

@@ -124,7 +124,7 @@ def _estimate_finished(planned: Planned) -> Estimate:
 
 def _features(resolved: Resolved, planned: Planned, extracted: set[str]) -> tuple[int, int]:
     """Count the images of a run with cached features, and those to be extracted."""
-    if planned.protocol.frozen_layers() != (OWN,):  # other layers are known only from the network
+    if planned.protocol.frozen_layers() != (OWN,):  # the widths of other layers are unknown
         return 0, 0
     from mixmim_bench.features.keys import entry_of
 

@@ -122,7 +122,7 @@ def train(
     fewest = fewest_at_once(network)
     fresh = copy.deepcopy(network.state_dict())
     asked = min(schedule.batch_size, len(part))
-    checkpoint = _checkpoint(environment, schedule, part, name)
+    checkpoint = _checkpoint(network, environment, schedule, part, name)
     state = checkpoint.load()
     at_once = state["at_once"] if state else asked
     while True:
@@ -148,15 +148,18 @@ def train(
             return Trained(losses, trainer.unreadable.found, trainer.digests, notes)
 
 
-def _checkpoint(environment: Environment, schedule: Schedule, part: Part, name: str) -> Checkpoint:
+def _checkpoint(
+    network: nn.Module, environment: Environment, schedule: Schedule, part: Part, name: str
+) -> Checkpoint:
     """Return the checkpoint of a training within the run."""
     about: dict[str, Any] = {
+        "shapes": {key: list(value.shape) for key, value in network.state_dict().items()},
         "name": name,
         "schedule": dataclasses.asdict(schedule),
         "seed": environment.seed,
         "n": len(part),
+        "torch": str(torch.__version__),  # whose rounding weights depend on
     }
-    about["torch"] = str(torch.__version__)  # whose rounding weights depend on
     folder = environment.checkpoints
     return Checkpoint(None if folder is None else folder / f"{digest(about)}.pt", about)
 

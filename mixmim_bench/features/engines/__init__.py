@@ -47,13 +47,13 @@ class Source:
     Attributes:
         key: JSON values that identify the network and its weights.
         build: builds the network with its weights.
-        layers: returns the layers that can be read from it.
+        layers: those that will be read; torch can read others too.
         sample: returns a few normalised images (b, 3, h, w), real ones, on which engines are compared.
     """
 
     key: Mapping[str, Any]
     build: "Callable[[], nn.Module]"
-    layers: Callable[[], Sequence[str]]
+    layers: Sequence[str]
     sample: "Callable[[], Tensor]"
 
     def images(self) -> "Tensor":

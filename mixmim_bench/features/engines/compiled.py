@@ -33,7 +33,7 @@ class CompiledReader(TorchReader):
 
 def open_compiled(source: Source, machine: Machine) -> CompiledReader:
     """Compile a network, and compare it with the original in float32 on a few images; raises Unsuitable."""
-    layers = list(source.layers())
+    layers = list(source.layers)
     images = source.images()
     plain = Machine(device=machine.device)
     expected = TorchReader(source.build(), plain).read(images, layers)

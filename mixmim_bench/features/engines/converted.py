@@ -24,8 +24,9 @@ def folder() -> Path:
 
 
 def converted_networks() -> list["Converted"]:
-    """Return all converted networks, damaged ones too."""
-    return [Converted(path) for path in sorted(folder().glob("[!.]*")) if path.is_dir()]
+    """Return all converted networks, also unfinished, damaged and refused ones."""
+    keys = {path.name.strip(".").partition(".")[0] for path in folder().glob("*") if path.suffix != ".lock"}
+    return [Converted(folder() / key) for key in sorted(keys)]
 
 
 def converted_network(key: Mapping[str, Any], layers: Sequence[str]) -> "Converted":
@@ -51,6 +52,16 @@ class Converted:
         self.path = path
         self.key = path.name
         self.made_by: Mapping[str, Any] = self.manifest().get("made_by", {}) if made_by is None else made_by
+
+    @property
+    def partial(self) -> Path:
+        """The folder in which the network is converted, under the lock."""
+        return self.path.with_name(f".{self.key}")
+
+    def _kept(self) -> list[Path]:
+        """Return the folders and files of the network, and what is remembered of it."""
+        paths = [self.path, self.partial, *self.path.parent.glob(f"{self.key}.*.json")]
+        return [path for path in paths if path.exists()]
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest; empty if there is none."""
@@ -98,20 +109,20 @@ class Converted:
     def last_used(self) -> datetime:
         """Return the time of last use."""
         marker = self.path / "whole.json"
-        stat = (marker if marker.exists() else self.path).stat()
-        return datetime.fromtimestamp(stat.st_mtime, UTC)
+        path = marker if marker.exists() else self._kept()[0]
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
     def bytes(self) -> int:
         """Return the size on disk."""
-        return sum(file.stat().st_size for file in self.path.iterdir())
+        files = [file for path in self._kept() for file in (path.iterdir() if path.is_dir() else [path])]
+        return sum(file.stat().st_size for file in files)
 
     def remove(self) -> bool:
         """Remove the network with what is remembered of it; return False if another process uses it."""
         try:
             with self.lock().acquire(timeout=0):
-                for file in self.path.parent.glob(f"{self.key}.*.json"):
-                    file.unlink()
-                shutil.rmtree(self.path)
+                for path in self._kept():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         except Timeout:
             return False
         return True

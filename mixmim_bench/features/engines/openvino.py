@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,7 @@ def open_converted(source: Source, machine: Machine) -> OpenVinoReader:
     Raises:
         Unsuitable: it cannot be converted, or its features differ from torch's. This is remembered.
     """
-    layers = sorted({name for layer in source.layers() for name in layer.split("+")})
+    layers = sorted({name for layer in source.layers for name in layer.split("+")})
     network = converted_network(source.key, layers)
     with network.lock():
         if reason := network.reason_against(machine.precision):
@@ -141,11 +140,14 @@ class _Traced(nn.Module):
 def _convert_into(network: Converted, source: Source, layers: Sequence[str]) -> None:
     images = source.images()
     shutil.rmtree(network.path, ignore_errors=True)
-    with TemporaryDirectory(prefix=".converting-", dir=network.path.parent) as temporary:
-        made = Converted(Path(temporary) / "network", network.made_by)
-        made.path.mkdir()
+    made = Converted(network.partial, network.made_by)
+    shutil.rmtree(made.path, ignore_errors=True)  # of a process that was killed
+    made.path.mkdir()
+    try:
         convert(source.build(), layers, images, made)
         made.path.rename(network.path)
+    finally:
+        shutil.rmtree(made.path, ignore_errors=True)
 
 
 def _import() -> Any:
