@@ -261,7 +261,7 @@ def training(peaks: dict[str, float], quick: bool) -> None:
     from mixmim_bench.models.build import create
     from mixmim_bench.protocols.contract import TRAIN_WORK
     from mixmim_bench.registry import find_model
-    from mixmim_bench.training import loop
+    from mixmim_bench.training import contract, loop
     from mixmim_bench.training.objectives import Classifying
 
     class Stages:
@@ -290,8 +290,8 @@ def training(peaks: dict[str, float], quick: bool) -> None:
             np.array([f"{i:05d}" for i in range(count)]), np.arange(count) % 10, Arrays(pixels, "noise")
         )
         network = create(find_model("mixmim-b"), (224, 224), 10).to(DEVICE)
-        schedule = loop.Schedule(epochs=2, batch_size=batch, lr=1e-4, weight_decay=0.05, layer_decay=0.7)
-        environment = loop.Environment(machine=_machine(precision, workers=8), seed=0, stages=Stages())
+        schedule = contract.Schedule(epochs=2, batch_size=batch, lr=1e-4, weight_decay=0.05, layer_decay=0.7)
+        environment = contract.Environment(machine=_machine(precision, workers=8), seed=0, stages=Stages())
         AcceleratorState._reset_state(reset_partial_state=True)  # one process, both precisions
         objective = Timing()
         transform = ImageOnly(_noise)

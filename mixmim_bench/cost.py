@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch import nn
 
+from mixmim_bench import processes
 from mixmim_bench.counting import count_activations, count_by_fvcore, count_on_meta, parameters_in
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS, OWN
@@ -60,7 +61,12 @@ def _run_in_child(model: ModelSpec, step: str, request: dict[str, Any]) -> dict[
     read_end, write_end = os.pipe()  # the child reads EOF once this process has closed the write end
     try:
         child = subprocess.Popen(
-            command, stdin=read_end, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=read_end,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=processes.environment_of_one(),
         )
         try:
             output, errors = child.communicate(timeout=STALLED_S)

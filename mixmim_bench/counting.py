@@ -7,7 +7,7 @@ multiply-adds of convolutions, linear layers and attention, plus 5 operations pe
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +69,13 @@ def count_on_meta(model: ModelSpec, image_size: tuple[int, int]) -> Count:
     try_out(model, image_size)
     with torch.device("meta"):
         network = create(model, image_size, own_classes(model)).eval()
-        with FlopCounterMode(display=False, custom_mapping=_PER_ELEMENT) as counter:
-            network(torch.empty(1, 3, *image_size))
+        return count_forward(lambda: network(torch.empty(1, 3, *image_size)))
+
+
+def count_forward(forward: Callable[[], Any]) -> Count:
+    """Count what a forward pass computes with torch's counter."""
+    with FlopCounterMode(display=False, custom_mapping=_PER_ELEMENT) as counter:
+        forward()
     flops = counter.get_flop_counts().get("Global", {})
     norms = sum(flops.get(operator, 0) for operator in _PER_ELEMENT)
     total = sum(flops.values())  # this counter counts two operations per multiply-add

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mixmim_bench import processes
 from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import AUTO
 
@@ -20,6 +21,9 @@ BATCHES_PER_WORKER = 3  # two prefetched, one in preparation
 SHARED_MEMORY = Path("/dev/shm")  # Linux passes batches here
 
 
+_HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """The device and settings that the suite computes with."""
@@ -27,7 +31,11 @@ class Machine:
     device: str
     precision: str = "float32"
     batch_size: int = CPU_BATCH  # for inference; changes results only by rounding
+    given_batch_size: int = 0  # by the user; also of images that are trained on at a time
     workers: int = 0  # processes that decode images
+    grad_checkpointing: bool = False  # recompute activations in the backward pass, which saves memory
+    compile_training: bool = False  # torch.compile
+    sharded: bool = False  # of several processes, each holds a share of weights and optimizer state
 
     @property
     def asynchronous(self) -> bool:
@@ -37,7 +45,7 @@ class Machine:
     def autocast(self) -> torch.autocast:
         """Return a context that computes in the chosen precision; parameters stay float32."""
         kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(kind, _HALF.get(self.precision), enabled=self.precision in _HALF)
 
     @property
     def threads(self) -> int:
@@ -47,7 +55,7 @@ class Machine:
     @property
     def precision_is_native(self) -> bool:
         """Whether the device supports the precision without emulation."""
-        return self.precision == "float32" or computes_in_bfloat16(self.device)
+        return self.precision != "bfloat16" or computes_in_bfloat16(self.device)
 
     @property
     def is_slower_than_needed(self) -> bool:
@@ -70,7 +78,7 @@ class Machine:
 def measure_matmul_peak(device: str, precision: str) -> float:
     """Measure the matrix-multiply peak in GMACs per second: the best of a few large products."""
     n = 8192 if device.startswith("cuda") else 1024  # large enough to fill the device
-    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    kind = _HALF.get(precision, torch.float32)
     a = torch.randn(n, n, device=device, dtype=kind)
     best = 0.0
     for _ in range(5):
@@ -86,15 +94,23 @@ def open_machine(
     threads: int | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
+    grad_checkpointing: bool = False,
+    compile_training: bool = False,
+    sharded: bool = False,
 ) -> Machine:
-    """Choose the device and precision, and set the number of threads.
+    """Choose the device and precision, set the number of threads, and connect the processes of a job.
 
     Args:
-        device: a torch device; 'auto' uses a GPU if available.
-        precision: 'float32' or 'bfloat16'; 'auto' uses bfloat16 if the device supports it natively.
+        device: a torch device; 'auto' uses a GPU if available, each process of a job its own.
+        precision: 'float32', 'bfloat16' or, on a GPU, 'float16'; 'auto' uses bfloat16 if the device supports
+            it natively.
         threads: the number of CPU threads; torch's default if None.
-        batch_size: images per batch for inference; by default 64, on a GPU 256, halved if memory runs out.
+        batch_size: images per batch for inference, by default 64, on a GPU 256, halved if memory runs out;
+            and images that are trained on at a time, by default as many as make sense on the device.
         workers: processes that decode images; by default 0, on a GPU by cores and free shared memory.
+        grad_checkpointing: recompute activations in the backward pass.
+        compile_training: use torch.compile for training.
+        sharded: shard weights and optimizer state over the processes of a job.
 
     Raises:
         BenchError: the device is not available.
@@ -103,6 +119,8 @@ def open_machine(
         torch.set_num_threads(threads)
     if device == AUTO:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and processes.count() > 1:
+        device = f"cuda:{processes.local_index()}"
     try:
         torch.empty(1, device=device)
         if device.startswith("cuda:"):
@@ -111,11 +129,28 @@ def open_machine(
         raise BenchError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     if precision == AUTO:
         precision = "bfloat16" if computes_in_bfloat16(device) else "float32"
+    if precision == "float16" and not device.startswith("cuda"):
+        raise BenchError(f"float16 needs a GPU, not {device!r}; use bfloat16 or float32")
+    if sharded and processes.count() == 1:
+        raise BenchError(
+            "--fsdp shards over several processes; start them with torchrun or accelerate launch"
+        )
+    processes.connect(device)
+    given = batch_size or 0
     if batch_size is None:
         batch_size = GPU_BATCH if device.startswith("cuda") else CPU_BATCH
     if workers is None:
         workers = _workers_for_gpu(batch_size) if device.startswith("cuda") else 0
-    return Machine(device=device, precision=precision, batch_size=batch_size, workers=workers)
+    return Machine(
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        given_batch_size=given,
+        workers=workers,
+        grad_checkpointing=grad_checkpointing,
+        compile_training=compile_training,
+        sharded=sharded,
+    )
 
 
 def _workers_for_gpu(batch_size: int) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from rich.console import Console
@@ -27,6 +27,20 @@ class Stages(Protocol):
 
     def stage(self, name: str, total: int, work: float) -> AbstractContextManager[Advance]:
         """Show a stage over `total` items, each of which costs `work` GMACs."""
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+
+
+class Silent:
+    """Shows nothing, as processes that do not lead a job."""
+
+    def stage(self, name: str, total: int, work: float) -> AbstractContextManager[Advance]:
+        del name, total, work
+        return nullcontext(lambda _: None)
+
+    def say(self, text: str) -> None:
+        del text
 
 
 QUIET_S = 10.0  # between two plain lines of one stage

@@ -18,10 +18,10 @@ from mixmim_bench.data.images import Arrays, Part
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features.extract import Features
+from mixmim_bench.hyperparameters import check_values
 from mixmim_bench.machine import Machine
 from mixmim_bench.protocols import (
     build_protocol,
-    check_values,
     find_protocol,
     kinds,
     load_protocols,

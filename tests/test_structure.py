@@ -12,14 +12,24 @@ PACKAGE = ROOT / "mixmim_bench"
 
 # From the ground up: a room imports those below it, and itself.
 FLOORS = [
-    ["specs", "errors", "atomic", "cache", "factcache", "seeding", "progress"],
+    [
+        "specs",
+        "errors",
+        "atomic",
+        "cache",
+        "factcache",
+        "seeding",
+        "progress",
+        "hyperparameters",
+        "processes",
+    ],
     ["machine", "memory", "provenance", "registry"],
     ["data", "models", "scoring", "weights"],
     ["counting", "cost", "features", "probes"],
     ["facts", "training"],
     ["protocols"],
     ["suite", "inference"],
-    ["report", "export"],
+    ["report", "export", "pretraining", "reconstruction"],
     ["doctor", "catalog", "upkeep"],
     ["cli"],
 ]

@@ -4,7 +4,6 @@ No kind of task has them yet; what is tested is that nothing on their way assume
 """
 
 import hashlib
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,7 +19,8 @@ from mixmim_bench.data.loading import ImageDataset, batches, in_groups
 from mixmim_bench.data.slices import Slice, stratified_order
 from mixmim_bench.data.targets import Labels, LabelVectors, as_targets
 from mixmim_bench.machine import Machine
-from mixmim_bench.training import loop
+from mixmim_bench.progress import Silent
+from mixmim_bench.training import contract, trainer
 
 OPEN = 255
 
@@ -64,6 +64,8 @@ class Masks:
 
 class Segmenting:
     """Cross-entropy over the pixels that are not open."""
+
+    together = 1
 
     def prepare(self, images, targets):
         return images, targets
@@ -111,22 +113,16 @@ def test_an_image_and_its_mask_are_transformed_together(workers):
     assert 3 < flipped < 21
 
 
-class Quiet:
-    @contextmanager
-    def stage(self, *_):
-        yield lambda _: None
-
-
 def train_on_masks(at_once, monkeypatch):
     torch.manual_seed(0)
     network = torch.nn.Conv2d(3, 2, 3, padding=1)
-    monkeypatch.setattr(loop, "_timm_optimizer", lambda n, s: torch.optim.SGD(n.parameters(), lr=s.lr))
-    schedule = loop.Schedule(epochs=3, batch_size=12, lr=0.5)
-    environment = loop.Environment(machine=Machine(device="cpu"), seed=0, stages=Quiet())
-    trainer = loop.Trainer(
+    monkeypatch.setattr(trainer, "_timm_optimizer", lambda n, s: torch.optim.SGD(n.parameters(), lr=s.lr))
+    schedule = contract.Schedule(epochs=3, batch_size=12, lr=0.5)
+    environment = contract.Environment(machine=Machine(device="cpu"), seed=0, stages=Silent())
+    training = trainer.Trainer(
         network, part_with_masks(), Together(), Segmenting(), schedule, environment, at_once
     )
-    losses = trainer.run("segmenting", 0.0)
+    losses = training.run("segmenting", 0.0)
     return losses, torch.cat([p.detach().flatten() for p in network.parameters()])
 
 

@@ -15,6 +15,7 @@ from mixmim_bench.cli.cache import cache
 from mixmim_bench.cli.catalog import models, tasks
 from mixmim_bench.cli.doctor import doctor
 from mixmim_bench.cli.inference import embed, export, predict
+from mixmim_bench.cli.pretraining import pretrain, reconstruct
 from mixmim_bench.cli.suite import compare, report, run
 from mixmim_bench.errors import BenchError
 
@@ -64,5 +65,7 @@ def main(context: click.Context) -> None:
     warnings.showwarning = partial(_warn, warnings.showwarning)
 
 
-for command in (run, report, compare, models, tasks, doctor, cache, predict, embed, export):
+for command in (
+    run, report, compare, models, tasks, doctor, cache, predict, embed, export, pretrain, reconstruct
+):  # fmt: skip
     main.add_command(command)

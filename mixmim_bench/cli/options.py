@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mixmim_bench.cli.complete import Names, completing, model_names, suite_names, task_names
+from mixmim_bench.hyperparameters import parse_settings
 from mixmim_bench.specs import AUTO, ENGINES
 
 
@@ -97,10 +98,10 @@ SUITES = click.option(
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 PRECISION = click.option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16", "auto"]),
+    type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
     default="float32",
     show_default=True,
-    help="Precision of the backbone's forward pass; auto: bfloat16 if the device supports it natively.",
+    help="Precision of the backbone; auto: bfloat16 if the device supports it natively; float16: on a GPU.",
 )
 ENGINE = click.option(
     "--engine",
@@ -136,8 +137,51 @@ BATCH_SIZE = click.option(
     type=Count(min=1),
     default="auto",
     show_default=True,
-    help="Images per forward pass; affects results only by rounding. auto: 64, on a GPU 256, halved if "
-    "memory runs out.",
+    help="Images per forward pass, and per backward pass on each device: gradients are accumulated to the "
+    "batch of the recipe. Affects results only by rounding. auto: by device, halved if memory runs out.",
+)
+
+
+def TRAINING(command: Any) -> Any:
+    """Add the options of how a network is trained, none of which belongs to the recipe."""
+    for option in (
+        click.option(
+            "--fsdp",
+            "sharded",
+            is_flag=True,
+            help="Shard weights, gradients and optimizer state over the processes of torchrun (FSDP2).",
+        ),
+        click.option("--compile", "compile_training", is_flag=True, help="Train with torch.compile."),
+        click.option(
+            "--grad-checkpointing",
+            is_flag=True,
+            help="Recompute activations in the backward pass: less memory, about a third slower.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+TRACKERS = click.option(
+    "--track",
+    "trackers",
+    multiple=True,
+    metavar="NAME",
+    help="Log trainings to tensorboard, wandb or another tracker of Accelerate, besides CSV. Repeatable.",
+)
+
+
+def _parse_settings(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    return parse_settings(texts)
+
+
+SET = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_parse_settings,
+    help="Change a value of the recipe, written as in TOML. Repeatable.",
 )
 
 

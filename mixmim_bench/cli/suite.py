@@ -17,9 +17,12 @@ from mixmim_bench.cli.options import (
     MODELS,
     PRECISION,
     RESULTS,
+    SET,
     SUITES,
     TASKS,
     THREADS,
+    TRACKERS,
+    TRAINING,
     WORKERS,
     ByName,
     examples,
@@ -88,6 +91,9 @@ from mixmim_bench.errors import BenchError, counted
 @THREADS
 @WORKERS
 @BATCH_SIZE
+@SET
+@TRAINING
+@TRACKERS
 @click.option(
     "--resize",
     type=click.Choice(RESIZES),
@@ -106,15 +112,22 @@ def run(
     threads: int | None,
     workers: int | None,
     batch_size: int | None,
+    grad_checkpointing: bool,
+    compile_training: bool,
+    sharded: bool,
+    trackers: tuple[str, ...],
     dry_run: bool,
     **selected: Any,
 ) -> None:
     """Evaluate models on tasks and write the leaderboard.
 
-    Finished runs are skipped, so the same command resumes after an interruption.
+    Finished runs are skipped, so the same command resumes after an interruption. Started by torchrun or
+    accelerate launch, trainings use all devices of the job. `--set finetune.epochs=3` changes a value of a
+    protocol's recipe.
     """
     from rich.console import Console
 
+    from mixmim_bench import processes
     from mixmim_bench.progress import View, download_bar, line_printer
     from mixmim_bench.specs import AUTO
     from mixmim_bench.suite.estimate import finished_runs, nothing_to_do
@@ -125,8 +138,22 @@ def run(
     def machine() -> Any:  # imports torch, which a finished suite does not need
         from mixmim_bench.machine import open_machine
 
-        return open_machine(device, precision, threads, batch_size, workers)
+        return open_machine(
+            device, precision, threads, batch_size, workers, grad_checkpointing, compile_training, sharded
+        )
 
+    if trackers:
+        from mixmim_bench.training.logs import check_trackers
+
+        check_trackers(trackers)
+    if processes.count() > 1:
+        from mixmim_bench.suite.follow import follow, leading
+
+        machine()  # connects the processes
+        if not processes.is_main():
+            follow(selected["roots"], machine())
+            return
+        click.get_current_context().with_resource(leading())
     console = Console(highlight=False)
     store = RunStore(results)
     if not dry_run:
@@ -143,7 +170,7 @@ def run(
     from mixmim_bench.suite.engines import with_engines
     from mixmim_bench.suite.runner import Suite
 
-    suite = Suite(with_engines(resolved, finished, machine(), engine), store, machine(), console)
+    suite = Suite(with_engines(resolved, finished, machine(), engine), store, machine(), console, trackers)
     if dry_run:
         _show_plan(suite.estimates(finished))
         return

@@ -145,6 +145,6 @@ class Unreadable:
             count = f"{len(self.found)} of {counted(len(self.images), 'image')}"
             raise UnreadableImages(
                 f"{count} cannot be read: {'; '.join(first)}"
-                f"{'; …' if len(self.found) > 3 else ''}. Repair or remove them, or set "
-                "`skip_unreadable = true` in the task's [data] to skip them"
+                f"{'; …' if len(self.found) > 3 else ''}. Repair or remove them, or skip them: "
+                "`skip_unreadable = true` in the task's [data], or `pretrain --skip-unreadable`"
             )

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mixmim_bench import processes
 from mixmim_bench.data.batch import Batch
 from mixmim_bench.data.images import Loadable, Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.transforms import ImageOnly, Transform
+from mixmim_bench.errors import BenchError
 from mixmim_bench.features import OWN
 from mixmim_bench.features.engines import Reader
 from mixmim_bench.features.store import Entry, Piece, filling
@@ -146,6 +148,38 @@ def extract(
     x = x[rows] if x.size else x
     return Features(
         x, part.labels[rows], part.ids[rows], rows, digests[rows], len(unreadable.found), batch_size
+    )
+
+
+def extract_together(
+    reader: Reader,
+    part: Part,
+    transform: Transform,
+    machine: Machine,
+    skip_unreadable: bool = False,
+    advance: Advance = lambda _: None,
+    layer: str = OWN,
+) -> Features:
+    """Extract like `extract`, each process of a job its share; every one returns the features of all."""
+    rows = np.arange(len(part))[processes.share(len(part))]
+    error, mine = None, None
+    try:
+        if len(rows):
+            mine = extract(reader, part.take(rows), transform, machine, skip_unreadable, advance, layer)
+    except BenchError as raised:
+        error = raised
+    processes.raise_together(error)
+    advance(len(part) - len(rows))
+    starts = processes.gather(int(rows[0]) if len(rows) else 0)
+    shares = [(start, each) for start, each in zip(starts, processes.gather(mine), strict=True) if each]
+    return Features(
+        x=np.concatenate([each.x for _, each in shares]),
+        y=np.concatenate([each.y for _, each in shares]),
+        ids=np.concatenate([each.ids for _, each in shares]),
+        rows=np.concatenate([start + each.rows for start, each in shares]),
+        digests=np.concatenate([each.digests for _, each in shares]),
+        unreadable=sum(each.unreadable for _, each in shares),
+        batch_size=min(each.batch_size for _, each in shares),
     )
 
 

@@ -115,8 +115,10 @@ class WindowAttention(nn.Module):
     def _gather_bias(self) -> Tensor:
         """Look up the bias of every pair of tokens in the table: (heads, N, N)."""
         tokens = self.window_size[0] * self.window_size[1]
-        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)]
-        return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1).contiguous()
+        # the backward pass of index_select is faster than that of indexing
+        by_head = self.relative_position_bias_table.t().contiguous()
+        bias = by_head.index_select(1, self.relative_position_index.view(-1))
+        return bias.view(self.num_heads, tokens, tokens)
 
     def position_bias(self, x: Tensor) -> Tensor:
         """Return the position bias (heads, N, N) for tokens x, gathered once while gradients are disabled."""
@@ -154,11 +156,21 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x).reshape(B, windows, N, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (B, windows, heads, N, head_dim)
         bias = add_mask(self.position_bias(q), mask)
-        # attention is written out for torch.fx, so that `AttentionExtract` finds its softmax
-        fused = self.fused_attn and not isinstance(x, fx.Proxy)
-        x = self._attend_fused(q, k, v, bias) if fused else self._attend(q, k, v, bias)
+        x = self._attend_fused(q, k, v, bias) if self._is_fused(x) else self._attend(q, k, v, bias)
         x = x.transpose(2, 3).reshape(B, windows, N, C)
         return self.proj_drop(self.proj(x))
+
+    def _is_fused(self, x: Tensor) -> bool:
+        """Whether to call torch's fused kernels.
+
+        On a CPU they have no backward pass for a bias, and torch's fallback is slower than attention written
+        out (by benchmarks/training.py). For torch.fx it is written out so that `AttentionExtract` finds its
+        softmax.
+        """
+        if not self.fused_attn or isinstance(x, fx.Proxy):
+            return False
+        learns = torch.is_grad_enabled() and self.relative_position_bias_table.requires_grad
+        return not (learns and x.device.type == "cpu")
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         attention = (q * self.scale) @ k.transpose(-2, -1) + bias

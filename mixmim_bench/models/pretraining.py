@@ -116,7 +116,11 @@ class MixMIMPretraining(MixMIM):
         return (cells - mean) / (variance + 1e-6).sqrt()
 
     def forward(  # type: ignore[override]
-        self, images: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        ratio: float = 0.5,
     ) -> Reconstruction:
         """Mix, encode and decode images, and compute the loss over all cells.
 
@@ -125,9 +129,10 @@ class MixMIMPretraining(MixMIM):
         Args:
             images: (B, 3, H, W).
             mask: (h, w), shared by the batch; random by default.
-            generator: draws the mask.
+            generator: draws the mask; torch's by default.
+            ratio: of the cells that a random mask exchanges.
         """
-        mask = self.random_mask(generator=generator) if mask is None else mask
+        mask = self.random_mask(ratio, generator) if mask is None else mask
         encoded = self.encode(self.mix(images, mask), self.sources(mask))
         own, partners = self.decode(encoded, mask).chunk(2)
         # use each cell's prediction from the mixture in which it was hidden: the image's own or its partner's

@@ -5,9 +5,7 @@ a subclass of `contract.Protocol`. It imports only the standard library and the 
 effective hyper-parameters are: defaults < preset < the task file's `[recipe.<name>]`.
 """
 
-import dataclasses
 import importlib
-import math
 import pkgutil
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -15,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mixmim_bench.errors import BenchError, nearest
+from mixmim_bench.hyperparameters import check_values
 from mixmim_bench.protocols.contract import Protocol
 from mixmim_bench.specs import AUTO
 
@@ -81,52 +80,6 @@ def split_by_kind(names: Sequence[str], kind: str) -> tuple[list[str], list[str]
 
 
 # -- hyper-parameters ------------------------------------------------------------------------------
-
-
-def check_values(cls: type[Protocol], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the names and types of hyper-parameters; raises BenchError with the invalid one."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    checked = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise BenchError(f"unknown key {key!r}; {nearest(key, fields)}")
-        default = fields[key].default
-        if type(default) is float and type(value) is int:
-            value = float(value)
-        if type(default) is tuple and type(value) is list:
-            value = tuple(value)
-        if not _alike(value, default):
-            raise BenchError(f"{key} must be like {default!r}, not {value!r}")
-        checked[key] = value
-    return checked
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Return whether a value has the type of a default, including the elements of lists."""
-    if isinstance(default, tuple):
-        if not default or not isinstance(value, tuple):
-            return isinstance(value, tuple)
-        kinds = (int, float) if type(default[0]) is float else type(default[0])
-        return all(isinstance(v, kinds) and not isinstance(v, bool) for v in value)
-    if type(default) is float:
-        return type(value) is float and math.isfinite(value)
-    return type(value) is type(default)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise BenchError for a hyper-parameter that is out of range."""
-    if not condition:
-        raise BenchError(message)
-
-
-def require_bounds(protocol: Protocol, *names: str) -> None:
-    """Raise BenchError for hyper-parameters that are not two positive numbers in ascending order."""
-    for name in names:
-        bounds = getattr(protocol, name)
-        require(
-            len(bounds) == 2 and 0.0 < bounds[0] <= bounds[1],
-            f"{name} must be two positive numbers in ascending order",
-        )
 
 
 def check_recipe(name: str, kind: str, recipe: object) -> None:

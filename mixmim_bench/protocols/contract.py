@@ -67,6 +67,7 @@ class Protocol:
     kind: ClassVar[str]  # of task
     version: ClassVar[int]  # raised when scores may change
     stochastic: ClassVar[bool]  # whether the seed matters for weights that are not random
+    trains: ClassVar[bool] = False  # by `training.loop`, in which all processes of a job take part
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> what changes
 
     def images(self, counts: Mapping[str, int]) -> Workload:

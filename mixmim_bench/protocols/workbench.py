@@ -27,7 +27,7 @@ from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol
 from mixmim_bench.specs import AUTO, TORCH, Run, digest
 from mixmim_bench.training.checkpoints import folder_of, remove
-from mixmim_bench.training.loop import Environment, Trained
+from mixmim_bench.training.contract import Environment, Trained
 
 
 @dataclass
@@ -64,6 +64,8 @@ class Workbench:
     stages: Stages
     gmacs: float
     shelf: Shelf
+    logs: Path | None = None  # of trainings
+    trackers: Sequence[str] = ()
     extract_s: float = 0.0
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
@@ -100,6 +102,8 @@ class Workbench:
             stages=self.stages,
             skip_unreadable=self.run.task.skip_unreadable,
             checkpoints=self._checkpoints,
+            logs=self.logs,
+            trackers=self.trackers,
         )
 
     def finish(self) -> None:

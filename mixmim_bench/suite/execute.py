@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from mixmim_bench import processes
 from mixmim_bench.data.dataset import Split, TaskData, open_task
 from mixmim_bench.data.hashing import count_duplicates, digest_of_bytes
 from mixmim_bench.data.images import join
@@ -18,9 +19,11 @@ from mixmim_bench.machine import Machine
 from mixmim_bench.memory import memory_errors
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol, find_protocol
+from mixmim_bench.protocols.contract import Fitted
 from mixmim_bench.protocols.workbench import Shelf, Workbench
 from mixmim_bench.provenance import provenance
 from mixmim_bench.scoring.metrics import is_a_guess
+from mixmim_bench.scoring.predictions import Predictions
 from mixmim_bench.specs import ROLES, TORCH, Run, RunRecord, Score
 
 
@@ -75,11 +78,9 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
     started = datetime.now(UTC)
     clock = time.perf_counter()
     splits = data.splits
-    protocol = build_protocol(run.protocol, run.task.kind)
     with memory_errors(bench.machine):
-        fitted = protocol.fit(bench, splits["train"], splits["val"])
-        fit_s = time.perf_counter() - clock - bench.extract_s
-        predicted = fitted.predict(splits["test"])
+        fitted, predicted, fitted_at = fit_and_predict(run, data, bench)
+    fit_s = fitted_at - clock - bench.extract_s
     total_s = time.perf_counter() - clock
     duplicates, data_bytes, trouble = _look_at_bytes(bench, splits)
     scores = predicted.scores_by(run.task.metrics)
@@ -110,13 +111,26 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         provenance={
             **provenance(),
             **bench.machine.describe(),
-            "engine": engine_with_version(bench.run.engine if protocol.frozen_layers() else TORCH),
+            "engine": engine_with_version(
+                bench.run.engine if build_protocol(run.protocol, run.task.kind).frozen_layers() else TORCH
+            ),
+            "processes": processes.count(),
             "layout": data.source.layout,
             "root": data.source.root,
             "started": started.isoformat(timespec="milliseconds"),
         },
     )
     return record, {**predicted.kept(run.task.metrics), **{f"fit_{k}": v for k, v in fitted.arrays.items()}}
+
+
+def fit_and_predict(run: Run, data: TaskData, bench: Workbench) -> tuple[Fitted, Predictions, float]:
+    """Fit on train and val, then score test once; in a job, all processes of a training do so.
+
+    Returns the time between both as well, as of `time.perf_counter`.
+    """
+    fitted = build_protocol(run.protocol, run.task.kind).fit(bench, data.splits["train"], data.splits["val"])
+    fitted_at = time.perf_counter()
+    return fitted, fitted.predict(data.splits["test"]), fitted_at
 
 
 def _look_at_bytes(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mixmim_bench.protocols import resolve_protocol
 from mixmim_bench.protocols.contract import Protocol, Workload
@@ -30,12 +31,19 @@ class ProtocolChoice:
         return self.for_random if model.weights.random else self.for_weights
 
 
-def choose_protocol(task: TaskSpec, name: str, preset: str, layers: str = "") -> ProtocolChoice:
+def choose_protocol(
+    task: TaskSpec, name: str, preset: str, layers: str = "", changes: Mapping[str, Any] | None = None
+) -> ProtocolChoice:
     """Resolve the hyper-parameters of a protocol for a task; raises BenchError.
 
-    layers: overrides the layers of protocols that use frozen features.
+    Args:
+        task: may change hyper-parameters itself.
+        name: of the protocol.
+        preset: a name, or 'auto'.
+        layers: overrides the layers of protocols that use frozen features.
+        changes: hyper-parameters that the user changes.
     """
-    recipe = dict(task.recipe.get(name, {}))
+    recipe = {**task.recipe.get(name, {}), **(changes or {})}
     chosen = [resolve_protocol(name, task.kind, preset, recipe, random_weights=r) for r in (False, True)]
     if layers:
         recipe |= chosen[0].reading(layers)

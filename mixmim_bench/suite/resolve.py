@@ -4,14 +4,15 @@ This is the only impure step before `plan`; it finds all errors in the input bef
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mixmim_bench import facts
 from mixmim_bench.data import EXACT
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.errors import MissingData, MissingWeights
+from mixmim_bench.errors import BenchError, MissingData, MissingWeights
 from mixmim_bench.features import OWN
 from mixmim_bench.protocols import split_by_kind
 from mixmim_bench.registry import find_model
@@ -41,6 +42,7 @@ class Selection:
     precision: str = "float32"
     resize: str = EXACT  # for evaluation
     layers: str = ""  # of protocols on frozen features; '': their default
+    changes: Mapping[str, Any] = field(default_factory=dict)  # 'PROTOCOL.KEY' -> value
     roots: DataRoots = field(default_factory=DataRoots)
 
 
@@ -68,12 +70,14 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     models = [find_model(name) for name in dict.fromkeys(selection.models)]
     tasks = _tasks(selection, say, planning=bar is None)
     protocols = {}
+    changes = _changes_by_protocol(selection)
     for task in tasks:
         available, unavailable = split_by_kind(list(dict.fromkeys(selection.protocols)), task.kind)
         if unavailable:
             say(f"{task.name}: no {' and no '.join(unavailable)} for {task.kind} tasks; skipped")
         protocols[task.name] = [
-            choose_protocol(task, name, selection.preset, selection.layers) for name in available
+            choose_protocol(task, name, selection.preset, selection.layers, changes.get(name))
+            for name in available
         ]
     data = {task.name: open_task(task, selection.roots) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
@@ -99,6 +103,20 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     _check_layers(planned)
     _say_preprocessing(planned, say)
     return Resolved(planned, data)
+
+
+def _changes_by_protocol(selection: Selection) -> dict[str, dict[str, Any]]:
+    """Split the changed hyper-parameters by protocol; raises BenchError for one that is not selected."""
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in selection.changes.items():
+        protocol, dot, key = name.partition(".")
+        if not dot or protocol not in selection.protocols:
+            raise BenchError(
+                f"--set {name}: must be PROTOCOL.KEY=VALUE, with one of the selected protocols: "
+                f"{', '.join(selection.protocols)}"
+            )
+        changes.setdefault(protocol, {})[key] = value
+    return changes
 
 
 def _check_weights(planned: Sequence[Planned]) -> None:

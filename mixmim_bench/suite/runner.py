@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from mixmim_bench import facts
+from mixmim_bench import facts, processes
 from mixmim_bench.cost import measure
 from mixmim_bench.data.seen import Seen
 from mixmim_bench.errors import BenchError, counted
 from mixmim_bench.machine import Machine
 from mixmim_bench.progress import View, line_printer
+from mixmim_bench.protocols import build_protocol
 from mixmim_bench.protocols.workbench import Shelf
 from mixmim_bench.specs import TORCH, Cost, Run, RunRecord
 from mixmim_bench.suite.engines import network_of, try_engines
 from mixmim_bench.suite.estimate import Estimate, estimate
 from mixmim_bench.suite.execute import check_kept, execute, failed_record, open_run
+from mixmim_bench.suite.follow import call_followers
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import Resolved
 
@@ -41,7 +43,15 @@ class Outcome:
 class Suite:
     """The runs of a plan on this machine, with their results folder."""
 
-    def __init__(self, resolved: Resolved, store: RunStore, machine: Machine, console: Console) -> None:
+    def __init__(
+        self,
+        resolved: Resolved,
+        store: RunStore,
+        machine: Machine,
+        console: Console,
+        trackers: Sequence[str] = (),
+    ) -> None:
+        self.trackers = trackers
         self.resolved = resolved
         self.store = store
         self.machine = machine
@@ -148,21 +158,30 @@ class Suite:
         return Seen(task, self.resolved.data[task])
 
     def _do_one(self, estimate: Estimate, view: View, shelf: Shelf) -> RunRecord:
-        """Do a run and save its result or failure."""
+        """Do a run and save its result or failure.
+
+        In a job of several processes, an error that the others do not share ends the job.
+        """
         run = estimate.planned.run
         clock = time.perf_counter()
         bench = None
+        ends_job = None
         try:
             if estimate.error is not None:
                 raise estimate.error
             data = self.resolved.data[run.task.name]
             bench = open_run(run, data, self.machine, view, shelf, estimate.gmacs)
             bench.note(*filter(None, [self._reasons.get(network_of(run))]))
+            bench.logs, bench.trackers = self.store.folder / "logs" / run.run_id, self.trackers
+            call_followers(run)
             record, arrays = execute(run, data, bench)
             check_kept(record, arrays)
             self._seen(run.task.name).note(record.data_bytes)
         except Exception as error:
             record, arrays = failed_record(run, error), {}
+            trains = bench is not None and build_protocol(run.protocol, run.task.kind).trains
+            if processes.count() > 1 and trains and not isinstance(error, processes.InAll):
+                ends_job = error
             if not isinstance(error, BenchError):
                 view.say(traceback.format_exc().rstrip())
         costs = {
@@ -173,6 +192,10 @@ class Suite:
         if bench is not None and not record.error:
             bench.finish()
         view.say(f"  {_summary(record)} in {time.perf_counter() - clock:.1f} s")
+        if ends_job is not None:
+            raise processes.ProcessLost(
+                "the job ends, since its processes are no longer in step"
+            ) from ends_job
         return record
 
 

@@ -70,10 +70,12 @@ class Checkpoint:
     Args:
         path: the file; None never writes.
         about: JSON values that the training depends on; a file with others is not read.
+        writes: whether this process writes; of several, one does.
     """
 
     path: Path | None
     about: Any
+    writes: bool = True
     written: float = field(default_factory=time.monotonic)
     took: float = 0.0
 
@@ -99,16 +101,20 @@ class Checkpoint:
     def is_due(self, ends_epoch: bool) -> bool:
         """Return whether to write now: at the end of an epoch, and every ten minutes within one."""
         since = time.monotonic() - self.written
-        return self.path is not None and since >= max(FEWEST_S if ends_epoch else EVERY_S, self.took / SHARE)
+        return (
+            self.writes
+            and self.path is not None
+            and since >= max(FEWEST_S if ends_epoch else EVERY_S, self.took / SHARE)
+        )
 
-    def save(self, state: Callable[[], dict[str, Any]]) -> None:
+    def save(self, state: dict[str, Any]) -> None:
         """Write the state; a full disk is a warning, since the training can go on."""
-        if self.path is None:
+        if self.path is None or not self.writes:
             return
         clock = time.monotonic()
         try:
             with writing_whole(self.path) as file:
-                torch.save({"schema": SCHEMA, "about": self.about, "state": state()}, file)
+                torch.save({"schema": SCHEMA, "about": self.about, "state": state}, file)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
             warnings.warn(f"no checkpoint could be written to {self.path}: {error}", stacklevel=2)
         self.written = time.monotonic()

@@ -50,7 +50,10 @@ class FrozenProbe(nn.Module):
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
 
     def _read(self, images: Tensor) -> Mapping[str, Tensor]:
-        return self.backbone.read(images, list(dict.fromkeys(self.layers)))
+        """Read the features of all layers, as many images at a time as for inference."""
+        layers = list(dict.fromkeys(self.layers))
+        pieces = [self.backbone.read(piece, layers) for piece in images.split(self.machine.batch_size)]
+        return {layer: torch.cat([piece[layer] for piece in pieces]) for layer in layers}
 
     def _normed(self, layer: str, features: Tensor) -> Tensor:
         key = layer.replace("+", " ")

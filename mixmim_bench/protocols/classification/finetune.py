@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.errors import BenchError
-from mixmim_bench.protocols import require, require_bounds
+from mixmim_bench.hyperparameters import require, require_bounds
 from mixmim_bench.protocols.contract import TRAIN_WORK, Fitted, Protocol, Workload, later
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mixmim_bench.features.extract import Features
     from mixmim_bench.protocols.workbench import Workbench
     from mixmim_bench.scoring.predictions import ClassScores
-    from mixmim_bench.training.loop import Schedule
+    from mixmim_bench.training.contract import Schedule
 
 CHECKED = 200  # images of train that are scored after training, to see that something was learnt
 
@@ -36,6 +36,7 @@ class Finetune(Protocol):
     kind: ClassVar[str] = "classification"
     version: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "random": {
@@ -162,7 +163,7 @@ class Finetune(Protocol):
         )
 
     def _schedule(self, images: int) -> "Schedule":
-        from mixmim_bench.training.loop import Schedule, scaled
+        from mixmim_bench.training.contract import Schedule, scaled
 
         batch_size = min(self.batch_size, images)
         return Schedule(
@@ -224,10 +225,10 @@ def _check_learning(
 def _logits(network: "nn.Module", part: "Part", bench: "Workbench", name: str) -> "Features":
     from mixmim_bench.features import LOGITS
     from mixmim_bench.features.engines.torch import TorchReader
-    from mixmim_bench.features.extract import extract
+    from mixmim_bench.features.extract import extract_together
 
     with bench.stages.stage(name, len(part), bench.gmacs) as advance:
-        return extract(
+        return extract_together(
             TorchReader(network, bench.machine),
             part,
             bench.transform(),

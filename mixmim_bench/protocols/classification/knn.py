@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import require
+from mixmim_bench.hyperparameters import require
 from mixmim_bench.protocols.contract import Fitted, FrozenProtocol
 
 if TYPE_CHECKING:

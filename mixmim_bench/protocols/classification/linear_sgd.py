@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mixmim_bench.protocols import require, require_bounds
+from mixmim_bench.hyperparameters import require, require_bounds
 from mixmim_bench.protocols.contract import Fitted, FrozenProtocol, Workload
 
 if TYPE_CHECKING:
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from mixmim_bench.data.dataset import Split
     from mixmim_bench.protocols.workbench import Workbench
+    from mixmim_bench.training.contract import Trained
     from mixmim_bench.training.frozen import FrozenProbe
-    from mixmim_bench.training.loop import Trained
 
 OPTIMIZERS = ("lars", "sgd")
 NORMS = ("batch", "none")
@@ -40,6 +40,7 @@ class LinearSGD(FrozenProtocol):
     kind: ClassVar[str] = "classification"
     version: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "dinov2": {
@@ -135,6 +136,7 @@ class LinearSGD(FrozenProtocol):
         from mixmim_bench.data.images import join
         from mixmim_bench.data.transforms import ImageOnly, train_transform
         from mixmim_bench.training import loop
+        from mixmim_bench.training.contract import Schedule, scaled
         from mixmim_bench.training.frozen import FrozenProbe
         from mixmim_bench.training.objectives import ClassifyingByHeads
 
@@ -150,9 +152,9 @@ class LinearSGD(FrozenProtocol):
         )
         part = join([split.part for split in splits])
         batch_size = min(self.batch_size, len(part))
-        rates = [loop.scaled(base_lr, batch_size) for _, base_lr in heads]
+        rates = [scaled(base_lr, batch_size) for _, base_lr in heads]
 
-        def optimizer(network: Any, schedule: loop.Schedule) -> "torch.optim.Optimizer":
+        def optimizer(network: Any, schedule: Schedule) -> "torch.optim.Optimizer":
             del network, schedule  # each head has a rate of its own
             return probe.optimizer(self.optimizer, rates, self.momentum)
 
@@ -164,7 +166,7 @@ class LinearSGD(FrozenProtocol):
             auto_augment="",
             reprob=0.0,
         )
-        schedule = loop.Schedule(
+        schedule = Schedule(
             epochs=self.epochs, batch_size=batch_size, lr=max(rates), warmup_epochs=self.warmup_epochs
         )
         trained = loop.train(
@@ -177,6 +179,7 @@ class LinearSGD(FrozenProtocol):
             name,
             work=bench.gmacs,
             make_optimizer=optimizer,
+            whole=True,
         )
         bench.note_training(splits, trained)
         return probe, trained

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mixmim_bench.protocols import require
+from mixmim_bench.hyperparameters import require
 from mixmim_bench.protocols.classification.knn import KNN
 from mixmim_bench.protocols.contract import Fitted
 from mixmim_bench.specs import AUTO
