@@ -1,7 +1,6 @@
 """Pretrain a MixMIM on images without labels, and write a checkpoint that `--weights` accepts."""
 
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +33,7 @@ from mixmim_bench.registry import find_model
 from mixmim_bench.specs import ModelSpec, digest
 from mixmim_bench.suite.selection import select_tasks
 from mixmim_bench.training import loop
-from mixmim_bench.training.checkpoints import remove
+from mixmim_bench.training.checkpoints import remove, write_weights
 from mixmim_bench.training.contract import Environment, Schedule, scaled
 from mixmim_bench.training.objectives import Reconstructing
 
@@ -221,8 +220,6 @@ def pretrain(
         crop_scale=recipe.crop_scale,
         crop_ratio=recipe.crop_ratio,
         hflip=recipe.hflip,
-        auto_augment="",
-        reprob=0.0,
     )
     checkpoints = out / "unfinished" / digest(settings)
     environment = Environment(
@@ -255,7 +252,7 @@ def pretrain(
         "pretraining", work,
     )  # fmt: skip
     if processes.is_main():
-        write_weights(out / CHECKPOINT, network.state_dict(), recipe.epochs, settings)
+        write_weights(out / CHECKPOINT, network.state_dict(), {"epoch": recipe.epochs, "settings": settings})
         record = {
             "settings": settings,
             "losses": trained.losses,
@@ -301,16 +298,7 @@ def _open_folder(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _keeping(out: Path, settings: Mapping[str, Any]) -> Callable[[int, dict[str, torch.Tensor]], None]:
     def keep(epochs: int, weights: dict[str, torch.Tensor]) -> None:
-        write_weights(out / f"checkpoint-{epochs}.pth", weights, epochs, settings)
+        about = {"epoch": epochs, "settings": dict(settings)}
+        write_weights(out / f"checkpoint-{epochs}.pth", weights, about)
 
     return keep
-
-
-def write_weights(
-    path: Path, weights: Mapping[str, torch.Tensor], epochs: int, settings: Mapping[str, Any]
-) -> None:
-    """Write weights in the format of the release: `model`, beside epochs and settings."""
-    state = {key: value.detach().cpu() for key, value in weights.items()}
-    content = io.BytesIO()
-    torch.save({"model": state, "epoch": epochs, "settings": dict(settings)}, content)
-    write_whole(path, content.getvalue())

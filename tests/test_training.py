@@ -22,16 +22,15 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine
 from mixmim_bench.memory import is_out_of_memory, memory_errors
 from mixmim_bench.protocols import build_protocol
+from mixmim_bench.protocols.tuning import build_network
 from mixmim_bench.protocols.workbench import Shelf, Workbench
 from mixmim_bench.specs import RANDOM, ModelSpec, Preprocessing
 from mixmim_bench.suite.execute import execute
 from mixmim_bench.suite.plan import ModelChoice, TaskChoice, choose_protocol, plan
 from mixmim_bench.suite.selection import load_tasks
 from mixmim_bench.suite.taskfile import read_task
-from mixmim_bench.training import checkpoints
+from mixmim_bench.training import checkpoints, trainer
 from mixmim_bench.training import loop as training
-from mixmim_bench.training import trainer
-from mixmim_bench.training.objectives import Classifying
 
 TINY = ModelSpec(
     name="tiny",
@@ -108,9 +107,9 @@ def trained(seed=0, machine=None, n=None, **recipe):
 def trainer_for(bench, part, at_once=32):
     """A trainer as the protocol of the bench would make it."""
     recipe = build_protocol(bench.run.protocol, "classification")
-    network, _ = recipe._network(bench)
-    objective = Classifying(bench.num_classes, recipe.mixup, recipe.cutmix, recipe.smoothing)
-    transform, schedule = recipe._transform(bench), recipe._schedule(len(part))
+    network, _ = build_network(bench, recipe)
+    objective = recipe._objective(bench)
+    transform, schedule = recipe._transform(bench), recipe._schedule(len(part), network)
     return network, training.Trainer(
         network, part, transform, objective, schedule, bench.environment(), at_once
     )
@@ -166,10 +165,10 @@ def weights_after(bench, data, n=100):
     """Train and return the weights, the losses and the first image of the epochs."""
     part = join([splits_of(data, n)[role].part for role in ("train", "val")])
     recipe = build_protocol(bench.run.protocol, "classification")
-    network, _ = recipe._network(bench)
-    objective = Classifying(bench.num_classes, recipe.mixup, recipe.cutmix, recipe.smoothing)
+    network, _ = build_network(bench, recipe)
+    objective = recipe._objective(bench)
     done = training.train(
-        network, part, recipe._transform(bench), objective, recipe._schedule(len(part)),
+        network, part, recipe._transform(bench), objective, recipe._schedule(len(part), network),
         bench.environment(), "training", 0.0,
     )  # fmt: skip
     return network.state_dict(), done
@@ -344,7 +343,7 @@ def test_an_architecture_without_stochastic_depth_is_trained_without_it():
     for model, notes in ((resnet, ()), (vgg, ("drop_path 0.5 ignored: vgg11 does not support it",))):
         bench, _ = bench_for(digits(drop_path=0.5), model=model)
         recipe = build_protocol(bench.run.protocol, "classification")
-        assert recipe._network(bench)[1] == notes
+        assert build_network(bench, recipe)[1] == notes
 
 
 def test_skipped_training_images_are_counted(my_task, tmp_path):
@@ -444,7 +443,9 @@ def test_the_end_of_memory_with_batch_norm_is_named(monkeypatch, arch, fewest):
     model = ModelSpec(name=arch, arch=arch)
     bench, data = bench_for(digits(epochs=1, warmup_epochs=0.0, batch_size=8), model=model)
     recipe = build_protocol(bench.run.protocol, "classification")
-    with pytest.raises(BenchError, match=r"out of memory with (one image|the fewest images that are possible)"):
+    with pytest.raises(
+        BenchError, match=r"out of memory with (one image|the fewest images that are possible)"
+    ):
         recipe.fit(bench, Split("train", data.parts["train"]), Split("val", data.parts["val"]))
     assert tried == [8, 4, 2, 1][: 4 - (fewest == 2)]
 

@@ -94,6 +94,7 @@ from mixmim_bench.errors import BenchError, counted
 @SET
 @TRAINING
 @TRACKERS
+@click.option("--save-weights", is_flag=True, help="Save fine-tuned networks, as RESULTS/weights/RUN_ID.pth.")
 @click.option(
     "--resize",
     type=click.Choice(RESIZES),
@@ -116,6 +117,7 @@ def run(
     compile_training: bool,
     sharded: bool,
     trackers: tuple[str, ...],
+    save_weights: bool,
     dry_run: bool,
     **selected: Any,
 ) -> None:
@@ -170,7 +172,9 @@ def run(
     from mixmim_bench.suite.engines import with_engines
     from mixmim_bench.suite.runner import Suite
 
-    suite = Suite(with_engines(resolved, finished, machine(), engine), store, machine(), console, trackers)
+    suite = Suite(
+        with_engines(resolved, finished, machine(), engine), store, machine(), console, trackers, save_weights
+    )
     if dry_run:
         _show_plan(suite.estimates(finished))
         return

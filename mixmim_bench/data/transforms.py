@@ -113,8 +113,10 @@ def train_transform(
     crop_scale: Sequence[float],
     crop_ratio: Sequence[float],
     hflip: float,
-    auto_augment: str,
-    reprob: float,
+    auto_augment: str = "",
+    color_jitter: float = 0.0,
+    reprob: float = 0.0,
+    remode: str = "pixel",
 ) -> Transform:
     """Create timm's training transform: random crop, flip, augmentation, normalisation and erasing.
 
@@ -129,10 +131,10 @@ def train_transform(
         scale=tuple(crop_scale),
         ratio=tuple(crop_ratio),
         hflip=hflip,
-        color_jitter=None,
+        color_jitter=color_jitter or None,
         auto_augment=auto_augment or None,
         re_prob=reprob,
-        re_mode="pixel",
+        re_mode=remode,
     )
     assert isinstance(transform, transforms.Compose)
     return transform

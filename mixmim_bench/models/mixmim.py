@@ -189,6 +189,7 @@ class MixMIM(nn.Module):
     absolute_pos_embed: Tensor
     # buffers that the published parameter counts include
     frozen_tables: tuple[str, ...] = ("absolute_pos_embed",)
+    layer_ids = "release"  # or 'openmmlab': which block a patch merging belongs to in layer decay
 
     def __init__(
         self,
@@ -371,11 +372,16 @@ class MixMIM(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group the parameters by depth, for layer-wise learning rate decay.
 
-        As in the release, a patch merging has the learning rate of the block after it. The head is a
-        separate group with the full rate (in the release it shares the last block's).
+        A patch merging has the learning rate of the block after it, as in the release; with `layer_ids`
+        'openmmlab', of the block before it. The head is a group of its own with the full rate, as in
+        OpenMMLab (in the release it has the last block's: `Finetune.layer_ids`).
         """
-        first_block = () if coarse else (0,)
-        merging = [(rf"^layers\.{i}\.downsample", (i + 1, *first_block)) for i in range(len(self.layers) - 1)]
+        after = self.layer_ids == "release"
+        blocks = [(i + 1, 0) if after else (i, depth - 1) for i, depth in enumerate(self.depths)]
+        merging = [
+            (rf"^layers\.{i}\.downsample", blocks[i][:1] if coarse else blocks[i])
+            for i in range(len(self.layers) - 1)
+        ]
         stage = r"^layers\.(\d+)" if coarse else r"^layers\.(\d+)\.blocks\.(\d+)"
         return {
             "stem": r"^patch_embed",

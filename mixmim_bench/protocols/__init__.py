@@ -92,20 +92,29 @@ def check_recipe(name: str, kind: str, recipe: object) -> None:
 
 
 def resolve_protocol(
-    name: str, kind: str, preset: str, recipe: Mapping[str, Any], random_weights: bool
+    name: str,
+    kind: str,
+    preset: str,
+    recipe: Mapping[str, Any],
+    random_weights: bool,
+    counts: Mapping[str, int] | None = None,
 ) -> Protocol:
     """Resolve all hyper-parameters; raises BenchError.
 
-    preset: a name, or 'auto' for the preset 'random' if it exists and the weights are random.
+    preset: a name, or 'auto' for the preset 'random' if it exists and the weights are random, else for that
+    which suits the images per role.
     """
     cls = find_protocol(name, kind)
     changes: Mapping[str, Any] = {}
     if preset == AUTO:
-        changes = cls.presets.get("random", {}) if random_weights else {}
+        chosen = "random" if random_weights else cls.auto_preset(recipe, counts or {})
+        changes = cls.presets.get(chosen, {})
     elif preset in cls.presets:
         changes = cls.presets[preset]
     elif preset not in all_presets():
         raise BenchError(f"no preset {preset!r}; {nearest(preset, [AUTO, *all_presets()])}")
+    # a value that is stated is not chosen from a preset's grid
+    changes = {key: value for key, value in changes.items() if key.removesuffix("_grid") not in recipe}
     return cls(**check_values(cls, {**changes, **recipe}))
 
 

@@ -44,6 +44,7 @@ class Fitted:
         notes: for the record.
         head_params: parameters behind the backbone.
         head_macs: multiply-adds of one image behind the backbone.
+        heads: weights (K, d) and bias (K,) of a linear probe, fitted on 'train' and on 'both' train and val.
     """
 
     predict: "Callable[[Split], Predictions]"
@@ -52,6 +53,7 @@ class Fitted:
     notes: tuple[str, ...] = ()
     head_params: int = 0
     head_macs: int = 0
+    heads: "Mapping[str, tuple[np.ndarray, np.ndarray]]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,12 @@ class Protocol:
     def input_size(self) -> int:
         """Return the image side that the protocol requires; 0 for that of the task or model."""
         return 0
+
+    @classmethod
+    def auto_preset(cls, recipe: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+        """Return the preset for weights that are not random, given a task's changes and images per role."""
+        del recipe, counts
+        return "paper"
 
     def frozen_layers(self) -> tuple[str, ...]:
         """Return the layers of the frozen features; empty if the backbone is trained."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from mixmim_bench import facts
+from mixmim_bench import facts, processes
 from mixmim_bench.data.dataset import Split
 from mixmim_bench.data.hashing import WIDTH, hash_images
 from mixmim_bench.data.transforms import Transform, eval_transform
@@ -26,7 +26,7 @@ from mixmim_bench.models.build import build
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol
 from mixmim_bench.specs import AUTO, TORCH, Run, digest
-from mixmim_bench.training.checkpoints import folder_of, remove
+from mixmim_bench.training.checkpoints import folder_of, remove, write_weights
 from mixmim_bench.training.contract import Environment, Trained
 
 
@@ -69,7 +69,8 @@ class Workbench:
     extract_s: float = 0.0
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
-    _checkpoints: Path | None = None
+    weights_to: Path | None = None  # where to save the weights of a fine-tuned network
+    _checkpoints: set[Path] = field(default_factory=set)
     _digests: dict[str, np.ndarray] = field(default_factory=dict)  # of the bytes that were read, by role
 
     @property
@@ -95,21 +96,27 @@ class Workbench:
         """Return the environment of a training on images of splits; it continues from its last checkpoint."""
         stamps = [split.stamp for split in splits]
         identity = {**self.run.identity(), "engine": self.run.engine, "images": stamps}
-        self._checkpoints = folder_of(digest(identity))
+        folder = folder_of(digest(identity))
+        self._checkpoints.add(folder)
         return Environment(
             machine=self.machine,
             seed=self.seed,
             stages=self.stages,
             skip_unreadable=self.run.task.skip_unreadable,
-            checkpoints=self._checkpoints,
+            checkpoints=folder,
             logs=self.logs,
             trackers=self.trackers,
         )
 
     def finish(self) -> None:
         """Remove the checkpoints of the run, whose result is saved."""
-        if self._checkpoints is not None:
-            remove(self._checkpoints)
+        for folder in self._checkpoints:
+            remove(folder)
+
+    def keep_weights(self, network: nn.Module) -> None:
+        """Save the weights of a fine-tuned network if the user asked for them."""
+        if self.weights_to is not None and processes.is_main():
+            write_weights(self.weights_to, network.state_dict(), {"run": self.run.identity()})
 
     def transform(self) -> Transform:
         """Return the evaluation transform of the model."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixmim_bench.protocols import resolve_protocol
+from mixmim_bench.protocols import find_protocol, resolve_protocol
 from mixmim_bench.protocols.contract import Protocol, Workload
 from mixmim_bench.specs import DataSource, ModelSpec, Preprocessing, Run, TaskSpec, Weights
 
@@ -32,7 +32,12 @@ class ProtocolChoice:
 
 
 def choose_protocol(
-    task: TaskSpec, name: str, preset: str, layers: str = "", changes: Mapping[str, Any] | None = None
+    task: TaskSpec,
+    name: str,
+    preset: str,
+    layers: str = "",
+    changes: Mapping[str, Any] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> ProtocolChoice:
     """Resolve the hyper-parameters of a protocol for a task; raises BenchError.
 
@@ -42,13 +47,14 @@ def choose_protocol(
         preset: a name, or 'auto'.
         layers: overrides the layers of protocols that use frozen features.
         changes: hyper-parameters that the user changes.
+        counts: images per role, by which 'auto' chooses a preset.
     """
     recipe = {**task.recipe.get(name, {}), **(changes or {})}
-    chosen = [resolve_protocol(name, task.kind, preset, recipe, random_weights=r) for r in (False, True)]
     if layers:
-        recipe |= chosen[0].reading(layers)
-        chosen = [resolve_protocol(name, task.kind, preset, recipe, random_weights=r) for r in (False, True)]
-    return ProtocolChoice(*chosen)
+        recipe |= find_protocol(name, task.kind).reading(layers)
+    return ProtocolChoice(
+        *(resolve_protocol(name, task.kind, preset, recipe, random, counts) for random in (False, True))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,9 +76,10 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         if unavailable:
             say(f"{task.name}: no {' and no '.join(unavailable)} for {task.kind} tasks; skipped")
         protocols[task.name] = [
-            choose_protocol(task, name, selection.preset, selection.layers, changes.get(name))
-            for name in available
+            (task, name, selection.preset, selection.layers, changes.get(name)) for name in available
         ]
+        for choice in protocols[task.name]:
+            choose_protocol(*choice)  # finds errors before images are listed
     data = {task.name: open_task(task, selection.roots) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
     if selection.resize != EXACT:
@@ -93,7 +94,9 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
             spec=task,
             data=data[task.name].source,
             counts=data[task.name].counts,
-            protocols=protocols[task.name],
+            protocols=[
+                choose_protocol(*choice, counts=data[task.name].counts) for choice in protocols[task.name]
+            ],
         )
         for task in tasks
     ]

@@ -50,8 +50,10 @@ class Suite:
         machine: Machine,
         console: Console,
         trackers: Sequence[str] = (),
+        save_weights: bool = False,
     ) -> None:
         self.trackers = trackers
+        self.save_weights = save_weights
         self.resolved = resolved
         self.store = store
         self.machine = machine
@@ -173,6 +175,8 @@ class Suite:
             bench = open_run(run, data, self.machine, view, shelf, estimate.gmacs)
             bench.note(*filter(None, [self._reasons.get(network_of(run))]))
             bench.logs, bench.trackers = self.store.folder / "logs" / run.run_id, self.trackers
+            if self.save_weights:
+                bench.weights_to = self.store.folder / "weights" / f"{run.run_id}.pth"
             call_followers(run)
             record, arrays = execute(run, data, bench)
             check_kept(record, arrays)

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,6 +36,13 @@ def remove(folder: Path) -> None:
 def unfinished_trainings() -> list["UnfinishedTraining"]:
     """Return the checkpoints of runs that are not finished, or were finished elsewhere."""
     return [UnfinishedTraining(path) for path in sorted(folder_of("").glob("*")) if path.is_dir()]
+
+
+def write_weights(path: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """Write weights as the release does, below `model`, beside JSON values about them."""
+    state = {key: value.detach().cpu() for key, value in weights.items()}
+    with writing_whole(path) as file:
+        torch.save({"model": state, **about}, file)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Schedule:
     betas: tuple[float, ...] = ()  # (): timm's defaults
     weight_decay: float = 0.0
     layer_decay: float = 1.0  # 1: the same rate in every layer
+    head_lr_scale: float = 1.0  # of the classifier's learning rate
     clip_grad: float = 0.0  # 0: not clipped
     ema_decay: float = 0.0  # of the averaged weights, which are the result; 0: the last weights are
 

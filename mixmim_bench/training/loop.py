@@ -158,8 +158,3 @@ def _notes(name: str, network: nn.Module, batch: int, asked: int, at_once: int) 
     if has_batch_norm(network) and at_once < batch:
         notes.append(f"{name}: batch-norm statistics are those of {at_once} images instead of {batch}")
     return tuple(notes)
-
-
-def classifier(network: Any) -> nn.Module:
-    """Return the classification head of a timm model."""
-    return network.get_classifier()

@@ -19,23 +19,18 @@ class Classifying:
 
     together = 1
 
-    def __init__(self, num_classes: int, mixup: float, cutmix: float, smoothing: float) -> None:
+    def __init__(self, num_classes: int, mixup: Mixup | None = None, smoothing: float = 0.0) -> None:
         self.num_classes = num_classes
         self.smoothing = smoothing
-        self.mixup = None
-        if mixup > 0.0 or cutmix > 0.0:
-            self.mixup = Mixup(
-                mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=smoothing, num_classes=num_classes
-            )
+        self.mixup = mixup
 
     def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images (B, 3, H, W); the targets are probabilities of the classes (B, K)."""
         target = mixup_target(labels, self.num_classes, 1.0, self.smoothing)
-        if self.mixup is not None:
-            even = len(images) // 2 * 2
-            if even:
-                mixed, mixed_target = self.mixup(images[:even].clone(), labels[:even])
-                images, target = torch.cat([mixed, images[even:]]), torch.cat([mixed_target, target[even:]])
+        even = len(images) // 2 * 2
+        if self.mixup is not None and even:
+            mixed, mixed_target = self.mixup(images[:even].clone(), labels[:even])
+            images, target = torch.cat([mixed, images[even:]]), torch.cat([mixed_target, target[even:]])
         return images, target
 
     def weight(self, targets: Tensor) -> float:
@@ -46,6 +41,48 @@ class Classifying:
         """Return the mean cross-entropy, computed in float32."""
         logits = network(images).float()
         return -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+class ClassifyingEach:
+    """Binary cross-entropy of each class, of labels (B, K) that are 1, 0 or -1 where unknown.
+
+    With mixup, the labels of a mixture are mixed as the images are; a class is known if it is in both.
+    """
+
+    together = 1
+
+    def __init__(self, mixup: Mixup | None = None, smoothing: float = 0.0) -> None:
+        self.mixup = mixup
+        self.smoothing = smoothing
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images (B, 3, H, W); the targets (B, 2, K) are probabilities, and whether they are known."""
+        targets = torch.stack([labels == 1, labels >= 0], dim=1).float()
+        even = len(images) // 2 * 2
+        if self.mixup is not None and even:
+            self.mixup.num_classes = even
+            # each image as a class of its own: the targets are the shares of the images in each mixture
+            own = torch.arange(even, device=images.device)
+            mixed, shares = self.mixup(images[:even].clone(), own)
+            images = torch.cat([mixed, images[even:]])
+            targets = torch.cat([torch.einsum("ij,jtk->itk", shares, targets[:even]), targets[even:]])
+        targets[:, 0] = targets[:, 0] * (1.0 - self.smoothing) + self.smoothing / 2
+        targets[:, 1] = (targets[:, 1] > 1.0 - 1e-3).float()
+        return images, targets
+
+    def weight(self, targets: Tensor) -> float:
+        """Count known labels."""
+        return float(targets[:, 1].sum())
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over known labels, computed in float32."""
+        return _binary(network(images), targets)
+
+
+def _binary(logits: Tensor, targets: Tensor) -> Tensor:
+    wanted, known = targets[:, 0], targets[:, 1]
+    losses = F.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none")
+    return (losses * known).sum() / known.sum()
 
 
 class Reconstructing:
@@ -95,3 +132,11 @@ class ClassifyingByHeads:
     def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """Return the sum over heads of their mean cross-entropy, in float32."""
         return torch.stack([F.cross_entropy(logits.float(), targets) for logits in network(images)]).sum()
+
+
+class ClassifyingEachByHeads(ClassifyingEach):
+    """Binary cross-entropy of each class, summed over several independent heads."""
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over heads of their mean over known labels, in float32."""
+        return torch.stack([_binary(logits, targets) for logits in network(images)]).sum()

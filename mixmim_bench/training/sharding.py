@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+
 def shard(network: nn.Module, device: torch.device) -> nn.Module:
     """Shard a network in place, block by block, over all processes; returns it."""
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))

@@ -33,7 +33,7 @@ from mixmim_bench.training.sharding import set_whole_state, shard, whole_state, 
 
 
 def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         network,
         opt=schedule.optimizer,
         lr=schedule.lr,
@@ -42,6 +42,12 @@ def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optim
         **({"betas": schedule.betas} if schedule.betas else {}),
         **({"fused": True} if schedule.optimizer == "adamw" else {}),
     )
+    if schedule.head_lr_scale != 1.0:
+        head = {id(parameter) for parameter in network.get_classifier().parameters()}  # type: ignore[operator]
+        for group in optimizer.param_groups:
+            if all(id(parameter) in head for parameter in group["params"]):
+                group["lr_scale"] = group.get("lr_scale", 1.0) * schedule.head_lr_scale
+    return optimizer
 
 
 MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}

@@ -106,7 +106,18 @@ class Linear(FrozenProtocol):
             notes=(*notes, *more),
             head_params=final.coef_.size + final.intercept_.size,
             head_macs=final.coef_.size,
+            heads={
+                "train": self._head(sweep.coef_path_[best], sweep.intercept_path_[best], sweep, bench),
+                "both": self._head(final.coef_, final.intercept_, final, bench),
+            },
         )
+
+    def _head(
+        self, coef: "np.ndarray", intercept: "np.ndarray", path: Any, bench: "Workbench"
+    ) -> "tuple[np.ndarray, np.ndarray]":
+        from mixmim_bench.protocols.tuning import head_of_classes
+
+        return head_of_classes(coef, intercept, path.classes_, bench.num_classes)
 
     def _choose_layer(
         self, bench: "Workbench", train: "Split", val: "Split"

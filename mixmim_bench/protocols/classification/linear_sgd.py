@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mixmim_bench.data.dataset import Split
     from mixmim_bench.protocols.workbench import Workbench
-    from mixmim_bench.training.contract import Trained
+    from mixmim_bench.training.contract import Objective, Trained
     from mixmim_bench.training.frozen import FrozenProbe
 
 OPTIMIZERS = ("lars", "sgd")
@@ -130,6 +130,11 @@ class LinearSGD(FrozenProtocol):
             head_macs=weight.numel(),
         )
 
+    def _objective(self) -> "Objective":
+        from mixmim_bench.training.objectives import ClassifyingByHeads
+
+        return ClassifyingByHeads()
+
     def _train(
         self, bench: "Workbench", splits: "Sequence[Split]", heads: list[tuple[str, float]], name: str
     ) -> "tuple[FrozenProbe, Trained]":
@@ -138,7 +143,6 @@ class LinearSGD(FrozenProtocol):
         from mixmim_bench.training import loop
         from mixmim_bench.training.contract import Schedule, scaled
         from mixmim_bench.training.frozen import FrozenProbe
-        from mixmim_bench.training.objectives import ClassifyingByHeads
 
         probe = FrozenProbe(
             bench.frozen(splits[0]),
@@ -163,8 +167,6 @@ class LinearSGD(FrozenProtocol):
             crop_scale=self.crop_scale,
             crop_ratio=self.crop_ratio,
             hflip=0.0 if "hflip" in bench.run.task.forbid else self.hflip,
-            auto_augment="",
-            reprob=0.0,
         )
         schedule = Schedule(
             epochs=self.epochs, batch_size=batch_size, lr=max(rates), warmup_epochs=self.warmup_epochs
@@ -173,7 +175,7 @@ class LinearSGD(FrozenProtocol):
             probe,
             part,
             ImageOnly(transform),
-            ClassifyingByHeads(),
+            self._objective(),
             schedule,
             bench.environment(*splits),
             name,

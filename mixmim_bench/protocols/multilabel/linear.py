@@ -74,6 +74,10 @@ class LinearMultilabel(Linear):
             notes=unsolved_notes([*sweep.unsolved_, *final.unsolved_], self.tol),
             head_params=final.coef_path_[0].size + bench.num_classes,
             head_macs=final.coef_path_[0].size,
+            heads={
+                "train": (sweep.coef_path_[best], sweep.intercept_path_[best]),
+                "both": (final.coef_path_[0], final.intercept_path_[0]),
+            },
         )
 
 

@@ -1,0 +1,89 @@
+"""Jobs of several processes on this machine, connected by gloo, against one process."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+
+
+def launch(count, *command, **environment):
+    """Start processes as torchrun does, and return each one's exit status and output."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if count > 1:
+        shared |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", *map(str, command)],
+            env={**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
+
+
+def train(count, out, **options):
+    """Run tests/job.py and return what the processes saved."""
+    settings = [f"{key}={str(value).lower()}" for key, value in options.items()]
+    ended = launch(count, TESTS / "job.py", out, *settings)
+    assert all(status == 0 for status, _ in ended), ended
+    return [torch.load(out / f"process{rank}.pt") for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(1, tmp_path_factory.mktemp("alone") / "out")[0]
+
+
+def assert_same(done, alone):
+    assert done["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    for name, values in alone["weights"].items():
+        torch.testing.assert_close(done["weights"][name], values, atol=1e-4, rtol=1e-3)
+    assert torch.equal(done["digests"], alone["digests"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"at_once": 4}, pytest.param({"sharded": True, "at_once": 8}, marks=pytest.mark.slow)]
+)
+def test_two_processes_train_like_one(alone, tmp_path, options):
+    """The same losses and weights at the same batch, also where the pieces of a share are uneven."""
+    expected = dict(alone)
+    if options.get("sharded"):
+        expected = train(1, tmp_path / "one", **{**options, "sharded": False, "ema": False})[0]
+    both = train(2, tmp_path / "out", **options)
+    for done in both:
+        assert_same(done, expected)
+    assert all(torch.equal(both[0]["weights"][n], both[1]["weights"][n]) for n in both[0]["weights"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_job_that_is_terminated_continues(tmp_path, sharded):
+    whole = train(2, tmp_path / "whole", sharded=sharded)[0]
+    settings = [f"sharded={str(sharded).lower()}", "stop=7"]
+    ended = launch(2, TESTS / "job.py", tmp_path / "out", *settings)
+    assert [status for status, _ in ended] == [143, 143], ended
+    done = train(2, tmp_path / "out", sharded=sharded)[0]
+    assert done["losses"] == whole["losses"]
+    assert all(torch.equal(done["weights"][name], whole["weights"][name]) for name in whole["weights"])
+    rows = (tmp_path / "out" / "logs" / "training.csv").read_text().splitlines()
+    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(10))
+
+
+def test_a_worker_that_dies_ends_the_job_with_its_reason(tmp_path):
+    (first, output), (second, _) = launch(2, TESTS / "job.py", tmp_path / "out", "die=3")
+    assert first == 1 and second == 7
+    assert "ProcessLost: process 0 of 2 lost another one" in output
+    assert not (tmp_path / "out" / "process0.pt").exists()
