@@ -271,13 +271,23 @@ def sun397(root: Path) -> None:
         write(root / "Partitions" / f"{part}_01.txt", "".join(lines))
 
 
-def voc(root: Path, classes: tuple[str, ...]) -> None:
-    """Some images have several classes, and some only difficult objects of one."""
+def voc(
+    root: Path,
+    classes: tuple[str, ...],
+    counts: tuple[int, int, int] = (40, 40, 60),
+    labels_of: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """Some images have several classes, and some only difficult objects of one.
+
+    labels_of: labels (n, K) of digits (n,), 1 or -1; random ones by default.
+    """
     folder = root / "VOCdevkit" / "VOC2007"
     rng = np.random.default_rng(0)
     number = 0
-    for part, count in (("train", 40), ("val", 40), ("test", 60)):
+    for part, count in zip(("train", "val", "test"), counts, strict=True):
         labels = np.where(rng.random((count, len(classes))) < 0.2, 1, -1)
+        if labels_of is not None:
+            labels = labels_of(load_digits().target[number + 1 : number + 1 + count])
         labels[rng.random(labels.shape) < 0.05] = 0
         names = [f"{number + row:06d}" for row in range(1, count + 1)]
         number += count

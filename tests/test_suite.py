@@ -443,7 +443,7 @@ def test_two_processes_share_one_results_folder(finished, costs, tmp_path, start
         (("--weights", "none.pth"), "--weights none.pth: no such file"),
         (("--device", "cuda:9"), "device 'cuda:9' cannot be used"),
         (("--seed", "-1"), "Invalid value for '--seed'"),
-        (("--precision", "float16"), "Invalid value for '--precision'"),
+        (("--precision", "float8"), "Invalid value for '--precision'"),
     ],
 )
 def test_wrong_options_bring_the_nearest_right_one(run, tmp_path, args, told):

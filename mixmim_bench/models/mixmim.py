@@ -374,7 +374,7 @@ class MixMIM(nn.Module):
 
         A patch merging has the learning rate of the block after it, as in the release; with `layer_ids`
         'openmmlab', of the block before it. The head is a group of its own with the full rate, as in
-        OpenMMLab (in the release it has the last block's: `Finetune.layer_ids`).
+        OpenMMLab (in the release it has that of the last block: `Finetune.layer_ids`).
         """
         after = self.layer_ids == "release"
         blocks = [(i + 1, 0) if after else (i, depth - 1) for i, depth in enumerate(self.depths)]

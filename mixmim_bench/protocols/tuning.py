@@ -35,7 +35,7 @@ def build_network(bench: Workbench, recipe: "Finetune") -> tuple[Any, tuple[str,
         if recipe.drop_path > 0.0:
             notes.append(f"drop_path {recipe.drop_path} ignored: {bench.run.model.arch} does not support it")
     if hasattr(network, "layer_ids"):
-        network.layer_ids = recipe.layer_ids
+        network.layer_ids = "openmmlab" if recipe.layer_ids == "openmmlab" else "release"
     initialise(classifier(network), recipe.head_init_std, bench.seed)
     return network, tuple(notes)
 

@@ -1,13 +1,14 @@
 """Turn resolved models, tasks and protocols into the list of runs. Pure."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixmim_bench.protocols import find_protocol, resolve_protocol
+from mixmim_bench.hyperparameters import check_values
+from mixmim_bench.protocols import all_presets, find_protocol, resolve_protocol
 from mixmim_bench.protocols.contract import Protocol, Workload
-from mixmim_bench.specs import DataSource, ModelSpec, Preprocessing, Run, TaskSpec, Weights
+from mixmim_bench.specs import AUTO, DataSource, ModelSpec, Preprocessing, Run, TaskSpec, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +22,13 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class ProtocolChoice:
-    """A protocol with its hyper-parameters for a task, which may depend on whether weights are random."""
+    """A protocol for a task, whose hyper-parameters may depend on whether weights are random."""
 
-    for_weights: Protocol
-    for_random: Protocol
+    resolve: Callable[[bool], Protocol]
 
     def for_model(self, model: ModelChoice) -> Protocol:
-        """Return the protocol for a model."""
-        return self.for_random if model.weights.random else self.for_weights
+        """Return the protocol for a model; raises BenchError."""
+        return self.resolve(model.weights.random)
 
 
 def choose_protocol(
@@ -39,7 +39,7 @@ def choose_protocol(
     changes: Mapping[str, Any] | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> ProtocolChoice:
-    """Resolve the hyper-parameters of a protocol for a task; raises BenchError.
+    """Choose a protocol for a task; raises BenchError for a hyper-parameter or preset that does not exist.
 
     Args:
         task: may change hyper-parameters itself.
@@ -50,11 +50,13 @@ def choose_protocol(
         counts: images per role, by which 'auto' chooses a preset.
     """
     recipe = {**task.recipe.get(name, {}), **(changes or {})}
+    cls = find_protocol(name, task.kind)
     if layers:
-        recipe |= find_protocol(name, task.kind).reading(layers)
-    return ProtocolChoice(
-        *(resolve_protocol(name, task.kind, preset, recipe, random, counts) for random in (False, True))
-    )
+        recipe |= cls.reading(layers)
+    check_values(cls, recipe)
+    if preset not in (AUTO, *all_presets()):
+        resolve_protocol(name, task.kind, preset, recipe, random_weights=False)
+    return ProtocolChoice(lambda random: resolve_protocol(name, task.kind, preset, recipe, random, counts))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mixmim_bench.training.contract import Objective, Schedule, Trained
 
 CHECKED = 200  # images of train that are scored after training, to see that something was learnt
-LAYER_IDS = ("release", "openmmlab")
+LAYER_IDS = ("timm", "release", "openmmlab")
 HEAD_INITS = ("random", "linear")
 SHORT = 2500  # steps, as the shorter schedule of VTAB's lightweight sweep (arXiv 1910.04867)
 
@@ -43,7 +43,8 @@ class Finetune(Protocol):
 
     `layer_ids`, of MixMIM: in the release the classifier has the learning rate of the last block, one factor
     of layer_decay below the full rate, and a patch merging that of the block after it; in OpenMMLab the
-    classifier has the full rate, and a patch merging that of the block before it. `head_epochs` train the
+    classifier has the full rate, and a patch merging that of the block before it. The paper's preset follows
+    the release; 'timm' gives the classifier the full rate, as other models have it. `head_epochs` train the
     head alone before all is trained. With `base_lr_grid` or `epochs_grid`, each pair is trained on train and
     the best on val is trained on both.
     """
@@ -51,12 +52,12 @@ class Finetune(Protocol):
     name: ClassVar[str] = "finetune"
     title: ClassVar[str] = "fine-tuning"
     kind: ClassVar[str] = "classification"
-    version: ClassVar[int] = 2  # 2: the layer ids of the release for the head of a MixMIM as well
+    version: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     learnt: ClassVar[str] = "top1"  # what is measured on some images of train
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {},
+        "paper": {"layer_ids": "release"},
         "random": {
             "base_lr": 1e-3,
             "head_init_std": 0.02,
@@ -79,6 +80,7 @@ class Finetune(Protocol):
             "warmup_epochs": 2.0,
             "head_init": "linear",
             "layer_decay": 0.75,
+            "layer_ids": "release",
             "clip_grad": 1.0,
             "mixup": 0.0,
             "cutmix": 0.0,
@@ -120,7 +122,7 @@ class Finetune(Protocol):
     betas: tuple[float, ...] = later((0.9, 0.999))
     warmup_lr: float = later(0.0)
     ema_decay: float = later(0.0)  # 0: the last weights are the result, not averaged ones
-    layer_ids: str = later("release")
+    layer_ids: str = later("timm")
     color_jitter: float = later(0.0)  # without auto_augment only, as in timm
     remode: str = later("pixel")  # of random erasing
     mixup_prob: float = later(1.0)
