@@ -36,6 +36,9 @@ def build_network(bench: Workbench, recipe: "Finetune") -> tuple[Any, tuple[str,
             notes.append(f"drop_path {recipe.drop_path} ignored: {bench.run.model.arch} does not support it")
     if hasattr(network, "layer_ids"):
         network.layer_ids = "openmmlab" if recipe.layer_ids == "openmmlab" else "release"
+    if recipe.head_init == "linear" and bench.run.weights.random:
+        # the probe saw a network without a head, whose random weights are others
+        network.load_state_dict(bench.backbone().state_dict(), strict=False)
     initialise(classifier(network), recipe.head_init_std, bench.seed)
     return network, tuple(notes)
 
