@@ -41,8 +41,8 @@ def check_values(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         default = fields[key].default
         if type(default) is float and type(value) is int:
             value = float(value)
-        if type(default) is tuple and type(value) is list:
-            value = tuple(value)
+        if type(default) is tuple and not isinstance(value, tuple):
+            value = tuple(value) if isinstance(value, list) else (value,)
         if not _alike(value, default):
             raise BenchError(f"{key} must be like {default!r}, not {value!r}")
         checked[key] = value

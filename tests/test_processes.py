@@ -1,5 +1,6 @@
 """Jobs of several processes on this machine, connected by gloo, against one process."""
 
+import json
 import os
 import socket
 import subprocess
@@ -87,3 +88,31 @@ def test_a_worker_that_dies_ends_the_job_with_its_reason(tmp_path):
     assert first == 1 and second == 7
     assert "ProcessLost: process 0 of 2 lost another one" in output
     assert not (tmp_path / "out" / "process0.pt").exists()
+
+
+def test_the_suite_gives_the_same_scores_in_two_processes(tmp_path):
+    """Only the main process writes and shows progress; frozen protocols run in it alone."""
+    suite = [
+        TESTS.parent / "run_suite.py", "-m", "test_vit", "-t", "digits", "-p", "linear", "-p", "finetune",
+        "-p", "linear-sgd", "--threads", "1", "--batch-size", "16",
+        *(f"--set=finetune.{text}" for text in ("epochs=1", "drop_path=0.0", "mixup=0.0", "cutmix=0.0")),
+        "--set=finetune.base_lr=1e-2", "--set=linear-sgd.epochs=2", "--set=linear-sgd.warmup_epochs=1",
+        "--set=linear-sgd.norm=none",
+    ]  # fmt: skip
+    scores = {}
+    for count in (1, 2):
+        results = tmp_path / f"results{count}"
+        ended = launch(
+            count, *suite, "--results", results, MIXMIM_BENCH_CACHE=str(tmp_path / f"cache{count}")
+        )
+        assert all(status == 0 for status, _ in ended), ended
+        if count == 2:
+            assert not ended[1][1].strip(), ended[1][1]
+        records = [json.loads(path.read_text()) for path in sorted((results / "runs").glob("*.json"))]
+        assert {record["provenance"]["processes"] for record in records} == {count}
+        scores[count] = {record["protocol_title"]: record["scores"]["top1"] for record in records}
+        assert all(score["n"] == 500 for score in scores[count].values())  # of 2 x 250
+        assert len(list((results / "logs").glob("*/fine-tuning.csv"))) == 1
+    assert scores[1].keys() == scores[2].keys() and len(scores[1]) == 3
+    for name, score in scores[1].items():
+        assert scores[2][name]["value"] == pytest.approx(score["value"], abs=0.01), name

@@ -1,6 +1,8 @@
 """Fine-tuning: it learns, repeats itself, follows its recipe, and survives the end of memory."""
 
+import csv
 import dataclasses
+import json
 import signal
 import sys
 import warnings
@@ -14,6 +16,7 @@ from children import Forked
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.data.dataset import Split, open_task
@@ -332,9 +335,105 @@ def test_a_task_forbids_what_would_change_its_labels(forbid, chance):
     assert [t.p for t in kept] == chance
 
 
-def test_a_training_that_diverges_says_so():
-    with pytest.raises(Exception, match="diverged"):
-        trained(epochs=2, base_lr=1e30)
+def test_a_training_that_diverges_says_so_and_keeps_the_ids(tmp_path):
+    bench, data = bench_for(digits(epochs=2, base_lr=1e30))
+    bench.logs = tmp_path
+    with pytest.raises(BenchError, match=r"diverged: the loss is nan at step .* 32 images are listed in "):
+        weights_after(bench, data)
+    values = json.loads((tmp_path / "training.diverged.json").read_text())
+    part = join([splits_of(data, 100)[role].part for role in ("train", "val")])
+    assert len(values["ids"]) == 32 and set(values["ids"]) <= set(part.ids.tolist())
+    assert values["loss"] == "nan" and values["step"] > 0 and values["lr"] > 0
+    rows = (tmp_path / "training.csv").read_text().splitlines()
+    assert len(rows) == 1 + values["step"]
+
+
+# -- logs ---------------------------------------------------------------------------------------------
+
+
+def test_losses_and_rates_are_logged_and_cut_where_a_training_continues(monkeypatch, tmp_path):
+    for name, value in (("FEWEST_S", 0.0), ("EVERY_S", 0.0), ("SHARE", 1e9)):
+        monkeypatch.setattr(checkpoints, name, value)
+    monkeypatch.setattr(checkpoints, "EVERY_S", 1e9)  # at the ends of epochs only
+    bench, data = bench_for(digits(**RECIPE, base_lr=0.1, warmup_epochs=0.0, min_lr=0.0))
+    bench.logs, bench.trackers = tmp_path, ("tensorboard",)
+    stopping_at(monkeypatch, 8, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        weights_after(bench, data)
+    assert len((tmp_path / "training.csv").read_text().splitlines()) == 1 + 8
+    _, done = weights_after(bench, data)
+    rows = list(csv.DictReader((tmp_path / "training.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(12))
+    losses = [float(row["loss"]) for row in rows]
+    assert [np.mean(losses[:6]), np.mean(losses[6:])] == pytest.approx(done.losses, abs=1e-5)
+    full = 0.1 * 32 / 256
+    expected = [full * (1 + np.cos(np.pi * i / 12)) / 2 for i in range(12)]
+    assert [float(row["lr"]) for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert all(float(row["images_per_s"]) > 0 for row in rows)
+    assert json.loads((tmp_path / "training.json").read_text())["batch_size"] == 32
+    events = EventAccumulator(str(tmp_path / "training")).Reload()
+    scalars = events.Scalars("loss")
+    assert [each.step for each in scalars] == list(range(12))
+    assert [each.value for each in scalars] == pytest.approx(losses, rel=1e-5)
+
+
+def test_a_tracker_that_is_not_there_is_named(run, tmp_path):
+    args = ["-m", "test_vit", "-t", "digits", "-p", "knn", "--results", tmp_path]
+    assert "no tracker 'wand'; did you mean wandb or" in run("run", *args, "--track", "wand", code=2).output
+    said = run("run", *args, "--track", "clearml", code=2).output
+    assert "the tracker 'clearml' needs its package: pip install clearml" in said
+
+
+# -- bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", [{}, {"mixup": 0.8, "cutmix": 1.0}])
+def test_a_batch_larger_than_the_dataset_is_the_dataset(recipe):
+    """Also an odd one, whose last image is not mixed."""
+    bench, data = bench_for(digits(batch_size=4096, epochs=3, **recipe))
+    part = data.parts["val"].take(np.arange(31))
+    _, trainer = trainer_for(bench, part, at_once=4096)
+    assert (trainer.batch_size, trainer.steps_per_epoch) == (31, 1)
+    assert len(trainer.run("training", 0.0)) == 3
+    assert bench.stages.counted["training"] == [93, 93]
+
+
+@pytest.mark.parametrize("head_init", ["random", "linear"])
+def test_classes_of_one_image_and_classes_missing_in_train_are_trained(head_init):
+    """What train lacks can be neither learnt nor an error; the network still has its class."""
+    bench, data = bench_for(digits(epochs=2, head_init=head_init))
+    splits = splits_of(data, 150)
+    for role in ("train", "val"):
+        labels = splits[role].part.labels
+        keep = (labels != 3) & (labels != 7)
+        if role == "train":
+            keep[np.flatnonzero(labels == 7)[0]] = True
+        splits[role] = Split(role, splits[role].part.take(np.flatnonzero(keep)))
+    protocol = build_protocol(bench.run.protocol, "classification")
+    predicted = protocol.fit(bench, splits["train"], splits["val"]).predict(splits["test"])
+    assert np.isfinite(predicted.scores).all() and predicted.scores.shape == (150, 10)
+    if head_init == "linear":
+        assert not (predicted.scores.argmax(1) == 3).any()
+
+
+def test_memory_options_change_nothing_but_memory():
+    """Recomputed activations and compiled networks give the same losses, to rounding."""
+    expected = trained(n=100, epochs=1, drop_path=0.0)[0].arrays["train_loss"]
+    again = trained(n=100, epochs=1, drop_path=0.0, machine={"grad_checkpointing": True})[0]
+    np.testing.assert_allclose(again.arrays["train_loss"], expected, rtol=1e-5)
+    vgg = ModelSpec(name="vgg", arch="vgg11")
+    bench, data = bench_for(digits(epochs=1), model=vgg, grad_checkpointing=True)
+    with pytest.raises(BenchError, match="--grad-checkpointing: VGG does not support it"):
+        build_protocol(bench.run.protocol, "classification").fit(
+            bench, *list(splits_of(data, 64).values())[:2]
+        )
+
+
+@pytest.mark.slow
+def test_a_compiled_training_has_the_same_losses():
+    expected = trained(n=100, epochs=1, drop_path=0.0)[0].arrays["train_loss"]
+    compiled = trained(n=100, epochs=1, drop_path=0.0, machine={"compile_training": True})[0]
+    np.testing.assert_allclose(compiled.arrays["train_loss"], expected, rtol=1e-4)
 
 
 def test_an_architecture_without_stochastic_depth_is_trained_without_it():

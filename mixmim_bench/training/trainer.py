@@ -355,9 +355,10 @@ class Trainer:
 
 
 def _checkpoint_activations(network: Any, enable: bool = True) -> None:
-    if not hasattr(network, "set_grad_checkpointing"):
-        raise BenchError(f"--grad-checkpointing: {type(network).__name__} does not support it")
-    network.set_grad_checkpointing(enable)
+    try:
+        network.set_grad_checkpointing(enable)
+    except (AttributeError, AssertionError) as error:  # timm asserts
+        raise BenchError(f"--grad-checkpointing: {type(network).__name__} does not support it") from error
 
 
 def in_step(images: int, count: int, together: int = 1) -> list[slice]:
