@@ -106,6 +106,70 @@ def measure(which: str, options: argparse.Namespace) -> None:
     print(json.dumps({"seconds": seconds[2:], "peak_gb": peak / 1e9}))
 
 
+def measure_loop(options: argparse.Namespace) -> None:
+    """Let steps of the suite's loop, input included, and plain steps take turns in one process."""
+    import numpy as np
+    import torch
+    from timm.data import Mixup
+
+    from mixmim_bench.data.images import Arrays, Part
+    from mixmim_bench.data.transforms import ImageOnly, train_transform
+    from mixmim_bench.facts import preprocessing
+    from mixmim_bench.machine import open_machine
+    from mixmim_bench.progress import Silent
+    from mixmim_bench.registry import find_model
+    from mixmim_bench.training import contract, trainer
+    from mixmim_bench.training.logs import TrainingLog
+    from mixmim_bench.training.objectives import Classifying, Reconstructing
+
+    torch.manual_seed(0)
+    network, loss = ours(options.pretraining, options.checkpointing)
+    workers = 8 if options.device.startswith("cuda") else 0
+    machine = open_machine(options.device, options.precision, options.threads, options.batch, workers)
+    count = options.batch * (options.steps + 1)
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 224, 224, 3), dtype=np.uint8)
+    part = Part(
+        np.array([f"{i:06d}" for i in range(count)]), np.arange(count) % 1000, Arrays(pixels, "noise")
+    )
+    transform = train_transform(
+        preprocessing(find_model("mixmim-b")),
+        crop_scale=(0.2, 1.0),
+        crop_ratio=(0.75, 4 / 3),
+        hflip=0.5,
+        auto_augment="" if options.pretraining else "rand-m9-mstd0.5-inc1",
+        reprob=0.0 if options.pretraining else 0.25,
+    )
+    mixing = Classifying(1000, Mixup(0.8, 1.0, num_classes=1000), 0.1)
+    training = trainer.Trainer(
+        network.train(),
+        part,
+        ImageOnly(transform),
+        Reconstructing((0.5,)) if options.pretraining else mixing,
+        contract.Schedule(epochs=1, batch_size=options.batch, lr=1e-4, weight_decay=0.05),
+        contract.Environment(machine=machine, seed=0, stages=Silent()),
+        options.batch,
+    )
+    log = TrainingLog(training.accelerator, training.steps_per_epoch, options.batch)
+    steps = training._steps(0, 0, [], lambda _: None, log)
+    images = torch.randn(options.batch, 3, 224, 224, device=options.device)
+    labels = torch.arange(options.batch, device=options.device)
+    by_loop, plain = [], []
+    for _ in range(options.steps + 1):
+        clock = time.perf_counter()
+        next(steps)
+        by_loop.append(time.perf_counter() - clock)
+        clock = time.perf_counter()
+        with machine.autocast():
+            value = loss(images, labels)
+        value.backward()
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        value.item()
+        plain.append(time.perf_counter() - clock)
+    ratio = statistics.median(ours / theirs for ours, theirs in zip(by_loop[1:], plain[1:], strict=True))
+    print(f"the suite's loop, input included / plain steps: {ratio:.2f} times as long")
+
+
 def main() -> None:
     """Let both take turns, and print the medians."""
     parser = argparse.ArgumentParser(
@@ -124,9 +188,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="ours only")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--pretraining", action="store_true")
+    parser.add_argument("--loop", action="store_true", help="ours by the suite's loop against plain steps")
     options = parser.parse_args()
     if options.child:
         measure(options.child, options)
+        return
+    if options.loop:
+        measure_loop(options)
         return
     pythons = {"ours": sys.executable}
     if options.openmmlab_env:

@@ -92,8 +92,11 @@ class Workbench:
         """Build a new copy of the backbone with its weights, for training."""
         return build(self.run.model, self.run.weights, self.run.size, self.seed, **kwargs)
 
-    def environment(self, *splits: Split) -> Environment:
-        """Return the environment of a training on images of splits; it continues from its last checkpoint."""
+    def environment(self, *splits: Split, quiet: bool = False) -> Environment:
+        """Return the environment of a training on images of splits; it continues from its last checkpoint.
+
+        quiet: do not print the learning rates.
+        """
         stamps = [split.stamp for split in splits]
         identity = {**self.run.identity(), "engine": self.run.engine, "images": stamps}
         folder = folder_of(digest(identity))
@@ -106,6 +109,7 @@ class Workbench:
             checkpoints=folder,
             logs=self.logs,
             trackers=self.trackers,
+            quiet=quiet,
         )
 
     def finish(self) -> None:

@@ -16,11 +16,15 @@ from mixmim_bench.suite.execute import fit_and_predict, open_run
 
 @contextmanager
 def leading() -> Iterator[None]:
-    """Let the followers end when the main process has done its work, also if it exits with a status."""
+    """Let the followers end when the main process has done its work, also if runs failed.
+
+    After an interruption they are not waiting, and end with the job.
+    """
     try:
         yield
-    except SystemExit:
-        processes.broadcast()
+    except SystemExit as ended:
+        if ended.code in (None, 0, 1):
+            processes.broadcast()
         raise
     processes.broadcast()
 

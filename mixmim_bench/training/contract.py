@@ -42,6 +42,8 @@ class Environment:
         checkpoints: a folder for the checkpoints of the run; None: none are written.
         logs: a folder for losses and learning rates; None: none are written.
         trackers: of Accelerate, by name, which log as well, such as 'tensorboard'.
+        quiet: do not print the learning rates.
+        keep: receives the number of epochs and the weights, every `keep_every` epochs (0: never).
     """
 
     machine: Machine
@@ -51,8 +53,9 @@ class Environment:
     checkpoints: Path | None = None
     logs: Path | None = None
     trackers: Sequence[str] = ()
-    keep: "Callable[[int, dict[str, Tensor]], None] | None" = None  # is given the weights after some epochs
-    keep_every: int = 0  # epochs; 0: never
+    quiet: bool = False
+    keep: "Callable[[int, dict[str, Tensor]], None] | None" = None
+    keep_every: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

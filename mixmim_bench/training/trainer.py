@@ -171,8 +171,12 @@ class Trainer:
 
     def _open_log(self, first: int) -> TrainingLog:
         """Open the logs at a step, and say the learning rates."""
-        for line in [f"  {self.name}: learning rates after the warm-up", *(f"    {r}" for r in self.rates)]:
-            self.environment.stages.say(line)
+        if not self.environment.quiet:
+            for line in [
+                f"  {self.name}: learning rates after the warm-up",
+                *(f"    {r}" for r in self.rates),
+            ]:
+                self.environment.stages.say(line)
         trackers: list[Any] = []
         kwargs: dict[str, Any] = {}
         if processes.is_main():
@@ -206,9 +210,10 @@ class Trainer:
         self.given._compiled_call_impl = None
         if self.environment.machine.grad_checkpointing:
             _checkpoint_activations(self.given, enable=False)
-        self.given.load_state_dict(self._weights())
+        if self.sharded or self.ema is not None:
+            self.given.load_state_dict(self._weights())
         self.given.to(self.accelerator.device)
-        for digests, found in processes.gather((self.digests, self.unreadable.found))[: processes.count()]:
+        for digests, found in processes.gather((self.digests, self.unreadable.found)):
             self.digests |= digests
             self.unreadable.add(found)
 

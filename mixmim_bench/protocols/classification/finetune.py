@@ -304,7 +304,8 @@ class Finetune(Protocol):
         if head is not None:
             set_head(network, *head)
         part = join([split.part for split in splits])
-        environment, transform = bench.environment(*splits), self._transform(bench)
+        environment = bench.environment(*splits, quiet=len(splits) == 1)  # learning rates are printed once
+        transform = self._transform(bench)
         objective = self._objective(bench)
         schedule = self._schedule(len(part), network, base_lr, epochs)
         if self.head_epochs:
