@@ -40,7 +40,7 @@ def main(out, sharded=False, batch=30, at_once=None, stop=None, die=None, n=150,
         stop_at(stop, lambda: signal.raise_signal(signal.SIGTERM))
     if die is not None and processes.index() == 1:
         stop_at(die, lambda: os._exit(7))
-    for name, value in (("FEWEST_S", 0.0), ("SHARE", 1e9)):
+    for name, value in (("FEWEST_S", 0.0), ("EVERY_S", 0.0), ("SHARE", 1e9)):
         setattr(checkpoints, name, value)
     task = load_tasks()["digits"]
     part = open_task(task).splits["train"].part.take(np.arange(n))

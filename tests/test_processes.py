@@ -1,27 +1,30 @@
 """Jobs of several processes on this machine, connected by gloo, against one process."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 TESTS = Path(__file__).parent
 
 
-def launch(count, *command, **environment):
-    """Start processes as torchrun does, and return each one's exit status and output."""
+def start(count, *command, **environment):
+    """Start processes as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     if count > 1:
         shared |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
+    return [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", *map(str, command)],
             env={**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})},
@@ -31,6 +34,11 @@ def launch(count, *command, **environment):
         )
         for rank in range(count)
     ]
+
+
+def launch(count, *command, **environment):
+    """Start processes and return each one's exit status and output."""
+    started = start(count, *command, **environment)
     outputs = [process.communicate(timeout=300)[0] for process in started]
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
@@ -81,6 +89,29 @@ def test_a_job_that_is_terminated_continues(tmp_path, sharded):
     assert all(torch.equal(done["weights"][name], whole["weights"][name]) for name in whole["weights"])
     rows = (tmp_path / "out" / "logs" / "training.csv").read_text().splitlines()
     assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_kills_at_random_moments_lose_nothing(tmp_path, count):
+    """SIGKILL of all processes, at any time after the first checkpoint, also while one is written."""
+    whole = train(count, tmp_path / "whole", n=600, at_once=4)[0]
+    random = np.random.default_rng(int(time.time()))
+    for _ in range(3):
+        processes = start(count, TESTS / "job.py", tmp_path / "out", "n=600", "at_once=4")
+        until = time.monotonic() + 60
+        while not list((tmp_path / "out").glob("checkpoints/*.pt")) and time.monotonic() < until:
+            time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            processes[0].wait(random.uniform(0, 8))
+        for process in processes:
+            process.kill()
+            process.communicate()
+        if (tmp_path / "out" / "process0.pt").exists():
+            break
+    done = train(count, tmp_path / "out", n=600, at_once=4)[0]
+    assert done["losses"] == whole["losses"]
+    assert all(torch.equal(done["weights"][name], whole["weights"][name]) for name in whole["weights"])
 
 
 def test_a_worker_that_dies_ends_the_job_with_its_reason(tmp_path):

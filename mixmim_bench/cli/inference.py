@@ -10,28 +10,22 @@ from typing import Any
 
 import click
 
-from mixmim_bench.cli.complete import completing, model_names
 from mixmim_bench.cli.options import (
     BATCH_SIZE,
     DEVICE,
     ENGINE,
+    IMAGE_SIZE,
     JSON,
     PRECISION,
     THREADS,
     WORKERS,
     examples,
+    model_option,
     print_table,
 )
 from mixmim_bench.errors import BenchError
 
-MODEL = click.option(
-    "-m",
-    "--model",
-    default="mixmim-b",
-    show_default=True,
-    shell_complete=completing(model_names),
-    help="Model or weights from `mixmim-bench models`, or any timm model.",
-)
+MODEL = model_option("Model or weights from `mixmim-bench models`, or any timm model.")
 WEIGHTS = click.option(
     "--weights",
     default="auto",
@@ -41,9 +35,6 @@ WEIGHTS = click.option(
 )
 SEED = click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Seed of random weights."
-)
-IMAGE_SIZE = click.option(
-    "--image-size", type=click.IntRange(min=1), help="Side in pixels; default: the model's own."
 )
 
 

@@ -77,6 +77,23 @@ MODELS = click.option(
     shell_complete=completing(model_names),
     help="Model from `mixmim-bench models`, or any timm model. Repeatable.",
 )
+
+
+def model_option(help_text: str) -> Any:
+    """Return the option of commands that take one model."""
+    return click.option(
+        "-m",
+        "--model",
+        default="mixmim-b",
+        show_default=True,
+        shell_complete=completing(model_names),
+        help=help_text,
+    )
+
+
+IMAGE_SIZE = click.option(
+    "--image-size", type=click.IntRange(min=1), help="Side in pixels; default: the model's own."
+)
 TASKS = click.option(
     "-t",
     "--task",

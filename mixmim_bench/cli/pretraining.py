@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from mixmim_bench.cli.complete import completing, model_names
 from mixmim_bench.cli.options import (
     BATCH_SIZE,
     DATA_ROOT,
     DEVICE,
+    IMAGE_SIZE,
     PRECISION,
     SET,
     THREADS,
@@ -17,19 +17,10 @@ from mixmim_bench.cli.options import (
     TRAINING,
     WORKERS,
     examples,
+    model_option,
 )
 
-MODEL = click.option(
-    "-m",
-    "--model",
-    default="mixmim-b",
-    show_default=True,
-    shell_complete=completing(model_names),
-    help="A MixMIM of `mixmim-bench models`.",
-)
-IMAGE_SIZE = click.option(
-    "--image-size", type=click.IntRange(min=1), help="Side in pixels, a multiple of 32; default: 224."
-)
+MODEL = model_option("A MixMIM of `mixmim-bench models`.")
 
 
 @click.command(
