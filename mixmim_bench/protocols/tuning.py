@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mixmim_bench import facts
 from mixmim_bench.data.images import Part
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS
@@ -25,7 +26,7 @@ ABSENT = -20.0  # logit of a class that has no image, below the smallest interce
 
 def build_network(bench: Workbench, recipe: "Finetune") -> tuple[Any, tuple[str, ...]]:
     """Build the backbone with a new head, and notes on what the architecture does not support."""
-    notes = []
+    notes = list(facts.check_weights(bench.run.model, bench.run.weights, bench.run.size))
     try:
         network: Any = bench.backbone(num_classes=bench.num_classes, drop_path_rate=recipe.drop_path)
     except BenchError as error:
