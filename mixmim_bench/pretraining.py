@@ -213,7 +213,7 @@ def pretrain(
     network = pretraining.network()
     settings = pretraining.settings(machine)
     known = _open_folder(out, settings)
-    if known.get("losses"):
+    if known.get("losses") and (out / CHECKPOINT).exists():
         return Pretrained(out / CHECKPOINT, known["losses"], len(part))
     transform = train_transform(
         dataclasses.replace(preprocessing(pretraining.model), size=pretraining.size),

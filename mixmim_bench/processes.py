@@ -1,7 +1,7 @@
 """The processes of a job started by `torchrun` or `accelerate launch`, and what they tell each other.
 
 The main process leads: it alone plans, writes and shows progress; the others take part in its trainings.
-Messages go through a gloo group of their own, so that they need no GPU and may wait for hours. Without a
+Messages go through gloo groups of their own, so that they need no GPU and may wait for hours. Without a
 launcher there is one process, and nothing here imports torch.
 """
 
@@ -14,7 +14,8 @@ from typing import Any
 
 from mixmim_bench.errors import BenchError
 
-PATIENCE = timedelta(days=30)  # for messages: others may wait while the main process does other work
+PATIENCE = timedelta(days=30)  # for the next run: the main process may do other work meanwhile
+IN_STEP = timedelta(hours=2)  # for the others within a run; then they are stuck
 
 
 class ProcessLost(BenchError):
@@ -58,14 +59,15 @@ def connect(device: str) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu")
-        _group()
+        _group(PATIENCE)
+        _group(IN_STEP)
 
 
 @cache
-def _group() -> Any:
+def _group(timeout: timedelta) -> Any:
     from torch import distributed
 
-    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return distributed.new_group(backend="gloo", timeout=timeout)
 
 
 @contextmanager
@@ -92,7 +94,7 @@ def total(*values: float) -> list[float]:
 
     summed = torch.tensor(values, dtype=torch.float64)
     with talking():
-        torch.distributed.all_reduce(summed, group=_group())
+        torch.distributed.all_reduce(summed, group=_group(IN_STEP))
     return summed.tolist()
 
 
@@ -104,19 +106,21 @@ def gather(value: Any) -> list[Any]:
 
     values = [None] * count()
     with talking():
-        distributed.all_gather_object(values, value, group=_group())
+        distributed.all_gather_object(values, value, group=_group(IN_STEP))
     return values
 
 
 def broadcast(value: Any = None) -> Any:
-    """Return the value of the main process."""
+    """Return the value of the main process, for which the others may wait for days."""
     if count() == 1:
         return value
     import torch
 
     values = [value]
     with talking():
-        torch.distributed.broadcast_object_list(values, src=0, group=_group(), device=torch.device("cpu"))
+        torch.distributed.broadcast_object_list(
+            values, src=0, group=_group(PATIENCE), device=torch.device("cpu")
+        )
     return values[0]
 
 

@@ -44,6 +44,7 @@ class Silent:
 
 
 QUIET_S = 10.0  # between two plain lines of one stage
+AT_ONCE_S = 0.5  # what is counted sooner was done before, and says nothing about the speed
 
 
 class _Speed(TextColumn):
@@ -107,19 +108,21 @@ class View:
     def stage(self, name: str, total: int, work: float) -> Iterator[Advance]:
         """Show a stage over `total` items, each of which costs `work` GMACs."""
         bar = self._bars.add_task(f"  {name}", total=total) if self.live else None
-        count, started, said = 0, time.monotonic(), time.monotonic()
+        count, before, started, said = 0, 0, time.monotonic(), time.monotonic()
 
         def advance(n: int) -> None:
-            nonlocal count, said
+            nonlocal count, before, said
             count += n
+            if time.monotonic() - started < AT_ONCE_S:
+                before += n
             self.done += n * work
             if bar is not None:
                 self._bars.advance(bar, n)
                 self._show_whole()
             elif time.monotonic() - said > QUIET_S:
                 said = time.monotonic()
-                speed = count / (said - started)
-                left = (total - count) / speed
+                speed = (count - before) / (said - started)
+                left = (total - count) / speed if speed else 0.0
                 self.say(f"  {name}: {count}/{total}, {speed:.1f}/s, {left:.0f} s left")
 
         try:

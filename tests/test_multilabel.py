@@ -122,6 +122,39 @@ def test_fine_tuning_learns_several_labels(run, tmp_path):
     assert record["notes"] == []
 
 
+def test_small_sets_start_from_the_linear_probe(run, tmp_path):
+    """With weights and few steps, auto takes `small`; a task's own epochs and rates replace its grid."""
+
+    def labels_of(digits):
+        return np.where((digits[:, None] + np.arange(20)) % 5 == 0, 1, -1)
+
+    copies.voc(tmp_path / "voc", CLASSES, (120, 60, 80), labels_of)
+    weights = tmp_path / "weights.safetensors"
+    export = ["-m", "test_vit", "--weights", "random", "--format", "safetensors", "--features"]
+    run("export", *export, "--out", weights)
+    args = [
+        "-m",
+        "test_vit",
+        "--weights",
+        weights,
+        "-t",
+        small_voc(tmp_path),
+        "--results",
+        tmp_path / "results",
+    ]
+    settings = [
+        f"--set=finetune.{text}" for text in ("epochs=1", "warmup_epochs=0.5", "base_lr_grid=[1e-9, 1e-3]")
+    ]
+    run("run", *args, "-p", "linear", "-p", "finetune", *settings)
+    records = [json.loads(file.read_text()) for file in (tmp_path / "results" / "runs").glob("*.json")]
+    found = {record["identity"]["protocol"]["name"]: record for record in records}
+    recipe = found["finetune"]["identity"]["protocol"]
+    assert recipe["head_init"] == "linear" and recipe["batch_size"] == 64 and "epochs_grid" not in recipe
+    assert found["finetune"]["chosen"]["epochs"] == 1
+    values = [found[name]["scores"]["mean_ap"]["value"] for name in ("finetune", "linear")]
+    assert values[0] > values[1] - 0.05 > 0.3
+
+
 def test_voc_is_judged_by_every_protocol(run, tmp_path):
     copies.voc(tmp_path / "voc", CLASSES)
     task = small_voc(tmp_path)
