@@ -136,6 +136,8 @@ def open_machine(
             "--fsdp shards over several processes; start them with torchrun or accelerate launch"
         )
     processes.connect(device)
+    if threads is not None:  # which Accelerate changes on a CPU
+        torch.set_num_threads(threads)
     given = batch_size or 0
     if batch_size is None:
         batch_size = GPU_BATCH if device.startswith("cuda") else CPU_BATCH
@@ -156,10 +158,12 @@ def open_machine(
 def _workers_for_gpu(batch_size: int) -> int:
     """Choose the number of worker processes: one per spare core, as far as /dev/shm holds their batches."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores - 1, MOST_WORKERS)
+    beside = processes.local_count()  # which share cores and memory
+    workers = min(cores // beside - 1, MOST_WORKERS)
     if SHARED_MEMORY.is_dir():
         batch_bytes = 4 * 3 * 224**2 * batch_size
-        workers = min(workers, shutil.disk_usage(SHARED_MEMORY).free // (BATCHES_PER_WORKER * batch_bytes))
+        free = shutil.disk_usage(SHARED_MEMORY).free // beside
+        workers = min(workers, free // (BATCHES_PER_WORKER * batch_bytes))
     return max(workers, 0)
 
 

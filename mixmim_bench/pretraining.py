@@ -1,6 +1,7 @@
 """Pretrain a MixMIM on images without labels, and write a checkpoint that `--weights` accepts."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -135,11 +136,16 @@ class Pretraining:
             "kwargs": dict(self.model.kwargs),
             "size": list(self.size),
             "seed": self.seed,
-            "weights": None if self.weights is None else str(self.weights),
+            "weights": None if self.weights is None else _hash_of(self.weights),
             "images": stamp(self.part),
             "precision": machine.precision,
             **{key: list(value) if isinstance(value, tuple) else value for key, value in values.items()},
         }
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fields(recipe: PretrainingRecipe) -> list[str]:
@@ -211,7 +217,7 @@ def pretrain(
     if len(part) < 2:
         raise BenchError(f"pretraining mixes images in pairs and needs at least 2, not {len(part)}")
     network = pretraining.network()
-    settings = pretraining.settings(machine)
+    settings = processes.broadcast(pretraining.settings(machine))  # times of files may differ elsewhere
     known = _open_folder(out, settings)
     if known.get("losses") and (out / CHECKPOINT).exists():
         return Pretrained(out / CHECKPOINT, known["losses"], len(part))

@@ -12,7 +12,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-from mixmim_bench.errors import BenchError
+from mixmim_bench.errors import BenchError, UnreadableImages
 
 PATIENCE = timedelta(days=30)  # for the next run: the main process may do other work meanwhile
 IN_STEP = timedelta(hours=2)  # for the others within a run; then they are stuck
@@ -24,6 +24,11 @@ class ProcessLost(BenchError):
 
 class InAll(BenchError):
     """An error that every process raises at the same place, so that they can go on together."""
+
+
+def in_all(error: BaseException) -> bool:
+    """Whether every process raises an error: InAll, and what each finds in the same features."""
+    return isinstance(error, InAll | UnreadableImages)
 
 
 def index() -> int:
@@ -41,10 +46,17 @@ def local_index() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_count() -> int:
+    """Return the number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def environment_of_one() -> dict[str, str]:
     """Return the environment for a child process that does not take part in the job."""
     return {
-        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     }
 
 

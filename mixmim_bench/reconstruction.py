@@ -13,7 +13,7 @@ from mixmim_bench.data.pictures import Pictures
 from mixmim_bench.data.transforms import eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import preprocessing
-from mixmim_bench.models.checkpoints import load_weights
+from mixmim_bench.models.checkpoints import load_weights, read_checkpoint
 from mixmim_bench.models.pretraining import CELL, MixMIMPretraining
 from mixmim_bench.pretraining import build_network
 from mixmim_bench.specs import ModelSpec, Preprocessing
@@ -23,8 +23,15 @@ GAP, HEADING = 8, 20  # pixels
 
 
 def load_network(model: ModelSpec, size: tuple[int, int], weights: Path) -> MixMIMPretraining:
-    """Build a pretraining network with its weights; raises BenchError, also for weights without a decoder."""
-    network = build_network(model, size, seed=0)
+    """Build a pretraining network with its weights; raises BenchError, also for weights without a decoder.
+
+    Checkpoints of `pretrain` say how their decoder was built.
+    """
+    settings = read_checkpoint(weights).get("settings") or {}
+    decoder = {
+        key: value for key, value in settings.items() if key.startswith("decoder_") or key == "norm_pix_loss"
+    }
+    network = build_network(model, size, seed=0, **decoder)
     load_weights(network, weights, model.arch)
     return network.eval()
 

@@ -115,7 +115,7 @@ def test_the_paper_preset_is_the_released_script():
         head_lr_scale=0.7,
     )
     assert (recipe.drop_path, recipe.smoothing, recipe.reprob, recipe.remode) == (0.1, 0.1, 0.25, "pixel")
-    mixup = recipe._mixup(1000)
+    mixup = recipe._mixup(1000, recipe.smoothing)
     assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.switch_prob) == (0.8, 1.0, 1.0, 0.5)
     assert (mixup.mode, mixup.label_smoothing) == ("batch", 0.1)
     assert recipe.auto_augment == "rand-m9-mstd0.5-inc1"
@@ -195,6 +195,14 @@ def test_a_grid_is_chosen_on_val_and_refitted():
     recipe = build_protocol(bench.run.protocol, "classification")
     work = recipe.images({"train": 150, "val": 50, "test": 20})
     assert work.train == 200 * 3 + 150 * 2 * (1 + 3)
+
+
+def test_a_pair_that_diverges_is_not_chosen():
+    grid = {"base_lr_grid": [1e30, 1e-2], "epochs": 2, "warmup_epochs": 0.0}
+    done = trained(n=100, **grid)[0]
+    assert done.chosen["base_lr"] == 1e-2 and done.arrays["val_top1"][0] == -np.inf
+    with pytest.raises(BenchError, match="diverged"):
+        trained(n=100, **{**grid, "base_lr_grid": [1e30, 1e29]})
 
 
 # -- heads ----------------------------------------------------------------------------------------------

@@ -204,6 +204,16 @@ def test_targets_are_mixed_as_the_images_are():
     assert objective.weight(targets) == known.sum()
 
 
+def test_images_without_a_known_label_have_no_gradient():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    objective = ClassifyingEach()
+    images, targets = objective.prepare(torch.randn(2, 3, 2, 2), torch.full((2, 3), -1))
+    loss = objective.loss(network, images, targets)
+    loss.backward()
+    assert objective.weight(targets) == 0 and loss.item() == 0.0
+    assert all(parameter.grad.abs().max() == 0 for parameter in network.parameters())
+
+
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 6), min_size=1, max_size=3, unique=True))
 def test_shots_show_each_class_often_enough(seed, shots):
     rng = np.random.default_rng(seed)

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from mixmim_bench import processes
+from mixmim_bench.training import trainer
+
 TESTS = Path(__file__).parent
 
 
@@ -77,6 +80,20 @@ def test_two_processes_train_like_one(alone, tmp_path, options):
     assert all(torch.equal(both[0]["weights"][n], both[1]["weights"][n]) for n in both[0]["weights"])
 
 
+@pytest.mark.parametrize(("images", "count", "sizes"), [(7, 4, (2, 1)), (8, 4, (2, 2)), (30, 4, (8, 7))])
+def test_shares_differ_by_one_at_most(monkeypatch, images, count, sizes):
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    found = []
+    for rank in range(count):
+        monkeypatch.setenv("RANK", str(rank))
+        share = processes.share(images)
+        found.append(share.stop - share.start)
+    assert sum(found) == images and (max(found), min(found)) == sizes == trainer.shares(images, 1)
+    for at_once in range(1, sizes[0] + 1):
+        pieces = max(1, min(-(-sizes[0] // at_once), sizes[1]))
+        assert all(len(trainer.in_step(share, pieces)) == pieces for share in found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_job_that_is_terminated_continues(tmp_path, sharded):
@@ -98,13 +115,13 @@ def test_kills_at_random_moments_lose_nothing(tmp_path, count):
     whole = train(count, tmp_path / "whole", n=600, at_once=4)[0]
     random = np.random.default_rng(int(time.time()))
     for _ in range(3):
-        processes = start(count, TESTS / "job.py", tmp_path / "out", "n=600", "at_once=4")
+        started = start(count, TESTS / "job.py", tmp_path / "out", "n=600", "at_once=4")
         until = time.monotonic() + 60
         while not list((tmp_path / "out").glob("checkpoints/*.pt")) and time.monotonic() < until:
             time.sleep(0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            processes[0].wait(random.uniform(0, 8))
-        for process in processes:
+            started[0].wait(random.uniform(0, 8))
+        for process in started:
             process.kill()
             process.communicate()
         if (tmp_path / "out" / "process0.pt").exists():
@@ -121,7 +138,8 @@ def test_a_worker_that_dies_ends_the_job_with_its_reason(tmp_path):
     assert not (tmp_path / "out" / "process0.pt").exists()
 
 
-def test_the_suite_gives_the_same_scores_in_two_processes(tmp_path):
+@pytest.mark.parametrize("options", [[], pytest.param(["--fsdp"], marks=pytest.mark.slow)])
+def test_the_suite_gives_the_same_scores_in_two_processes(tmp_path, options):
     """Only the main process writes and shows progress; frozen protocols run in it alone."""
     suite = [
         TESTS.parent / "run_suite.py", "-m", "test_vit", "-t", "digits", "-p", "linear", "-p", "finetune",
@@ -134,7 +152,12 @@ def test_the_suite_gives_the_same_scores_in_two_processes(tmp_path):
     for count in (1, 2):
         results = tmp_path / f"results{count}"
         ended = launch(
-            count, *suite, "--results", results, MIXMIM_BENCH_CACHE=str(tmp_path / f"cache{count}")
+            count,
+            *suite,
+            *options[: count - 1],
+            "--results",
+            results,
+            MIXMIM_BENCH_CACHE=str(tmp_path / f"cache{count}"),
         )
         assert all(status == 0 for status, _ in ended), ended
         if count == 2:

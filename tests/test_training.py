@@ -230,6 +230,39 @@ def test_sigterm_writes_a_checkpoint_and_exits(monkeypatch):
 
 
 @pytest.mark.usefixtures("always")
+def test_memory_that_ends_later_costs_no_finished_step(monkeypatch):
+    """Training goes on from the last checkpoint with half as many images; a given number is used then too."""
+    bench, data = bench_for(digits(**RECIPE))
+    steps = []
+    real = training.Trainer._step
+
+    def noting(self, batch, update):
+        steps.append((update, self.at_once))
+        return real(self, batch, update)
+
+    monkeypatch.setattr(training.Trainer, "_step", noting)
+    stopping_at(monkeypatch, 8, out_of_memory)
+    _, done = weights_after(bench, data)
+    assert steps[7:10] == [(7, 32), (8, 16), (9, 16)] and steps[-1] == (11, 16)
+    assert done.notes == ("training: out of memory at batch size 32, used 16",)
+
+    bench.finish()
+    monkeypatch.setattr(training.Trainer, "_step", real)
+    stopping_at(monkeypatch, 8, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        weights_after(bench, data)
+    smaller, _ = bench_for(digits(**RECIPE), given_batch_size=8)
+    steps.clear()
+    monkeypatch.setattr(training.Trainer, "_step", noting)
+    weights_after(smaller, data)
+    assert steps[0] == (8, 8)
+
+
+def out_of_memory(*_):
+    raise MemoryError
+
+
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("change", ["damaged", "seed", "recipe"])
 def test_a_checkpoint_of_another_training_is_not_read(monkeypatch, run, change):
     bench, data = bench_for(digits(**RECIPE))

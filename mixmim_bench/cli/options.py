@@ -155,7 +155,8 @@ BATCH_SIZE = click.option(
     default="auto",
     show_default=True,
     help="Images per forward pass, and per backward pass on each device: gradients are accumulated to the "
-    "batch of the recipe. Affects results only by rounding. auto: by device, halved if memory runs out.",
+    "batch of the recipe. Affects results of frozen networks only by rounding, of training also by what is "
+    "drawn for each piece. auto: by device, halved if memory runs out.",
 )
 
 

@@ -74,8 +74,8 @@ from mixmim_bench.errors import BenchError, counted
     names=preset_names,
     default="auto",
     show_default=True,
-    help="Hyper-parameters, where a protocol has several sets: {names}. auto: 'random' for random weights, "
-    "else the defaults.",
+    help="Hyper-parameters, where a protocol has several sets: {names}. auto: 'random' for random weights; "
+    "for pretrained ones, 'small' where the paper's recipe would have few steps, else 'paper'.",
 )
 @click.option(
     "--layers",
@@ -164,6 +164,11 @@ def run(
     resolved = resolve(selection, line_printer(console), None if dry_run else download_bar(console))
     with View(console, 0) as view:
         finished = finished_runs(resolved, store, None if dry_run else view)
+    if save_weights:
+        for each in resolved.planned:
+            path = store.weights_of(each.run.run_id)
+            if each.protocol.trains and each.run.run_id in finished and not path.exists():
+                click.echo(f"{each.run.label} was finished without --save-weights; there is no {path}")
     if not dry_run and nothing_to_do(resolved, finished, store):
         total = len(resolved.planned)
         click.echo(f"{total} of {counted(total, 'run')} finished already.\n")

@@ -162,7 +162,8 @@ def extract_together(
 ) -> Features:
     """Extract like `extract`, each process of a job its share; every one returns the features of all."""
     rows = np.arange(len(part))[processes.share(len(part))]
-    error, mine = None, None
+    error: BenchError | None = None
+    mine: Features | None = None
     try:
         if len(rows):
             mine = extract(reader, part.take(rows), transform, machine, skip_unreadable, advance, layer)
@@ -170,15 +171,17 @@ def extract_together(
         error = raised
     processes.raise_together(error)
     advance(len(part) - len(rows))
-    starts = processes.gather(int(rows[0]) if len(rows) else 0)
-    shares = [(start, each) for start, each in zip(starts, processes.gather(mine), strict=True) if each]
+    gathered = [
+        each for each in processes.gather((int(rows[0]) if len(rows) else 0, mine)) if each[1] is not None
+    ]
+    shares = [(start, each) for start, each in gathered if len(each)] or gathered[:1]
     return Features(
         x=np.concatenate([each.x for _, each in shares]),
         y=np.concatenate([each.y for _, each in shares]),
         ids=np.concatenate([each.ids for _, each in shares]),
         rows=np.concatenate([start + each.rows for start, each in shares]),
         digests=np.concatenate([each.digests for _, each in shares]),
-        unreadable=sum(each.unreadable for _, each in shares),
+        unreadable=sum(each.unreadable for _, each in gathered),
         batch_size=min(each.batch_size for _, each in shares),
     )
 

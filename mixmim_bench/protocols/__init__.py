@@ -2,7 +2,7 @@
 
 A module in a subpackage (`classification`, `multilabel`: the kinds of task) exports its class as `PROTOCOL`,
 a subclass of `contract.Protocol`. It imports only the standard library and the contract at the top level. The
-effective hyper-parameters are: defaults < preset < the task file's `[recipe.<name>]`.
+effective hyper-parameters are: defaults < preset < the task file's `[recipe.<name>]` < the user's `--set`.
 """
 
 import importlib

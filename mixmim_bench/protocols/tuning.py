@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mixmim_bench import facts
+from mixmim_bench import facts, processes
 from mixmim_bench.data.images import Part
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS
@@ -31,7 +31,7 @@ def build_network(bench: Workbench, recipe: "Finetune") -> tuple[Any, tuple[str,
         network: Any = bench.backbone(num_classes=bench.num_classes, drop_path_rate=recipe.drop_path)
     except BenchError as error:
         if "drop_path_rate" not in str(error):
-            raise
+            raise processes.InAll(str(error)) from error
         network = bench.backbone(num_classes=bench.num_classes)
         if recipe.drop_path > 0.0:
             notes.append(f"drop_path {recipe.drop_path} ignored: {bench.run.model.arch} does not support it")
@@ -62,7 +62,7 @@ def set_head(network: Any, weight: np.ndarray, bias: np.ndarray) -> None:
     """Set the head to a linear probe's coefficients (K, d) and intercepts (K,); raises BenchError."""
     head = classifier(network)
     if not isinstance(head, nn.Linear) or head.weight.shape != weight.shape or head.bias is None:
-        raise BenchError(
+        raise processes.InAll(
             "head_init = 'linear' needs a head that is one linear layer on the pooled features; this "
             f"network's is a {type(head).__name__}: use head_init = 'random'"
         )

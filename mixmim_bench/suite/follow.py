@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from mixmim_bench import processes
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.errors import BenchError
 from mixmim_bench.machine import Machine
 from mixmim_bench.memory import memory_errors
 from mixmim_bench.progress import Silent
@@ -47,5 +48,6 @@ def follow(roots: DataRoots, machine: Machine) -> None:
         try:
             with memory_errors(machine):
                 fit_and_predict(run, data, bench)
-        except processes.InAll:
-            continue
+        except BenchError as error:
+            if not processes.in_all(error):
+                raise

@@ -102,6 +102,10 @@ class RunStore:
                 if each.exists():
                     each.replace(each.with_name(f"{each.name}.of-images-{before.data_bytes or 'unknown'}"))
 
+    def weights_of(self, run_id: str) -> Path:
+        """Return where the weights of a fine-tuned network are, if they were saved."""
+        return self.folder / "weights" / f"{run_id}.pth"
+
     def _path(self, run_id: str) -> Path:
         return self.runs / f"{run_id}.json"
 

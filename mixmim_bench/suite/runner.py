@@ -176,7 +176,7 @@ class Suite:
             bench.note(*filter(None, [self._reasons.get(network_of(run))]))
             bench.logs, bench.trackers = self.store.folder / "logs" / run.run_id, self.trackers
             if self.save_weights:
-                bench.weights_to = self.store.folder / "weights" / f"{run.run_id}.pth"
+                bench.weights_to = self.store.weights_of(run.run_id)
             call_followers(run)
             record, arrays = execute(run, data, bench)
             check_kept(record, arrays)
@@ -184,7 +184,7 @@ class Suite:
         except Exception as error:
             record, arrays = failed_record(run, error), {}
             trains = bench is not None and build_protocol(run.protocol, run.task.kind).trains
-            if processes.count() > 1 and trains and not isinstance(error, processes.InAll):
+            if processes.count() > 1 and trains and not processes.in_all(error):
                 ends_job = error
             if not isinstance(error, BenchError):
                 view.say(traceback.format_exc().rstrip())

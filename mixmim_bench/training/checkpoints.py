@@ -105,6 +105,23 @@ class Checkpoint:
             return None
         return values["state"]
 
+    def warn_of_others(self) -> None:
+        """Warn of a checkpoint of the same training with other settings, which is not used."""
+        for path in [] if self.path is None else sorted(self.path.parent.glob("*.pt")):
+            try:
+                about = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["about"]
+                if about["name"] != self.about["name"]:
+                    continue
+            except Exception:  # damaged, or of another version
+                continue
+            differing = sorted(key for key in self.about if about.get(key) != self.about[key])
+            if differing:
+                warnings.warn(
+                    f"the checkpoint {path} has other {', '.join(differing)}: training starts from the "
+                    "beginning",
+                    stacklevel=2,
+                )
+
     def is_due(self, ends_epoch: bool) -> bool:
         """Return whether to write now: at the end of an epoch, and every ten minutes within one."""
         since = time.monotonic() - self.written

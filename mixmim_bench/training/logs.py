@@ -113,7 +113,7 @@ def open_trackers(
     """
     if folder is None:
         return [], {}
-    file = re.sub(r"\W+", "-", name)
+    file = _file_of(name)
     kwargs: dict[str, dict[str, Any]] = {
         "tensorboard": {"purge_step": first},
         "wandb": {"name": f"{folder.name} {name}"},
@@ -121,6 +121,10 @@ def open_trackers(
     return [CSVTracker(folder / f"{file}.csv", first), *trackers], {
         key: value for key, value in kwargs.items() if key in trackers
     }
+
+
+def _file_of(name: str) -> str:
+    return re.sub(r"\W+", "-", name)
 
 
 def describe_rates(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -149,6 +153,6 @@ def write_diverged(folder: Path | None, name: str, values: Mapping[str, Any]) ->
     """Write what is known of a step whose loss is not finite; returns where, '' without a folder."""
     if folder is None:
         return ""
-    path = folder / f"{re.sub(r'[^a-z]+', '-', name)}.diverged.json"
+    path = folder / f"{_file_of(name)}.diverged.json"
     write_whole(path, json.dumps(values, indent=1).encode())
     return str(path)

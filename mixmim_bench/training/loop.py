@@ -21,7 +21,7 @@ from mixmim_bench.memory import halved, is_out_of_memory
 from mixmim_bench.specs import digest
 from mixmim_bench.training.checkpoints import Checkpoint
 from mixmim_bench.training.contract import Environment, MakeOptimizer, Objective, Schedule, Trained
-from mixmim_bench.training.trainer import Trainer, fewest_at_once, has_batch_norm
+from mixmim_bench.training.trainer import Trainer, fewest_at_once, has_batch_norm, shares
 
 CPU_GMACS = 400.0  # of one forward and backward pass on a CPU, which is no faster with more images at a time
 FEWEST_FOR_BATCH_NORM = 32  # whose statistics are poor with fewer
@@ -43,7 +43,7 @@ def train(
 
     Images pass `images_at_once` at a time, and gradients are summed to the batch of the schedule. On running
     out of memory, training restarts with half as many: the batch size and its mixing stay the same. Batch
-    norm then sees fewer images, which is noted, and needs at least two.
+    norm then sees fewer images, which is noted, and needs at least two. It continues from a checkpoint.
 
     Args:
         network: the network.
@@ -62,9 +62,12 @@ def train(
     """
     fewest = fewest_at_once(network, objective)
     fresh = copy.deepcopy(network.state_dict())
-    share = min(schedule.batch_size, len(part)) // processes.count()
-    if share < fewest:
-        raise BenchError(
+    if whole:  # heads, too small to be sharded
+        machine = dataclasses.replace(environment.machine, sharded=False)
+        environment = dataclasses.replace(environment, machine=machine)
+    share, smallest = shares(min(schedule.batch_size, len(part)), objective.together)
+    if smallest < fewest:
+        raise processes.InAll(
             f"{name}: batches of {counted(min(schedule.batch_size, len(part)), 'image')} cannot be shared "
             f"among {counted(processes.count(), 'process', 'processes')}, each of which needs {fewest} or "
             "more; use fewer processes or a larger batch"
@@ -73,8 +76,8 @@ def train(
     state = _agreed(checkpoint)
     asked = share if whole else images_at_once(environment.machine, network, share, work, fewest)
     asked = at_once = asked // objective.together * objective.together
-    if state:
-        at_once = min(state["at_once"], share)
+    if state:  # of the same pieces, unless the user gives another number
+        at_once = min(state["at_once"], asked if environment.machine.given_batch_size else share)
     while True:
         try:
             trainer = Trainer(
@@ -97,7 +100,7 @@ def train(
                     "or use a smaller model or image size"
                 ) from error
             half = math.ceil(at_once / 2 / objective.together) * objective.together
-            at_once, state = max(fewest, half), None
+            at_once, state = max(fewest, half), checkpoint.load()
             network.load_state_dict(fresh)
             network.zero_grad(set_to_none=True)
         else:
@@ -135,7 +138,7 @@ def _checkpoint(
         "sharded": environment.machine.sharded,
     }
     about["schedule"]["betas"] = list(schedule.betas)
-    folder = environment.checkpoints
+    folder = processes.broadcast(environment.checkpoints)  # other machines may have other times of files
     path = None if folder is None else folder / f"{digest(about)}.pt"
     return Checkpoint(path, about, writes=processes.is_main())
 
@@ -145,10 +148,12 @@ def _agreed(checkpoint: Checkpoint) -> dict[str, Any] | None:
     state = checkpoint.load()
     seen = processes.gather(None if state is None else [len(state["losses"]), state["step"]])
     if any(each != seen[0] for each in seen):
-        raise BenchError(
-            f"not every process sees the checkpoint {checkpoint.path}; set $MIXMIM_BENCH_CACHE to a folder "
-            "that all machines share"
+        raise processes.InAll(
+            f"not every process sees the checkpoint {checkpoint.path}: the folder of checkpoints "
+            "($MIXMIM_BENCH_CACHE, or `pretrain --out`) must be one that all machines share"
         )
+    if state is None and processes.is_main():
+        checkpoint.warn_of_others()
     return state
 
 

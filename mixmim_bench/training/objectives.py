@@ -82,7 +82,7 @@ class ClassifyingEach:
 def _binary(logits: Tensor, targets: Tensor) -> Tensor:
     wanted, known = targets[:, 0], targets[:, 1]
     losses = F.binary_cross_entropy_with_logits(logits.float(), wanted, reduction="none")
-    return (losses * known).sum() / known.sum()
+    return (losses * known).sum() / known.sum().clamp(min=1.0)
 
 
 class Reconstructing:

@@ -50,7 +50,7 @@ def whole_weights(network: nn.Module) -> dict[str, Any]:
 def whole_state(
     network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather the weights and the optimizer state in the main process; all call this."""
+    """Gather the weights and the optimizer state in the main process, where they are needed to be saved."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_state_dict(network, optimizer, options=options)
 

@@ -53,13 +53,16 @@ def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optim
 MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def make_accelerator(machine: Machine, trackers: list[Any] | None = None) -> Accelerator:
+def make_accelerator(machine: Machine) -> Accelerator:
     """Create the Accelerator; within a process, device and precision must not change."""
     return Accelerator(
         cpu=torch.device(machine.device).type == "cpu",
         mixed_precision=MIXED[machine.precision],
-        log_with=trackers or None,
     )
+
+
+class Diverged(processes.InAll):
+    """The loss is not finite."""
 
 
 class Trainer:
@@ -123,8 +126,10 @@ class Trainer:
         if not self.sharded:
             return self.accelerator.prepare(network, optimizer)
         if self.schedule.ema_decay or self.accelerator.scaler is not None:
-            raise BenchError("--fsdp supports neither ema_decay nor float16")
+            raise processes.InAll("--fsdp supports neither ema_decay nor float16")
         parts = shard(copy.deepcopy(network), self.accelerator.device)
+        if self.environment.machine.compile_training:
+            parts.compile()
         # the optimizer of the shards takes over the groups, which the scheduler changes
         sharded = (make_optimizer or _timm_optimizer)(parts, self.schedule)
         for mine, theirs in zip(sharded.param_groups, optimizer.param_groups, strict=True):
@@ -213,6 +218,10 @@ class Trainer:
         if self.sharded or self.ema is not None:
             self.given.load_state_dict(self._weights())
         self.given.to(self.accelerator.device)
+        self._gather_what_was_read()
+
+    def _gather_what_was_read(self) -> None:
+        """Give every process what the others have read."""
         for digests, found in processes.gather((self.digests, self.unreadable.found)):
             self.digests |= digests
             self.unreadable.add(found)
@@ -224,6 +233,7 @@ class Trainer:
             network, optimizer = whole_state(self.network, self.optimizer)
         else:
             network, optimizer = self.given.state_dict(), self.optimizer.state_dict()
+        self._gather_what_was_read()
         scaler = self.accelerator.scaler
         checkpoint.save(
             {
@@ -308,7 +318,8 @@ class Trainer:
             return 0.0
         parts = list(pieces(len(images), self.at_once, self.fewest))
         if self.sharded:  # whose forward passes are in step
-            count = -(-self.batch_size // (processes.count() * self.at_once))
+            largest, smallest = shares(self.batch_size, self.objective.together)
+            count = max(1, min(-(-largest // self.at_once), smallest // self.fewest))
             parts = in_step(len(images), count, self.objective.together)
         sum_of_losses = 0.0
         with processes.talking():
@@ -353,7 +364,7 @@ class Trainer:
         values = {"step": update, "loss": str(loss), "lr": group["lr"], "ids": ids}
         place = write_diverged(self.environment.logs, self.name, values) if processes.is_main() else ""
         kept = f"; its {counted(len(ids), 'image')} are listed in {place}" if place else f"; first: {ids[0]}"
-        return processes.InAll(
+        return Diverged(
             f"the training diverged: the loss is {loss} at step {update}{kept}. A lower learning rate, a "
             "longer warm-up or clip_grad may help"
         )
@@ -363,7 +374,14 @@ def _checkpoint_activations(network: Any, enable: bool = True) -> None:
     try:
         network.set_grad_checkpointing(enable)
     except (AttributeError, AssertionError) as error:  # timm asserts
-        raise BenchError(f"--grad-checkpointing: {type(network).__name__} does not support it") from error
+        message = f"--grad-checkpointing: {type(network).__name__} does not support it"
+        raise processes.InAll(message) from error
+
+
+def shares(batch: int, together: int) -> tuple[int, int]:
+    """Return the largest and the smallest share of a batch that a process has."""
+    units = batch // together
+    return -(-units // processes.count()) * together, units // processes.count() * together
 
 
 def in_step(images: int, count: int, together: int = 1) -> list[slice]:

@@ -198,7 +198,7 @@ class Finetune(Protocol):
     def _objective(self, bench: "Workbench") -> "Objective":
         from mixmim_bench.training.objectives import Classifying
 
-        return Classifying(bench.num_classes, self._mixup(bench.num_classes), self.smoothing)
+        return Classifying(bench.num_classes, self._mixup(bench.num_classes, self.smoothing), self.smoothing)
 
     def _probe(self) -> Protocol:
         """Return the linear probe whose coefficients initialise the head."""
@@ -268,15 +268,25 @@ class Finetune(Protocol):
 
         from mixmim_bench.protocols.tuning import logits_of
         from mixmim_bench.scoring.metrics import value
+        from mixmim_bench.training.trainer import Diverged
 
         if len(self._choices) == 1:
             return self._choices[0], {}, {}
-        scores = []
+        scores: list[float] = []
+        diverged: Diverged | None = None
         for place, (base_lr, epochs) in enumerate(self._choices, 1):
             name = f"trying {place} of {len(self._choices)}"
-            network, _, _ = self._train(bench, [train], base_lr, epochs, head, name)
+            try:
+                network, _, _ = self._train(bench, [train], base_lr, epochs, head, name)
+            except Diverged as error:
+                diverged = error
+                scores.append(-np.inf)
+                continue
             of_val = logits_of(network, val.part, bench, "scoring val")
             scores.append(value(bench.metric, of_val.y, of_val.x))
+        if max(scores) == -np.inf:
+            assert diverged is not None
+            raise diverged
         best = self._choices[int(np.argmax(scores))]
         chosen = {"base_lr": best[0], "epochs": best[1], f"val_{bench.metric}": max(scores)}
         arrays = {
@@ -322,7 +332,7 @@ class Finetune(Protocol):
         trained = loop.train(network, part, transform, objective, schedule, environment, name, work)
         return network, trained, notes
 
-    def _mixup(self, num_classes: int) -> Any:
+    def _mixup(self, num_classes: int, smoothing: float) -> Any:
         """Return timm's mixup and cutmix, None if the recipe has neither."""
         from timm.data import Mixup
 
@@ -334,7 +344,7 @@ class Finetune(Protocol):
             prob=self.mixup_prob,
             switch_prob=self.mixup_switch_prob,
             mode=self.mixup_mode,
-            label_smoothing=self.smoothing,
+            label_smoothing=smoothing,
             num_classes=num_classes,
         )
 

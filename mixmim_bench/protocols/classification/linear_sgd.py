@@ -159,8 +159,8 @@ class LinearSGD(FrozenProtocol):
         rates = [scaled(base_lr, batch_size) for _, base_lr in heads]
 
         def optimizer(network: Any, schedule: Schedule) -> "torch.optim.Optimizer":
-            del network, schedule  # each head has a rate of its own
-            return probe.optimizer(self.optimizer, rates, self.momentum)
+            del schedule  # each head has a rate of its own
+            return network.optimizer(self.optimizer, rates, self.momentum)
 
         transform = train_transform(
             bench.run.preprocessing,

@@ -30,7 +30,7 @@ class FinetuneMultilabel(Finetune):
     def _objective(self, bench: "Workbench") -> "Objective":
         from mixmim_bench.training.objectives import ClassifyingEach
 
-        return ClassifyingEach(self._mixup(bench.num_classes), self.smoothing)
+        return ClassifyingEach(self._mixup(bench.num_classes, 0.0), self.smoothing)
 
     def _probe(self) -> Protocol:
         from mixmim_bench.protocols.multilabel.linear import LinearMultilabel
