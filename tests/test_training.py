@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mixmim_bench.cache import cache_folder
+from mixmim_bench.data.batch import Batch, joined
 from mixmim_bench.data.dataset import Split, open_task
 from mixmim_bench.data.images import join
 from mixmim_bench.errors import BenchError
@@ -305,6 +306,33 @@ def test_workers_change_nothing(n):
     one = trained(**recipe)[1]
     two = trained(machine={"workers": 2}, **recipe)[1]
     assert np.array_equal(one.scores, two.scores)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_large_batches_are_loaded_in_pieces(monkeypatch, workers):
+    """The same weights, losses and digests, bit for bit."""
+    bench, data = bench_for(digits(**RECIPE), workers=workers)
+    whole, expected = weights_after(bench, data)
+    monkeypatch.setattr(trainer, "LOADED_AT_ONCE", 5)
+    weights, done = weights_after(bench, data)
+    assert all(torch.equal(weights[name], whole[name]) for name in whole)
+    assert done.losses == expected.losses and np.array_equal(done.digests, expected.digests)
+
+
+def test_batches_are_joined():
+    some = torch.arange(3), torch.rand(3, 3, 4, 4), torch.rand(3, 16)
+    none = Batch(torch.empty(0, dtype=torch.int64), torch.empty(0), None, torch.empty(0), {7: "broken"})
+    for targets, expected in ((torch.arange(3), torch.tensor([0, 1, 2] * 2)), ([1, 2, 3], [1, 2, 3] * 2)):
+        part = Batch(some[0], some[1], targets, some[2], {})
+        both = joined([part, none, part])
+        assert both.rows.tolist() == [0, 1, 2] * 2 and both.images.shape == (6, 3, 4, 4)
+        assert both.digests.shape == (6, 16) and both.failures == {7: "broken"}
+        assert (
+            torch.equal(both.targets, expected)
+            if isinstance(targets, torch.Tensor)
+            else both.targets == expected
+        )
+    assert len(joined([none, none]).rows) == 0
 
 
 @pytest.mark.parametrize("recipe", [{}, {"mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1}])

@@ -1,6 +1,6 @@
 """Batches of transformed images and targets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,26 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         return self.map(Tensor.pin_memory)
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Concatenate batches, whose targets are tensors, lists, or None."""
+    if len(parts) == 1:
+        return parts[0]
+    with_images = [part for part in parts if len(part.rows)] or [parts[0]]
+    every = [part.targets for part in with_images]
+    targets: Any = every[0]
+    if isinstance(targets, Tensor):
+        targets = torch.cat(every)
+    elif targets is not None:
+        targets = [target for each in every for target in each]
+    return Batch(
+        torch.cat([part.rows for part in parts]),
+        torch.cat([part.images for part in with_images]),
+        targets,
+        torch.cat([part.digests for part in with_images]),
+        {row: reason for part in parts for row, reason in part.failures.items()},
+    )
 
 
 def as_arrays(batch: Batch) -> Batch:

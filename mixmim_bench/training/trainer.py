@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from mixmim_bench import processes
-from mixmim_bench.data.batch import Batch
+from mixmim_bench.data.batch import Batch, joined
 from mixmim_bench.data.hashing import WIDTH
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
@@ -50,6 +50,7 @@ def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optim
     return optimizer
 
 
+LOADED_AT_ONCE = 256  # images, by one worker
 MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -282,14 +283,17 @@ class Trainer:
             yield step + 1
 
     def _batches(self, epoch: int, done: int) -> Iterator[Batch]:
-        """Load this process's share of each batch."""
+        """Load this process's share of each batch, in pieces that fit into shared memory."""
         self.dataset.epoch = epoch
         self.dataset.digests = epoch == 0
         order = torch.randperm(len(self.part), generator=generator(self.seed, epoch)).tolist()
         groups = in_groups(order[: self.steps_per_epoch * self.batch_size], self.batch_size)
         share = processes.share(self.batch_size, self.objective.together)
-        shares = [group[share] for group in groups[done:]]
-        return batches(self.dataset, shares, self.environment.machine.workers)
+        by_share = [in_groups(group[share], LOADED_AT_ONCE) for group in groups[done:]]
+        rows = [each for of_share in by_share for each in of_share]
+        loaded = batches(self.dataset, rows, self.environment.machine.workers)
+        for of_share in by_share:
+            yield joined([next(loaded) for _ in of_share])
 
     def _are_readable(self, batch: Batch) -> bool:
         """Note what was read; returns whether there are images to train on. Raises BenchError in all."""
