@@ -193,14 +193,19 @@ def _parse_settings(_: click.Context, __: click.Parameter, texts: tuple[str, ...
     return parse_settings(texts)
 
 
-SET = click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=_parse_settings,
-    help="Change a value of the recipe, written as in TOML. Repeatable.",
-)
+def _set_option(metavar: str) -> Any:
+    return click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar=metavar,
+        callback=_parse_settings,
+        help="Change a value of the recipe, written as in TOML. Repeatable.",
+    )
+
+
+SET = _set_option("KEY=VALUE")
+SET_OF_PROTOCOL = _set_option("PROTOCOL.KEY=VALUE")
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

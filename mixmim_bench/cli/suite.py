@@ -17,7 +17,7 @@ from mixmim_bench.cli.options import (
     MODELS,
     PRECISION,
     RESULTS,
-    SET,
+    SET_OF_PROTOCOL,
     SUITES,
     TASKS,
     THREADS,
@@ -91,7 +91,7 @@ from mixmim_bench.errors import BenchError, counted
 @THREADS
 @WORKERS
 @BATCH_SIZE
-@SET
+@SET_OF_PROTOCOL
 @TRAINING
 @TRACKERS
 @click.option("--save-weights", is_flag=True, help="Save fine-tuned networks, as RESULTS/weights/RUN_ID.pth.")
