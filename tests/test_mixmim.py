@@ -17,6 +17,7 @@ from timm.utils import AttentionExtract, ModelEmaV3
 from torch import nn
 
 from mixmim_bench.counting import count_by_fvcore, count_on_meta, count_parameters
+from mixmim_bench.models import mixmim
 from mixmim_bench.models.mixmim import MixMIM
 from mixmim_bench.registry import MODELS, find_model
 
@@ -214,6 +215,27 @@ def test_images_of_any_size_when_sizes_are_dynamic(tiny):
         fixed.load_state_dict(own)
         images = torch.randn(1, 3, *size)
         torch.testing.assert_close(model(images), fixed(images), atol=1e-4, rtol=1e-4)
+
+
+def test_padding_never_reaches_a_token(tiny, monkeypatch):
+    """Whatever padding tokens hold, the others are the same; so are those of other images in the batch."""
+    stage = tiny(img_size=64, dynamic_img_size=True, window_size=(4, 4, 4, 2)).eval().layers[0]
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 10, 7, 16)  # in windows of 4, padded to 12 x 8
+
+    def padded_with_noise(x, multiple):
+        rows, columns = -x.shape[1] % multiple[0], -x.shape[2] % multiple[1]
+        noise = 100 * torch.randn(len(x), x.shape[1] + rows, x.shape[2] + columns, x.shape[3])
+        noise[:, : x.shape[1], : x.shape[2]] = x
+        return noise
+
+    with torch.no_grad():
+        expected = stage(tokens)
+        torch.testing.assert_close(stage(tokens[:1]), expected[:1], atol=1e-5, rtol=1e-5)
+        monkeypatch.setattr(mixmim, "pad_grid", padded_with_noise)
+        torch.testing.assert_close(stage(tokens), expected, atol=1e-5, rtol=1e-5)
+        monkeypatch.setattr(mixmim, "attention_mask", lambda *_: None)
+        assert (stage(tokens) - expected).abs().max() > 0.1  # the mask is what keeps it out
 
 
 def test_another_size_interpolates_the_positions_whatever_they_are(tiny):
