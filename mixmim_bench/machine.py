@@ -115,8 +115,6 @@ def open_machine(
     Raises:
         BenchError: the device is not available.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     if device == AUTO:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and processes.count() > 1:
@@ -136,7 +134,7 @@ def open_machine(
             "--fsdp shards over several processes; start them with torchrun or accelerate launch"
         )
     processes.connect(device)
-    if threads is not None:  # which Accelerate changes on a CPU
+    if threads is not None:  # after connecting, which sets it too on a CPU
         torch.set_num_threads(threads)
     given = batch_size or 0
     if batch_size is None:

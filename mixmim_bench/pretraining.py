@@ -84,6 +84,21 @@ class PretrainingRecipe:
         require(self.mask_ratio[0] <= self.mask_ratio[-1], "mask_ratio must be in ascending order")
         require_bounds(self, "crop_scale", "crop_ratio")
 
+    def schedule(self, images: int) -> Schedule:
+        """Return the schedule for some images, which are paired."""
+        batch_size = min(self.batch_size, images // 2 * 2)
+        return Schedule(
+            epochs=self.epochs,
+            batch_size=batch_size,
+            lr=scaled(self.base_lr, batch_size),
+            min_lr=self.min_lr,
+            warmup_epochs=self.warmup_epochs,
+            optimizer=self.optimizer,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            clip_grad=self.clip_grad,
+        )
+
     def check_mask(self, cells: int) -> None:
         """Check that each mask leaves cells of both images; raises BenchError."""
         for ratio in self.mask_ratio:
@@ -239,23 +254,11 @@ def pretrain(
         keep=_keeping(out, settings),
         keep_every=keep_every,
     )
-    batch_size = min(recipe.batch_size, len(part) // 2 * 2)
-    schedule = Schedule(
-        epochs=recipe.epochs,
-        batch_size=batch_size,
-        lr=scaled(recipe.base_lr, batch_size),
-        min_lr=recipe.min_lr,
-        warmup_epochs=recipe.warmup_epochs,
-        optimizer=recipe.optimizer,
-        betas=recipe.betas,
-        weight_decay=recipe.weight_decay,
-        clip_grad=recipe.clip_grad,
-    )
     work = TRAIN_WORK * count_network(pretraining)
     clock = time.perf_counter()
     trained = loop.train(
-        network, part, ImageOnly(transform), Reconstructing(recipe.mask_ratio), schedule, environment,
-        "pretraining", work,
+        network, part, ImageOnly(transform), Reconstructing(recipe.mask_ratio), recipe.schedule(len(part)),
+        environment, "pretraining", work,
     )  # fmt: skip
     if processes.is_main():
         write_weights(out / CHECKPOINT, network.state_dict(), {"epoch": recipe.epochs, "settings": settings})
@@ -276,9 +279,7 @@ def pretrain(
 def count_network(pretraining: Pretraining) -> float:
     """Count the GMACs of one image through encoder and decoder."""
     with torch.device("meta"):
-        network = pretraining.network() if pretraining.weights is None else None
-    if network is None:
-        network = dataclasses.replace(pretraining, weights=None).network().to("meta")
+        network = dataclasses.replace(pretraining, weights=None).network()
     mask = torch.zeros(network.cells, device="meta")
     images = torch.empty(2, 3, *pretraining.size, device="meta")
     return count_forward(lambda: network(images, mask)).total / 2 / 1e9

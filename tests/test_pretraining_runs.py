@@ -124,6 +124,9 @@ def test_the_recipe_is_that_of_the_release(photos):
     recipe = PretrainingRecipe()
     assert (recipe.epochs, recipe.batch_size, recipe.warmup_epochs) == (600, 2048, 40)
     assert contract.scaled(recipe.base_lr, recipe.batch_size) == pytest.approx(1.2e-3)
+    assert recipe.schedule(1_281_167) == contract.Schedule(
+        epochs=600, batch_size=2048, lr=1.2e-3, warmup_epochs=40, betas=(0.9, 0.95), weight_decay=0.05
+    )
     assert (recipe.betas, recipe.weight_decay, recipe.min_lr, recipe.clip_grad) == (
         (0.9, 0.95),
         0.05,
@@ -293,15 +296,20 @@ def test_a_picture_of_pairs_is_drawn(run, photos, tmp_path, monkeypatch):
     assert np.asarray(picture).std() > 20
     with pytest.raises(BenchError, match="needs at least 2, not 1"):
         draw(network, TINY, Pictures(files[:1]), 0.5, seed=0)
-    monkeypatch.setattr(
-        module, "pretraining_model", lambda _, **given: network if given["img_size"] == (64, 64) else 1 / 0
-    )
+
+    def built(_, **given):
+        assert {name: given[name] for name in small} == small and given["norm_pix_loss"] is True
+        return network
+
+    monkeypatch.setattr(module, "pretraining_model", built)
     out = tmp_path / "picture.png"
     args = ["--weights", done.checkpoint, "--image-size", "64", "--out", out]
     assert f"{out}: 352 x 156 pixels" in run("reconstruct", *files, *args).output
     encoder = tmp_path / "encoder.pth"
     state = torch.load(done.checkpoint)["model"]
-    torch.save({"model": {k: v for k, v in state.items() if "decoder" not in k}}, encoder)
+    settings = torch.load(done.checkpoint)["settings"]
+    bare = {k: v for k, v in state.items() if "decoder" not in k}
+    torch.save({"model": bare, "settings": settings}, encoder)
     said = run("reconstruct", *files, "--weights", encoder, "--image-size", "64", code=2).output
     assert "missing (decoder_" in said
 

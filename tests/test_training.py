@@ -287,6 +287,19 @@ def test_a_checkpoint_of_another_training_is_not_read(monkeypatch, run, change):
     assert any("is damaged" in str(warning.message) for warning in caught) == (change == "damaged")
 
 
+def test_a_checkpoint_that_is_not_used_is_named(tmp_path):
+    about = {"name": "training", "processes": 8, "torch": "2.14.1"}
+    checkpoints.Checkpoint(tmp_path / "a.pt", about).save({})
+    checkpoints.Checkpoint(tmp_path / "b.pt", {**about, "name": "another"}).save({})
+    (tmp_path / "c.pt").write_bytes(b"damaged")
+    now = checkpoints.Checkpoint(tmp_path / "d.pt", {**about, "processes": 4})
+    with pytest.warns(
+        UserWarning, match=r"a\.pt has other processes: training starts from the beginning"
+    ) as said:
+        now.warn_of_others()
+    assert len(said) == 1
+
+
 @pytest.mark.usefixtures("always")
 def test_a_full_disk_ends_no_training(monkeypatch):
     def fail(*_, **__):

@@ -161,6 +161,8 @@ def extract_together(
     layer: str = OWN,
 ) -> Features:
     """Extract like `extract`, each process of a job its share; every one returns the features of all."""
+    if processes.count() == 1:
+        return extract(reader, part, transform, machine, skip_unreadable, advance, layer)
     rows = np.arange(len(part))[processes.share(len(part))]
     error: BenchError | None = None
     mine: Features | None = None

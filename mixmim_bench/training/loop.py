@@ -42,8 +42,9 @@ def train(
     """Train a network in place.
 
     Images pass `images_at_once` at a time, and gradients are summed to the batch of the schedule. On running
-    out of memory, training restarts with half as many: the batch size and its mixing stay the same. Batch
-    norm then sees fewer images, which is noted, and needs at least two. It continues from a checkpoint.
+    out of memory, training starts again with half as many, from its last checkpoint if there is one: the
+    batch size and its mixing stay the same. Batch norm then sees fewer images, which is noted, and needs at
+    least two.
 
     Args:
         network: the network.
