@@ -4,6 +4,7 @@ One multiply-add is one "FLOP" in the papers, in fvcore and in timm. `gmacs` is 
 multiply-adds of convolutions, linear layers and attention, plus 5 operations per element for a LayerNorm.
 """
 
+import copy
 import logging
 import math
 import warnings
@@ -116,10 +117,35 @@ def count_by_fvcore(network: nn.Module, image_size: tuple[int, int]) -> Count:
     with _tracing():
         analysis = _quiet(FlopCountAnalysis(network.eval(), torch.zeros(1, 3, *image_size)))
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        by_operator = analysis.by_operator()
-        uncounted = tuple(op for op in analysis.unsupported_ops() if op in MULTIPLYING)
+        return _count_of(analysis)
+
+
+def _count_of(analysis: FlopCountAnalysis) -> Count:
+    by_operator = analysis.by_operator()
+    uncounted = tuple(op for op in analysis.unsupported_ops() if op in MULTIPLYING)
     macs = sum(int(by_operator.get(name, 0)) for name in _MAC_OPERATORS)
     return Count(macs, int(analysis.total()), uncounted)
+
+
+def count_module(module: nn.Module, shapes: Sequence[Any]) -> tuple[Count, Count]:
+    """Count a part of a network by torch's counter and by fvcore.
+
+    shapes: of the input of its forward method: a shape, or a list of shapes for a list of tensors.
+    """
+    twin = copy.deepcopy(module).eval()
+    on_meta = copy.deepcopy(twin).to("meta")
+    by_torch = count_forward(lambda: on_meta(*_zeros(shapes, "meta")))
+    with _tracing():
+        analysis = _quiet(FlopCountAnalysis(twin.cpu().float(), tuple(_zeros(shapes, "cpu"))))
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        return by_torch, _count_of(analysis)
+
+
+def _zeros(shapes: Sequence[Any], device: str) -> list[Any]:
+    return [
+        _zeros(shape, device) if isinstance(shape, list) else torch.zeros(shape, device=device)
+        for shape in shapes
+    ]
 
 
 def count_activations(network: nn.Module, image_size: tuple[int, int]) -> int:

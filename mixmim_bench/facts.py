@@ -53,6 +53,22 @@ def count_gmacs(model: ModelSpec, size: Size) -> float:
     return fact_of(model.arch, "gmacs", count, model.kwargs, *size)
 
 
+def as_pyramid(model: ModelSpec, size: Size) -> tuple[dict[str, Any], Size]:
+    """Return the keyword arguments by which a network takes images of any size, and the size it computes.
+
+    Raises BenchError for networks that yield no feature maps.
+    """
+
+    def find() -> list[Any]:
+        from mixmim_bench.models.pyramid import dense_arguments, size_computed
+
+        arguments = dense_arguments(model)
+        return [arguments, *size_computed(model, size, arguments)]
+
+    arguments, height, width = fact_of(model.arch, "as a pyramid", find, model.kwargs, *size)
+    return arguments, (height, width)
+
+
 def check_weights(model: ModelSpec, weights: Weights, size: Size | None = None) -> list[str]:
     """Check that weights fit a model, by default at its own size, and return notes on them.
 

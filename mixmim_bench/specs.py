@@ -79,12 +79,17 @@ class Preprocessing:
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
         return values if self.resize else {name: v for name, v in values.items() if name != "resize"}
 
-    def describe(self) -> str:
-        """Describe the steps in one line, for users to check: checkpoints do not store them."""
+    def describe(self, dense: bool = False) -> str:
+        """Describe the steps in one line, for users to check: checkpoints do not store them.
+
+        dense: of label maps and objects, whose protocols resize and crop images.
+        """
         height, width = self.size
         resized = math.floor(min(height, width) / self.crop_pct)
         how = f", {self.resize}" if self.resize else ""
         mean, std = (", ".join(f"{x:g}" for x in values) for values in (self.mean, self.std))
+        if dense:
+            return f"resize for {height} x {width} ({self.interpolation}), mean {mean}, std {std}"
         return (
             f"resize to {resized} ({self.interpolation}{how}), {self.crop_mode} crop {height} x {width}, "
             f"mean {mean}, std {std}"
@@ -186,6 +191,10 @@ class Run:
     seed: int | None  # None if nothing is random
     precision: str
     engine: str = TORCH  # of frozen features; changes them by rounding only, so it is not in the identity
+    # of dense tasks, following from architecture and protocol: arguments by which the network takes images of
+    # any size, and the size that it computes where that is not the image size
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    computes: tuple[int, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Return everything that determines the result, and nothing else: no path, machine or commit."""
@@ -226,6 +235,19 @@ class Run:
     def size(self) -> tuple[int, int]:
         """The image size (h, w)."""
         return self.preprocessing.size
+
+    @property
+    def computed_size(self) -> tuple[int, int]:
+        """The size (h, w) that the network computes: that of the image, padded or resized to suit it."""
+        height, width = self.computes or self.size
+        return height, width
+
+    @property
+    def network(self) -> ModelSpec:
+        """The model as the run computes it, which decides what it costs at the run's size."""
+        if not self.arguments:
+            return self.model
+        return dataclasses.replace(self.model, kwargs={**self.model.kwargs, **self.arguments})
 
     def to_json(self) -> str:
         """Serialise the run as JSON, for another process to execute."""

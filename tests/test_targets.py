@@ -58,7 +58,7 @@ class Masks:
     def per_class(self, _):
         return None
 
-    def first_wrong(self, _):
+    def first_wrong(self, *_):
         return None
 
 
@@ -156,6 +156,8 @@ def test_arrays_become_labels_or_vectors():
     assert list(labels.contents()) == ["2", "0", "1", "0"]
     assert list(vectors.contents()) == ["[1, 0]", "[-1, 1]"]
     assert labels.per_class(4).tolist() == [2, 1, 1, 0] and vectors.per_class(2).tolist() == [1, 1]
-    assert labels.first_wrong(2) == (0, "2") and labels.first_wrong(3) is None
-    assert vectors.first_wrong(3)[0] == 0 and vectors.first_wrong(2) is None
+    images = Arrays(np.zeros((4, 2, 2), dtype=np.uint8), "made")
+    assert labels.first_wrong(2, images) == "the label 2 of made[0] is not one of the 2 classes (0 to 1)"
+    assert labels.first_wrong(3, images) is None
+    assert "made[0]" in vectors.first_wrong(3, images) and vectors.first_wrong(2, images) is None
     assert as_targets(labels) is labels

@@ -189,8 +189,6 @@ def _wrong_counts(
 def _wrong_labels(classes: Sequence[str], listed: Mapping[str, Part]) -> Iterator[LayoutError]:
     """Yield an error for the first invalid label of each part."""
     for part in listed.values():
-        n, wrong = len(classes), part.targets.first_wrong(len(classes))
+        wrong = part.targets.first_wrong(len(classes), part.images)
         if wrong is not None:
-            image = part.images.name(wrong[0])
-            message = f"the label {wrong[1]} of {image} is not one of the {n} classes (0 to {n - 1})"
-            yield LayoutError(message, LABELS)
+            yield LayoutError(wrong, LABELS)

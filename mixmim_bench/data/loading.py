@@ -67,11 +67,11 @@ class ImageDataset(Dataset):
                 image = self.images.load(row)
             target = None if self.targets is None else self.targets.load(row)
             digest = self.images.digest(row) if self.digests else b""
+            if self.seed is not None:
+                seed_everything(self.seed, self.epoch, row)
+            return Item(row, *self.transform(image, target), digest)
         except UnreadableImage as error:
             return Item(row, failure=str(error))
-        if self.seed is not None:
-            seed_everything(self.seed, self.epoch, row)
-        return Item(row, *self.transform(image, target), digest)
 
     def collate(self, items: Sequence[Item]) -> Batch:
         """Stack the readable images."""

@@ -40,8 +40,8 @@ class Targets(Protocol):
     def per_class(self, num_classes: int) -> np.ndarray | None:
         """Count the images of each class (K,); None if that requires loading them."""
 
-    def first_wrong(self, num_classes: int) -> tuple[int, str] | None:
-        """Return the row of the first target that is invalid for K classes, and the target as a string."""
+    def first_wrong(self, num_classes: int, images: Any) -> str | None:
+        """Describe the first target that is invalid for K classes, by the name of its image, if any."""
 
 
 class _ArrayTargets:
@@ -84,9 +84,9 @@ class Labels(_ArrayTargets):
         valid = self.values[(self.values >= 0) & (self.values < num_classes)]
         return np.bincount(valid, minlength=num_classes)
 
-    def first_wrong(self, num_classes: int) -> tuple[int, str] | None:
+    def first_wrong(self, num_classes: int, images: Any) -> str | None:
         wrong = np.flatnonzero((self.values < 0) | (self.values >= num_classes))
-        return (int(wrong[0]), str(self.values[wrong[0]])) if len(wrong) else None
+        return _describe_wrong(self.values, wrong, num_classes, images)
 
 
 class LabelVectors(_ArrayTargets):
@@ -99,10 +99,20 @@ class LabelVectors(_ArrayTargets):
         del num_classes
         return (self.values == 1).sum(0)
 
-    def first_wrong(self, num_classes: int) -> tuple[int, str] | None:
+    def first_wrong(self, num_classes: int, images: Any) -> str | None:
         values = self.values
         wrong = np.flatnonzero(((values < -1) | (values > 1)).any(1) | (values.shape[1] != num_classes))
-        return (int(wrong[0]), str(values[wrong[0]])) if len(wrong) else None
+        return _describe_wrong(values, wrong, num_classes, images)
+
+
+def _describe_wrong(values: np.ndarray, wrong: np.ndarray, num_classes: int, images: Any) -> str | None:
+    if not len(wrong):
+        return None
+    row = int(wrong[0])
+    return (
+        f"the label {values[row]} of {images.name(row)} is not one of the {num_classes} classes "
+        f"(0 to {num_classes - 1})"
+    )
 
 
 def as_targets(values: Targets | np.ndarray) -> Targets:

@@ -12,7 +12,8 @@ from mixmim_bench.models.checkpoints import classes_in, load_weights, state_with
 from mixmim_bench.specs import ModelSpec, Preprocessing, Weights
 
 
-def _timm_config(model: ModelSpec) -> dict[str, Any]:
+def timm_config(model: ModelSpec) -> dict[str, Any]:
+    """Return timm's configuration of an architecture; raises BenchError."""
     config = timm.models.get_pretrained_cfg(model.arch)
     if config is None:
         raise BenchError(f"timm has no configuration for {model.arch!r}")
@@ -21,7 +22,7 @@ def _timm_config(model: ModelSpec) -> dict[str, Any]:
 
 def preprocessing(model: ModelSpec) -> Preprocessing:
     """Return the preprocessing of a model's timm configuration."""
-    config = resolve_data_config({}, pretrained_cfg=_timm_config(model))
+    config = resolve_data_config({}, pretrained_cfg=timm_config(model))
     height, width = config["input_size"][-2:]
     return Preprocessing(
         size=(height, width),
@@ -40,16 +41,18 @@ def own_size(model: ModelSpec) -> tuple[int, int]:
 
 def own_classes(model: ModelSpec) -> int:
     """Return the number of classes of a model's default classifier."""
-    return _timm_config(model).get("num_classes") or 0
+    return timm_config(model).get("num_classes") or 0
 
 
 def create(model: ModelSpec, image_size: tuple[int, int], num_classes: int = 0, **kwargs: Any) -> nn.Module:
     """Create the network for an image size, with random weights from torch's generator.
 
-    With 0 classes it outputs the pooled features. Raises BenchError for an unsupported size.
+    With 0 classes it outputs the pooled features. Networks that are told to accept images of any size are
+    created at their own. Raises BenchError for an unsupported size.
     """
     arguments = {**model.kwargs, "num_classes": num_classes, **kwargs}
-    if _timm_config(model).get("fixed_input_size"):
+    any_size = arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False
+    if timm_config(model).get("fixed_input_size") and not any_size:
         arguments["img_size"] = tuple(image_size)
     try:
         return timm.create_model(model.arch, pretrained=False, **arguments)

@@ -64,8 +64,15 @@ def find_protocol(name: str, kind: str) -> type[Protocol]:
     return table[name, kind]
 
 
+def replaced(names: Sequence[str], kind: str) -> dict[str, str]:
+    """Return the protocols of a kind of task that replace some of those asked for: asked -> replacement."""
+    table = load_protocols()
+    of_kind = {cls.in_place_of: name for (name, known), cls in table.items() if known == kind}
+    return {name: of_kind[name] for name in names if (name, kind) not in table and name in of_kind}
+
+
 def split_by_kind(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
-    """Split protocols into those available for a kind of task and the others.
+    """Split protocols into those available for a kind of task, replacements included, and the others.
 
     Raises BenchError for an unknown name, and if none is available.
     """
@@ -73,10 +80,12 @@ def split_by_kind(names: Sequence[str], kind: str) -> tuple[list[str], list[str]
     for name in names:
         if name not in protocol_names():
             find_protocol(name, kind)
-    there = [name for name in names if (name, kind) in table]
+    others = replaced(names, kind)
+    there = list(dict.fromkeys(others.get(name, name) for name in names))
+    there = [name for name in there if (name, kind) in table]
     if not there:
         find_protocol(names[0], kind)
-    return there, [name for name in names if name not in there]
+    return there, [name for name in names if name not in there and name not in others]
 
 
 # -- hyper-parameters ------------------------------------------------------------------------------

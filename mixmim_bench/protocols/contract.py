@@ -70,6 +70,8 @@ class Protocol:
     version: ClassVar[int]  # raised when scores may change
     stochastic: ClassVar[bool]  # whether the seed matters for weights that are not random
     trains: ClassVar[bool] = False  # by `training.loop`, in which all processes of a job take part
+    dense: ClassVar[bool] = False  # whether the network is read as a pyramid of feature maps
+    in_place_of: ClassVar[str] = ""  # protocol of other kinds that it replaces where that is asked for
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> what changes
 
     def images(self, counts: Mapping[str, int]) -> Workload:

@@ -104,14 +104,15 @@ def spread_of_class_means(hits: np.ndarray, y: np.ndarray) -> tuple[Spread, int]
     return spread, int(counts.min())
 
 
-def spread_of_ranking(
+def spread_over_classes(
     reduce: Callable[[np.ndarray], np.ndarray],
     n: int,
     positives: np.ndarray,
     negatives: np.ndarray,
     prior: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    resamples: int = RESAMPLES,
 ) -> Spread:
-    """Spread of the mean over classes of a ranking metric, by a bootstrap over n items.
+    """Spread of the mean over classes of a metric that is no mean of items, by a bootstrap over n items.
 
     Args:
         reduce: maps item counts (r, n) to the value of each class (r, K).
@@ -120,12 +121,13 @@ def spread_of_ranking(
         negatives: (K,) items not of each class.
         prior: returns the expected variance of a class from its value and these two; the variance is shrunk
             towards it by PRIOR_POSITIVES.
+        resamples: their number.
 
     Average precision is biased upwards on few items: the bootstrap estimates the bias, and the interval is
     shifted by it.
     """
     values = reduce(np.ones((1, n)))[0]
-    drawn = np.concatenate([reduce(weights) for weights in resample(n)])
+    drawn = np.concatenate([reduce(weights) for weights in resample(n, resamples)])
     drawn = drawn[~np.isnan(drawn).all(1)]  # without positives of any class a resample says nothing
     of_classes = np.nanvar(drawn, axis=0, ddof=1)
     means = np.nanmean(drawn, axis=1)
@@ -139,6 +141,16 @@ def spread_of_ranking(
     df = smoothed.sum() ** 2 / (smoothed**2 / (sizes + PRIOR_POSITIVES - 1)).sum()
     centre = float(((sizes * values + mean) / (sizes + 1)).mean())
     return Spread(variance, float(df), centre, float(np.nanmean(means) - values.mean()))
+
+
+def spread_of_ratio(parts: np.ndarray, wholes: np.ndarray) -> Spread:
+    """Spread of the ratio of two sums over items, sum(parts) / sum(wholes), both (n,), by linearisation."""
+    n, ratio = len(parts), parts.sum() / wholes.sum()
+    residuals = (parts - ratio * wholes) / wholes.mean()
+    centre = (n * ratio + 0.5) / (n + 1)
+    # one item that is half right, so that no score without an error seems certain
+    variance = (float((residuals**2).sum()) + centre * (1 - centre)) / (n * max(n - 1, 1))
+    return Spread(variance, max(n - 1, 1), centre)
 
 
 def resample(n: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:

@@ -2,15 +2,19 @@
 
 A metric computes statistics per item and reduces them with item weights: all ones for its value, counts for a
 bootstrap resample. Labels are (n,) or, for several labels per item, (n, K) with 1, 0, and -1 for neither
-(VOC's difficult objects). Scores are (n, K); higher is more likely.
+(VOC's difficult objects). Scores are (n, K); higher is more likely. Label maps and
+detections are counted as they are predicted, so that their items are given.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from mixmim_bench.scoring import segmentation
+from mixmim_bench.scoring.detection import PRECISIONS, average_precisions
 from mixmim_bench.scoring.intervals import (
     RESAMPLES,
     Spread,
@@ -18,7 +22,8 @@ from mixmim_bench.scoring.intervals import (
     hanley_mcneil_variance,
     spread_of_class_means,
     spread_of_mean,
-    spread_of_ranking,
+    spread_of_ratio,
+    spread_over_classes,
 )
 from mixmim_bench.specs import Score
 
@@ -26,6 +31,10 @@ Items = Sequence[np.ndarray]  # each (n, …)
 
 CLASSIFICATION = "classification"
 MULTILABEL = "multilabel"
+SEGMENTATION = "segmentation"
+DETECTION = "detection"
+
+RESAMPLES_OF_DETECTIONS = 100  # each sorts all detections again
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,12 @@ class Metric:
 
 def value(name: str, y: np.ndarray, scores: np.ndarray) -> float:
     """Return a metric as a fraction; raises ValueError for NaN scores."""
-    return _value(name, [items_of(name, y, scores)])
+    return value_of_items(name, items_of(name, y, scores))
+
+
+def value_of_items(name: str, items: Items) -> float:
+    """Return a metric of per-item statistics, as a fraction."""
+    return _value(name, [items])
 
 
 def score(name: str, y: np.ndarray, scores: np.ndarray) -> Score:
@@ -225,7 +239,7 @@ def _spread_of_ranking(
     def reduce(weights: np.ndarray) -> np.ndarray:
         return np.mean([_of_classes(of_column, items, weights) for items in every], axis=0)
 
-    spread = spread_of_ranking(reduce, len(labels), positives, negatives, prior)
+    spread = spread_over_classes(reduce, len(labels), positives, negatives, prior)
     smallest = int(np.minimum(positives, negatives).min())
     return spread, {"smallest_class": smallest, "resamples": RESAMPLES}
 
@@ -274,6 +288,57 @@ def _roc_auc(positive: np.ndarray, everything: np.ndarray) -> np.ndarray:
         return (steps * (before + positive) / 2).sum(1) / (positive[:, -1] * negative[:, -1])
 
 
+# -- pixels and objects -------------------------------------------------------------------------------
+
+
+def _given(y: np.ndarray, items: Any) -> Items:
+    """Return the statistics of label maps or detections, which are counted image by image."""
+    del y
+    return list(items)
+
+
+OfClasses = Callable[[Items, np.ndarray], np.ndarray]  # values of the classes (r, K), NaN for absent ones
+
+
+def _mean_of_present(of_classes: OfClasses, items: Items, weights: np.ndarray) -> np.ndarray:
+    """Average over the classes that occur (r,); NaN if none does."""
+    values = of_classes(items, weights)
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(1) / known.sum(1)
+
+
+def _spread_of_images(of_classes: OfClasses, resamples: int, every: Sequence[Items]) -> tuple[Spread, Score]:
+    (items,) = every
+    truth = items[-1]  # labelled pixels, or objects, of each class
+    n, images = len(truth), (truth > 0).sum(0)
+    present = ~np.isnan(of_classes(items, np.ones((1, n)))[0])
+    if not present.any():
+        raise ValueError("no class occurs in the test images")
+    smallest = images[present].clip(min=1)
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        return of_classes(items, weights)[:, present]
+
+    spread = spread_over_classes(values, n, smallest, np.full_like(smallest, n), binomial_variance, resamples)
+    return spread, {"smallest_class": int(smallest.min()), "resamples": resamples}
+
+
+def _of_images(of_classes: OfClasses, kind: str, resamples: int) -> Metric:
+    return Metric(
+        items=_given,
+        reduce=partial(_mean_of_present, of_classes),
+        spread=partial(_spread_of_images, of_classes, resamples),
+        interval="smoothed bootstrap over images",
+        kinds=(kind,),
+    )
+
+
+def _spread_of_pixels(every: Sequence[Items]) -> tuple[Spread, Score]:
+    (items,) = every
+    return spread_of_ratio(*(items[place].sum(1).astype(np.float64) for place in (0, 2))), {}
+
+
 def _accuracy(k: int) -> Metric:
     return Metric(_hits(k), _mean, _spread_of_mean, "wilson", is_mean=True, best=k, shares=_equal_shares)
 
@@ -292,4 +357,15 @@ METRICS: dict[str, Metric] = {
     "roc_auc": _ranking(_roc_auc, hanley_mcneil_variance),
     "mean_ap": _ranking(_average_precision, binomial_variance),
     "mean_ap_11": _ranking(_average_precision_11, binomial_variance),
+    "miou": _of_images(segmentation.iou_of_classes, SEGMENTATION, RESAMPLES),
+    "macc": _of_images(segmentation.accuracy_of_classes, SEGMENTATION, RESAMPLES),
+    "aacc": Metric(
+        _given, segmentation.pixel_accuracy, _spread_of_pixels, "linearised ratio", kinds=(SEGMENTATION,)
+    ),
+    **{
+        name: _of_images(
+            partial(average_precisions, overlaps=precision.overlaps), DETECTION, RESAMPLES_OF_DETECTIONS
+        )
+        for name, precision in PRECISIONS.items()
+    },
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.scoring import metrics
+from mixmim_bench.scoring.detection import AREAS, FREQUENCIES, NO_CLASS, PRECISIONS, Found, Matched
 from mixmim_bench.scoring.metrics import METRICS, Items
 from mixmim_bench.specs import Score
 
@@ -41,7 +42,7 @@ class Predictions(Protocol):
     def __len__(self) -> int: ...
 
     def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
-        """Score by metrics: value, 95 % interval (low, high) with its method, and n of each."""
+        """Score by metrics that are defined for the split: value, 95 % interval, its method, and n."""
 
     def guesses(self, names: Sequence[str], learnt_from: Any) -> dict[str, float]:
         """Score the prediction of the class frequencies in the training targets."""
@@ -78,9 +79,7 @@ class ClassScores:
     @staticmethod
     def restore(name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
         key = "best" if "best" in arrays else "scores"
-        for wanted in ("ids", "y", key):
-            if wanted not in arrays:
-                raise BenchError(f"the predictions hold no {wanted}, only {', '.join(arrays)}")
+        _require(arrays, "ids", "y", key)
         every = arrays[key] if arrays[key].ndim == 3 else arrays[key][None]  # of one draw, or of several
         return Kept(arrays["ids"], [_restored(name, arrays["y"], key, each) for each in every])
 
@@ -130,10 +129,145 @@ class DrawScores:
         return ClassScores.restore(name, arrays)
 
 
+@dataclass(frozen=True)
+class PixelCounts:
+    """Label maps of images, as pixels that agree, predicted and labelled ones of each class.
+
+    `shown` holds label maps of some images, to be drawn.
+    """
+
+    ids: np.ndarray  # (n,) of str
+    counts: np.ndarray  # (n, 3, K)
+    shown: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def items(self) -> Items:
+        """The statistics that all metrics are computed from."""
+        return list(self.counts.transpose(1, 0, 2))
+
+    def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
+        return {name: metrics.score_items(name, [self.items]) for name in names}
+
+    def guesses(self, names: Sequence[str], learnt_from: Any) -> dict[str, float]:
+        """Score the most frequent class of the training pixels, predicted everywhere."""
+        labelled = self.counts[:, 2]
+        guess = np.zeros_like(self.counts)
+        most = int(learnt_from.pixels().argmax())
+        guess[:, 0, most], guess[:, 1, most], guess[:, 2] = labelled[:, most], labelled.sum(1), labelled
+        return {name: metrics.value_of_items(name, list(guess.transpose(1, 0, 2))) for name in names}
+
+    def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        del names
+        return {"ids": self.ids, "pixels": self.counts.astype(np.int32), **self.shown}
+
+    @staticmethod
+    def restore(name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
+        del name
+        _require(arrays, "ids", "pixels")
+        return Kept(arrays["ids"], [list(arrays["pixels"].astype(np.int64).transpose(1, 0, 2))])
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Detections of images, matched with their objects.
+
+    Attributes:
+        ids: (n,) of str.
+        found: the detections of each image.
+        boxes, masks: the matches of each image by overlaps of boxes and of masks; None without masks.
+        images_of_classes: in how many training images each class occurs (K,).
+        shown: detections of some images, to be drawn.
+    """
+
+    ids: np.ndarray
+    found: Sequence[Found]
+    boxes: Sequence[Matched]
+    masks: Sequence[Matched] | None
+    images_of_classes: np.ndarray
+    shown: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
+        kept, scores = self.kept(names), {}
+        for name in names:
+            draws = self.restore(name, kept).draws
+            if draws[0][-1].any() or name == names[0]:  # else no object, such as none that is large
+                scores[name] = metrics.score_items(name, draws)
+        return scores
+
+    def guesses(self, names: Sequence[str], learnt_from: Any) -> dict[str, float]:
+        """Return 0: knowing how frequent classes are finds no object."""
+        del learnt_from
+        return dict.fromkeys(names, 0.0)
+
+    def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {
+            "ids": self.ids,
+            "images_of_classes": self.images_of_classes,
+            "scores": _padded([each.scores for each in self.found], 0.0, np.float32),
+            "labels": _padded([each.labels for each in self.found], NO_CLASS, np.int16),
+            **self.shown,
+        }
+        wanted = {PRECISIONS[name].by_masks for name in names}
+        for by_masks, matched in ((False, self.boxes), (True, self.masks)):
+            if by_masks in wanted and matched is not None:
+                prefix = _prefix(by_masks)
+                arrays["objects"] = np.stack([each.objects for each in matched])
+                arrays[f"{prefix}_hits"] = _padded([each.hits for each in matched], 0, np.uint16)
+                arrays[f"{prefix}_skips"] = _padded([each.skips for each in matched], 0, np.uint16)
+        return arrays
+
+    @staticmethod
+    def restore(name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
+        precision = PRECISIONS[name]
+        prefix = _prefix(precision.by_masks)
+        _require(arrays, "ids", "scores", "labels", "objects", f"{prefix}_hits", f"{prefix}_skips")
+        area = list(AREAS).index(precision.area)
+        objects = arrays["objects"][:, :, area]
+        if precision.frequency:
+            low, high = FREQUENCIES[precision.frequency]
+            images = arrays["images_of_classes"]
+            objects = objects * ((images > low) & (images <= high))
+        items = [
+            arrays["scores"],
+            arrays["labels"],
+            arrays[f"{prefix}_hits"][..., area],
+            arrays[f"{prefix}_skips"][..., area],
+            objects,
+        ]
+        return Kept(arrays["ids"], [items])
+
+
+def _prefix(by_masks: bool) -> str:
+    return "mask" if by_masks else "box"
+
+
+def _padded(rows: Sequence[np.ndarray], fill: Any, dtype: Any) -> np.ndarray:
+    """Stack arrays of different lengths."""
+    most = max([1, *map(len, rows)])
+    padded = np.full((len(rows), most, *rows[0].shape[1:]), fill, dtype=dtype)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = row
+    return padded
+
+
+def _require(arrays: Mapping[str, np.ndarray], *names: str) -> None:
+    for name in names:
+        if name not in arrays:
+            raise BenchError(f"the predictions hold no {name}, only {', '.join(arrays)}")
+
+
 # kind of task -> the class that restores what was kept of it
 PREDICTIONS: dict[str, type[Predictions]] = {
     metrics.CLASSIFICATION: ClassScores,
     metrics.MULTILABEL: ClassScores,
+    metrics.SEGMENTATION: PixelCounts,
+    metrics.DETECTION: Detections,
 }
 
 

@@ -102,14 +102,14 @@ def estimate(
             estimates.append(_estimate_finished(planned))
             continue
         try:
-            gmacs = facts.count_gmacs(run.model, run.size)
+            gmacs = facts.count_gmacs(run.network, run.computed_size)
         except BenchError as error:
             estimates.append(Estimate(planned, finished=False, error=error))
             continue
         cached, missing = _features(resolved, planned, extracted)
         width = facts.feature_width(run.model) if missing else 0
         each = Estimate(planned, False, gmacs, cached, features_bytes=missing * width * 4)
-        cost = costs.get(cost_key(run, run.size))
+        cost = costs.get(cost_key(run, run.computed_size))
         speed = cost.images_per_s * gmacs if cost is not None else TYPICAL_SHARE_OF_PEAK * peak()
         estimates.append(dataclasses.replace(each, seconds=each.work / speed))
     return estimates
@@ -117,7 +117,9 @@ def estimate(
 
 def _estimate_finished(planned: Planned) -> Estimate:
     try:
-        return Estimate(planned, finished=True, gmacs=facts.count_gmacs(planned.run.model, planned.run.size))
+        return Estimate(
+            planned, finished=True, gmacs=facts.count_gmacs(planned.run.network, planned.run.computed_size)
+        )
     except BenchError:  # a size that this version cannot take
         return Estimate(planned, finished=True)
 

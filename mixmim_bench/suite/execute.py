@@ -53,7 +53,7 @@ def open_run(
             f"{run.task.name}: the images in {data.source.root} differ from those of the run (fingerprint "
             f"{data.source.fingerprint}, not {run.data.fingerprint})"
         )
-    gmacs = count_gmacs(run.model, run.size) if gmacs is None else gmacs
+    gmacs = count_gmacs(run.network, run.computed_size) if gmacs is None else gmacs
     here = dataclasses.replace(run, data=data.source)
     return Workbench(here, machine, stages, gmacs, shelf or Shelf())
 
@@ -85,7 +85,8 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
     scores = predicted.scores_by(run.task.metrics)
     learnt_from = join([splits[role].part for role in ("train", "val")]).targets
     for name, guess in predicted.guesses(run.task.metrics, learnt_from).items():
-        scores[name]["guess"] = guess
+        if name in scores:
+            scores[name]["guess"] = guess
     record = dataclasses.replace(
         blank_record(run),
         data_bytes=data_bytes,

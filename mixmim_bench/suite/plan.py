@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mixmim_bench import facts
 from mixmim_bench.hyperparameters import check_values
 from mixmim_bench.protocols import all_presets, find_protocol, resolve_protocol
 from mixmim_bench.protocols.contract import Protocol, Workload
@@ -103,6 +104,9 @@ def plan(
                         seed=seed,
                         precision=precision,
                     )
+                    if protocol.dense:
+                        arguments, computes = facts.as_pyramid(model.spec, run.size)
+                        run = dataclasses.replace(run, arguments=arguments, computes=computes)
                     work = protocol.images(task.counts)
                     planned.setdefault(run.run_id, Planned(run=run, protocol=protocol, work=work))
     return list(planned.values())

@@ -4,7 +4,7 @@ This is the only impure step before `plan`; it finds all errors in the input bef
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, MissingWeights
 from mixmim_bench.features import OWN
-from mixmim_bench.protocols import split_by_kind
+from mixmim_bench.protocols import replaced, split_by_kind
 from mixmim_bench.registry import find_model
 from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, TaskSpec
 from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, choose_protocol, plan
@@ -23,6 +23,7 @@ from mixmim_bench.weights.download import Bar
 from mixmim_bench.weights.find import resolve_weights
 
 EMBEDDED = "embedded"
+EMBEDDED_DENSE = "embedded-dense"
 PAPER = "paper"
 
 Say = Callable[[str], None]
@@ -70,9 +71,11 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     models = [find_model(name) for name in dict.fromkeys(selection.models)]
     tasks = _tasks(selection, say, planning=bar is None)
     protocols = {}
-    changes = _changes_by_protocol(selection)
+    changes = _changes_by_protocol(selection, {task.kind for task in tasks})
     for task in tasks:
         available, unavailable = split_by_kind(list(dict.fromkeys(selection.protocols)), task.kind)
+        for asked, instead in replaced(selection.protocols, task.kind).items():
+            say(f"{task.name}: {instead} instead of {asked}, which {task.kind} tasks do not have")
         if unavailable:
             say(f"{task.name}: no {' and no '.join(unavailable)} for {task.kind} tasks; skipped")
         protocols[task.name] = [
@@ -108,15 +111,17 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     return Resolved(planned, data)
 
 
-def _changes_by_protocol(selection: Selection) -> dict[str, dict[str, Any]]:
+def _changes_by_protocol(selection: Selection, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
     """Split the changed hyper-parameters by protocol; raises BenchError for one that is not selected."""
     changes: dict[str, dict[str, Any]] = {}
+    instead = [other for kind in kinds for other in replaced(selection.protocols, kind).values()]
+    selected = list(dict.fromkeys([*selection.protocols, *instead]))
     for name, value in selection.changes.items():
         protocol, dot, key = name.partition(".")
-        if not dot or protocol not in selection.protocols:
+        if not dot or protocol not in selected:
             raise BenchError(
                 f"--set {name}: must be PROTOCOL.KEY=VALUE, with one of the selected protocols: "
-                f"{', '.join(selection.protocols)}"
+                f"{', '.join(selected)}"
             )
         changes.setdefault(protocol, {})[key] = value
     return changes
@@ -130,14 +135,14 @@ def _check_weights(planned: Sequence[Planned]) -> None:
         if run.model.arch.startswith("mixmim") and run.size != facts.own_size(run.model):
             sizes[run.model.name, run.size] = run
     for run in sizes.values():
-        facts.check_weights(run.model, run.weights, run.size)
+        facts.check_weights(run.network, run.weights, run.size)
 
 
 def _say_preprocessing(planned: Sequence[Planned], say: Say) -> None:
     """Print the preprocessing, since checkpoints do not record it."""
     tasks: dict[tuple[str, str], dict[str, None]] = {}
     for each in planned:
-        line = each.run.preprocessing.describe()
+        line = each.run.preprocessing.describe(each.protocol.dense)
         tasks.setdefault((each.run.model.name, line), {})[each.run.task.name] = None
     for (model, line), names in tasks.items():
         say(f"{model} on {', '.join(names)}: {line}")
@@ -193,14 +198,14 @@ def _choose_weights(
     try:
         weights = resolve_weights(model, choice, bar)
     except MissingWeights as error:
-        own = [task.name for task in tasks if EMBEDDED not in task.suites]
+        own = [task.name for task in tasks if not {EMBEDDED, EMBEDDED_DENSE} & set(task.suites)]
         if own:
             raise MissingWeights(f"{error} (asked for by {', '.join(own)})", error.reason) from error
         weights = RANDOM
         say(
             f"{model.name}: {error.reason}"
             + (" (`mixmim-bench models` shows how to get them)" if model.weights else "")
-            + ". The embedded suite continues with RANDOM weights, marked as such in every table."
+            + ". Embedded tasks continue with RANDOM weights, marked as such in every table."
         )
     facts.check_weights(model, weights)
     return ModelChoice(spec=model, weights=weights, preprocessing=facts.preprocessing(model))

@@ -71,7 +71,8 @@ class Suite:
         )
 
     def _cost_key(self, run: Run, size: tuple[int, int]) -> str:
-        model, machine = run.model, self.machine
+        model = run.network if size == run.computed_size else run.model
+        machine = self.machine
         return Cost.key(model.arch, model.kwargs, size, machine.precision, machine.describe(), run.engine)
 
     def run(self, finished: Mapping[str, RunRecord]) -> Outcome:
@@ -110,7 +111,7 @@ class Suite:
             record = finished.get(run.run_id)
             if record is not None and record.costs and all(key in known for key in record.costs.values()):
                 continue  # on another machine, maybe
-            for size in (facts.own_size(run.model), run.size):
+            for size in (facts.own_size(run.model), run.computed_size):
                 wanted[self._cost_key(run, size)] = (run, size)
         for key, (run, size) in wanted.items():
             if key in known:
@@ -118,7 +119,8 @@ class Suite:
             view.say(f"measuring the cost of {run.model.name} at {size[0]} x {size[1]} pixels")
             for engine in dict.fromkeys([run.engine, TORCH]):  # a size that one cannot compute
                 try:
-                    cost = measure(run.model, size, self.machine, engine)
+                    model = run.network if size == run.computed_size else run.model
+                    cost = measure(model, size, self.machine, engine)
                 except BenchError as error:
                     view.say(f"  {error}")
                 else:
@@ -190,7 +192,7 @@ class Suite:
                 view.say(traceback.format_exc().rstrip())
         costs = {
             "own": self._cost_key(run, facts.own_size(run.model)),
-            "run": self._cost_key(run, run.size),
+            "run": self._cost_key(run, run.computed_size),
         }
         self.store.save(dataclasses.replace(record, costs=costs), arrays)
         if bench is not None and not record.error:

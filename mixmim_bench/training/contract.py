@@ -60,16 +60,22 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """An optimizer and its learning rate: linear warm-up, then a cosine to `min_lr`.
+    """An optimizer and its learning rate: linear warm-up, then a decay to `min_lr`.
 
-    `batch_size` is that of all devices and gradient accumulation together.
+    `batch_size` is that of all devices and gradient accumulation together. With `steps`, the training ends
+    after so many instead of after `epochs`. `decay` is 'cosine', 'poly' (of power 1: a straight line), or
+    'steps': a factor of 0.1 at each of the `milestones`, which are shares of the training.
     """
 
-    epochs: int
+    epochs: int = 0
+    steps: int = 0
     batch_size: int
     lr: float
     min_lr: float = 0.0
+    decay: str = "cosine"
+    milestones: tuple[float, ...] = ()
     warmup_epochs: float = 0.0
+    warmup_steps: int = 0  # instead of warmup_epochs
     warmup_lr: float = 0.0  # where the warm-up starts
     optimizer: str = "adamw"
     betas: tuple[float, ...] = ()  # (): timm's defaults

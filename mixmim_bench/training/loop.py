@@ -138,7 +138,9 @@ def _checkpoint(
         "processes": processes.count(),
         "sharded": environment.machine.sharded,
     }
-    about["schedule"]["betas"] = list(schedule.betas)
+    about["schedule"] = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in about["schedule"].items()
+    }
     folder = processes.broadcast(environment.checkpoints)  # other machines may have other times of files
     path = None if folder is None else folder / f"{digest(about)}.pt"
     return Checkpoint(path, about, writes=processes.is_main())

@@ -116,6 +116,64 @@ class Reconstructing:
         return network(images, ratio=ratio).loss
 
 
+class Segmenting:
+    """Cross-entropy of pixels, over those that are not ignored, with a share of a second head's.
+
+    The network returns the logits of both heads (B, K, h, w) at a lower resolution; they are enlarged.
+    `auxiliary`: the weight of the second.
+    """
+
+    together = 1
+
+    def __init__(self, ignored: int, auxiliary: float) -> None:
+        self.ignored = ignored
+        self.auxiliary = auxiliary
+
+    def prepare(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images (B, 3, H, W) and labels (B, H, W) unchanged."""
+        return images, labels
+
+    def weight(self, targets: Tensor) -> float:
+        """Count the pixels that are not ignored."""
+        return float((targets != self.ignored).sum())
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean over pixels, computed in float32."""
+        first, second = network(images)
+        loss = self._of_pixels(first, targets)
+        return loss + self.auxiliary * self._of_pixels(second, targets) if self.auxiliary else loss
+
+    def _of_pixels(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = F.interpolate(logits.float(), targets.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, targets.long(), ignore_index=self.ignored)
+
+
+class SegmentingByHeads(Segmenting):
+    """Cross-entropy of pixels, summed over several independent heads."""
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over heads of their means, in float32."""
+        return torch.stack([self._of_pixels(logits, targets) for logits in network(images)]).sum()
+
+
+class Detecting:
+    """The sum of the losses of a `models.detector.Detector`, each averaged over images."""
+
+    together = 1
+
+    def prepare(self, images: Tensor, targets: Any) -> tuple[Tensor, Any]:
+        """Return images (B, 3, S, S) and their objects unchanged."""
+        return images, targets
+
+    def weight(self, targets: Any) -> float:
+        """Count images."""
+        return len(targets)
+
+    def loss(self, network: nn.Module, images: Tensor, targets: Any) -> Tensor:
+        """Return the sum of all losses."""
+        return torch.stack(list(network(images, targets).values())).sum()
+
+
 class ClassifyingByHeads:
     """Cross-entropy of class labels, summed over several independent heads."""
 

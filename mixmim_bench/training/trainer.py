@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import MultiStepLRScheduler, create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -48,6 +48,36 @@ def _timm_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optim
             if all(id(parameter) in head for parameter in group["params"]):
                 group["lr_scale"] = group.get("lr_scale", 1.0) * schedule.head_lr_scale
     return optimizer
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int, steps_per_epoch: int) -> Any:
+    """Return timm's scheduler; the decay starts after the warm-up."""
+    warmup = schedule.warmup_steps or schedule.warmup_epochs * steps_per_epoch
+    if schedule.decay == "steps":
+        # timm applies a milestone one step early, and counts after the warm-up
+        milestones = [share * steps - warmup + 1 for share in schedule.milestones]
+        return MultiStepLRScheduler(
+            optimizer,
+            milestones,
+            decay_rate=0.1,
+            warmup_t=warmup,
+            warmup_lr_init=schedule.warmup_lr,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=schedule.decay,
+        decay_rate=1.0,  # the power of 'poly'
+        num_epochs=(steps - warmup) / steps_per_epoch,
+        warmup_epochs=warmup / steps_per_epoch,
+        warmup_prefix=True,
+        warmup_lr=schedule.warmup_lr,
+        min_lr=schedule.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return scheduler
 
 
 LOADED_AT_ONCE = 256  # images, by one worker
@@ -93,6 +123,8 @@ class Trainer:
         batch_size = min(schedule.batch_size, len(part))
         self.batch_size = batch_size // objective.together * objective.together
         self.steps_per_epoch = len(part) // self.batch_size
+        self.steps = schedule.steps or schedule.epochs * self.steps_per_epoch
+        self.epochs = math.ceil(self.steps / self.steps_per_epoch)  # the last one may be shorter
         self.unreadable = Unreadable(part.images, environment.skip_unreadable)
         self.dataset = ImageDataset(part.images, transform, part.targets, environment.seed)
         self.digests = np.zeros((len(part), WIDTH), dtype=np.uint8)
@@ -105,17 +137,7 @@ class Trainer:
             network.compile()
         optimizer = (make_optimizer or _timm_optimizer)(network, schedule)
         # timm's scheduler is what applies the layer decay, to the optimizer's own groups
-        self.scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched="cosine",
-            num_epochs=schedule.epochs - schedule.warmup_epochs,  # the cosine starts after the warm-up
-            warmup_epochs=schedule.warmup_epochs,
-            warmup_prefix=True,
-            warmup_lr=schedule.warmup_lr,
-            min_lr=schedule.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=self.steps_per_epoch,
-        )
+        self.scheduler = _scheduler(optimizer, schedule, self.steps, self.steps_per_epoch)
         self.rates = describe_rates(network, optimizer)
         self.network, self.optimizer = self._prepare(network, optimizer, make_optimizer)
         self.ema = ModelEmaV3(network, decay=schedule.ema_decay) if schedule.ema_decay else None
@@ -156,10 +178,10 @@ class Trainer:
         if state is not None:
             losses, first = self._restore(state), state["step"]
         log = self._open_log((len(losses) - 1) * self.steps_per_epoch + first)
-        seen = self.schedule.epochs * self.steps_per_epoch * self.batch_size
+        seen = self.steps * self.batch_size
         with self.environment.stages.stage(name, seen, work) as advance, noting_sigterm() as terminated:
             advance(((len(losses) - 1) * self.steps_per_epoch + first) * self.batch_size)
-            for epoch in range(len(losses) - 1, self.schedule.epochs):
+            for epoch in range(len(losses) - 1, self.epochs):
                 for done in self._steps(epoch, first, losses[-1], advance, log):
                     stop, save = processes.total(terminated(), checkpoint.is_due(ends_epoch=False))
                     if stop or save:
@@ -192,7 +214,9 @@ class Trainer:
             self.accelerator.log_with = trackers
             self.accelerator.project_configuration.logging_dir = str(self.environment.logs)
             values = {
-                key: value for key, value in dataclasses.asdict(self.schedule).items() if key != "betas"
+                key: value
+                for key, value in dataclasses.asdict(self.schedule).items()
+                if not isinstance(value, tuple)
             }
             self.accelerator.init_trackers(self.name.replace(" ", "-"), values, kwargs)
         return TrainingLog(self.accelerator, self.steps_per_epoch, self.batch_size)
@@ -200,7 +224,7 @@ class Trainer:
     def _keep(self, epochs: int) -> None:
         """Pass on the weights after some epochs."""
         keep, every = self.environment.keep, self.environment.keep_every
-        if keep is not None and every and epochs % every == 0 and epochs < self.schedule.epochs:
+        if keep is not None and every and epochs % every == 0 and epochs < self.epochs:
             weights = self._weights()
             if processes.is_main():
                 keep(epochs, weights)
@@ -287,7 +311,8 @@ class Trainer:
         self.dataset.epoch = epoch
         self.dataset.digests = epoch == 0
         order = torch.randperm(len(self.part), generator=generator(self.seed, epoch)).tolist()
-        groups = in_groups(order[: self.steps_per_epoch * self.batch_size], self.batch_size)
+        steps = min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)
+        groups = in_groups(order[: steps * self.batch_size], self.batch_size)
         share = processes.share(self.batch_size, self.objective.together)
         by_share = [in_groups(group[share], LOADED_AT_ONCE) for group in groups[done:]]
         rows = [each for of_share in by_share for each in of_share]

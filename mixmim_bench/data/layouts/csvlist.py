@@ -15,16 +15,25 @@ from mixmim_bench.data.layout import LayoutError
 MOST_CLASSES = 1_000_000
 
 
-class CSVList:
-    """One CSV file per part, with the columns `path` (relative to the root) and `label`.
+class CSVFiles:
+    """One CSV file per part, with certain columns, none of which is empty.
 
-    If all labels are integers, they are used directly; otherwise, they are class names, ranked in sorted
-    order. The id of an image is its path.
+    Args:
+        root: the folder that the files are relative to.
+        parts: the required parts.
+        files: part -> file.
+        columns: that are read.
+
+    Raises:
+        LayoutError: parts and files differ.
     """
 
-    def __init__(self, root: Path, parts: Sequence[str], files: Mapping[str, str]) -> None:
+    def __init__(
+        self, root: Path, parts: Sequence[str], files: Mapping[str, str], columns: Sequence[str]
+    ) -> None:
         self.root = root
         self.parts = tuple(parts)
+        self.columns = tuple(columns)
         if not isinstance(files, Mapping) or not all(isinstance(name, str) for name in files.values()):
             raise LayoutError("must be a table such as { train = 'train.csv' }", "data.options.files")
         self.files = dict(files)
@@ -36,35 +45,55 @@ class CSVList:
                 raise LayoutError(f"no split uses part {part!r}", "data.options.files")
 
     def missing(self) -> str:
-        not_found = [str(self._file(p)) for p in self.parts if not self._file(p).is_file()]
+        """Describe the missing files, '' if there are none."""
+        not_found = [str(self.file(p)) for p in self.parts if not self.file(p).is_file()]
         return f"list files {', '.join(not_found)}" if not_found else ""
 
-    def _file(self, part: str) -> Path:
+    def file(self, part: str) -> Path:
+        """Return the file of a part."""
         return self.root / self.files[part]
 
-    @cached_property
-    def _rows(self) -> dict[str, list[tuple[str, str]]]:
-        return {part: self._read(part) for part in self.parts}
+    def read(self) -> dict[str, list[tuple[str, ...]]]:
+        """Read the columns of all rows of each part; raises LayoutError."""
+        return {part: self._read(self.file(part)) for part in self.parts}
 
-    def _read(self, part: str) -> list[tuple[str, str]]:
-        path = self._file(part)
+    def _read(self, path: Path) -> list[tuple[str, ...]]:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise LayoutError(f"{path} is not UTF-8: {error}") from error
         with io.StringIO(text, newline="") as file:
             reader = csv.DictReader(file)
-            not_found = {"path", "label"} - set(reader.fieldnames or ())
+            not_found = set(self.columns) - set(reader.fieldnames or ())
             if not_found:
                 raise LayoutError(f"{path} has no column {' or '.join(sorted(not_found))!s}")
             rows = []
             for row in reader:
-                if not row["path"] or not row["label"]:
-                    raise LayoutError(f"{path}:{reader.line_num}: path or label is empty")
-                rows.append((Path(row["path"]).as_posix(), row["label"].strip()))
+                if not all(row[column] for column in self.columns):
+                    raise LayoutError(f"{path}:{reader.line_num}: {' or '.join(self.columns)} is empty")
+                rows.append(tuple(row[column].strip() for column in self.columns))
         if not rows:
             raise LayoutError(f"{path} lists no images")
         return rows
+
+
+class CSVList:
+    """One CSV file per part, with the columns `path` (relative to the root) and `label`.
+
+    If all labels are integers, they are used directly; otherwise, they are class names, ranked in sorted
+    order. The id of an image is its path.
+    """
+
+    def __init__(self, root: Path, parts: Sequence[str], files: Mapping[str, str]) -> None:
+        self.root = root
+        self.lists = CSVFiles(root, parts, files, ("path", "label"))
+
+    def missing(self) -> str:
+        return self.lists.missing()
+
+    @cached_property
+    def _rows(self) -> dict[str, list[tuple[str, ...]]]:
+        return self.lists.read()
 
     def classes(self) -> Sequence[str]:
         return self._classes
@@ -85,8 +114,8 @@ class CSVList:
         """List the images of a part; raises LayoutError for missing files."""
         rank = {class_name: label for label, class_name in enumerate(self._classes)}
         numbered = all(c.isdecimal() for c in self._classes)
-        paths = [path for path, _ in self._rows[name]]
+        paths = [Path(path).as_posix() for path, _ in self._rows[name]]
         images = Files(self.root, paths)
-        images.check_listed(str(self._file(name)))
+        images.check_listed(str(self.lists.file(name)))
         labels = [rank[str(int(x)) if numbered else x] for _, x in self._rows[name]]
         return Part(np.array(paths), np.array(labels, dtype=np.int64), images)

@@ -1,6 +1,5 @@
 """iNaturalist as released for its competitions: one COCO-style JSON file per part, and image folders."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mixmim_bench.data.classes import Classes
+from mixmim_bench.data.cocojson import read_coco
 from mixmim_bench.data.files import Files
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
@@ -45,18 +45,7 @@ class Competition:
 
     @cached_property
     def _content(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
-        return {part: self._read(part) for part in self.parts}
-
-    def _read(self, part: str) -> dict[str, list[dict[str, Any]]]:
-        path = self._file(part)
-        try:
-            content = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise LayoutError(f"{path} is not JSON or truncated ({error}); download it again") from error
-        for key in ("images", "annotations", "categories"):
-            if not isinstance(content, dict) or not isinstance(content.get(key), list):
-                raise LayoutError(f"{path} has no list {key!r}")
-        return content
+        return {part: read_coco(self._file(part)) for part in self.parts}
 
     @cached_property
     def _label_of(self) -> dict[int, int]:

@@ -1,0 +1,1 @@
+"""Protocols for detection: boxes, classes and masks of objects."""

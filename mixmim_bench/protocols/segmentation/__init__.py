@@ -1,0 +1,1 @@
+"""Protocols for segmentation: a class for each pixel."""
