@@ -174,6 +174,7 @@ def run(
         click.echo(f"{total} of {counted(total, 'run')} finished already.\n")
         _write_report(store)
         return
+    from mixmim_bench.report.pictures import draw_finished
     from mixmim_bench.suite.engines import with_engines
     from mixmim_bench.suite.runner import Suite
 
@@ -184,6 +185,8 @@ def run(
         _show_plan(suite.estimates(finished))
         return
     outcome = suite.run(finished)
+    done = [store.result(each.run.run_id) for each in resolved.planned]
+    draw_finished(store, [record for record in done if record is not None], resolved.data, click.echo)
     click.echo()
     _write_report(store)
     _exit_unless_complete(outcome, results)

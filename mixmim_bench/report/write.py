@@ -7,6 +7,7 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
+from mixmim_bench.report.pictures import links
 from mixmim_bench.report.plots import flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.suite.records import RunStore
@@ -31,7 +32,7 @@ def write_report(store: RunStore) -> Report:
     markdown = to_markdown(board, costs) if board.rows else "No run is finished yet."
     with store.writing():
         write_whole(paths[0], to_frame(board, costs).to_csv(index=False).encode())
-        write_whole(paths[1], f"{markdown}\n".encode())
+        write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
         write_whole(paths[2], to_long(records, costs).to_csv(index=False).encode())
         paths += flops_vs_accuracy(board, costs, store.folder / "plots")
     return Report(markdown, paths, broken)

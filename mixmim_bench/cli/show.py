@@ -1,0 +1,75 @@
+"""`show`: what a run predicted for some test images."""
+
+from pathlib import Path
+
+import click
+
+from mixmim_bench.cli.options import DATA_ROOT, MODELS, RESULTS, examples
+from mixmim_bench.errors import BenchError
+
+
+@click.command(
+    epilog=examples(
+        "mixmim-bench show digits -m mixmim-b",
+        "mixmim-bench show ade20k -m mixmim-b -p finetune --data-root /data --out seen.png",
+    )
+)
+@click.argument("task")
+@MODELS
+@click.option("-p", "--protocol", "protocols", multiple=True, help="Only runs of this protocol. Repeatable.")
+@DATA_ROOT
+@RESULTS
+@click.option("--images", type=click.IntRange(1, 8), default=8, show_default=True, help="Number of images.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The PNG to write; by default RESULTS/pictures/RUN_ID.png.",
+)
+def show(
+    task: str,
+    models: tuple[str, ...],
+    protocols: tuple[str, ...],
+    roots: object,
+    results: Path,
+    images: int,
+    out: Path | None,
+) -> None:
+    """Draw some test images of TASK with their labels and what finished runs predicted.
+
+    Classes are written under an image, label maps lie over it, boxes and masks are drawn into it.
+    """
+    from mixmim_bench.data.dataset import open_task
+    from mixmim_bench.data.roots import DataRoots
+    from mixmim_bench.registry import find_model
+    from mixmim_bench.report.pictures import path_of, picture, save_picture
+    from mixmim_bench.suite.records import RunStore
+    from mixmim_bench.suite.selection import select_tasks
+
+    assert isinstance(roots, DataRoots)
+    (spec,) = select_tasks([task], ())
+    names = {find_model(name).name for name in models}
+    store = RunStore(results)
+    records = [
+        record
+        for record in store.finished().values()
+        if record.task == spec.name
+        and record.model in names
+        and (not protocols or record.protocol in protocols)
+    ]
+    if not records:
+        of_protocols = "".join(f" -p {name}" for name in protocols)
+        of_models = "".join(f" -m {name}" for name in models)
+        raise BenchError(
+            f"no finished run of {' or '.join(sorted(names))} on {spec.name} in {results}; make one: "
+            f"mixmim-bench run{of_models} -t {task}{of_protocols}"
+        )
+    if out is not None and len(records) > 1:
+        raise BenchError(
+            f"--out is for one run, and {len(records)} match: "
+            + ", ".join(f"{record.model} {record.protocol} {record.run_id}" for record in records)
+        )
+    data = open_task(spec, roots)
+    for record in records:
+        path = out or path_of(store, record.run_id)
+        save_picture(path, picture(record, store.arrays(record.run_id), data, images))
+        click.echo(f"{record.model} ({record.weights}) · {record.task} · {record.protocol}: {path}")
