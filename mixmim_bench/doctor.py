@@ -37,6 +37,7 @@ class TaskReport:
     suites: Sequence[str]
     state: str  # ok, missing, wrong
     problems: Sequence[str] = ()
+    remarks: Sequence[str] = ()  # what is no problem, such as objects that cannot be learnt
     layout: str = ""
     root: str = ""
     images: Mapping[str, int] = dataclasses.field(default_factory=dict)  # of each part
@@ -115,6 +116,9 @@ class Doctor:
             blank,
             state=WRONG if problems else OK,
             problems=problems,
+            remarks=[
+                f"{name}: {remark}" for name, part in listed.items() for remark in part.targets.remarks()
+            ],
             images={name: len(part) for name, part in listed.items()},
             roles={role: len(part) for role, part in parts.items()},
             train_images_a_class=balance,

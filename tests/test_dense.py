@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import warnings
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from mixmim_bench.specs import RANDOM, ModelSpec
 from mixmim_bench.suite.execute import execute, open_run
 from mixmim_bench.suite.plan import ModelChoice, TaskChoice, choose_protocol, plan
 from mixmim_bench.suite.taskfile import read_task
+from mixmim_bench.training import trainer
 from mixmim_bench.training.contract import Schedule
 from mixmim_bench.training.trainer import _scheduler
 
@@ -427,6 +429,37 @@ def test_linear_means_frozen_for_detection(tmp_path):
     assert "no linear" not in result.output
     result = CliRunner().invoke(main, [*arguments, "--set", "frozen.steps=7"])
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "changes"),
+    [
+        ("digit-scenes-seg", "finetune", {"batch_size": 4}),
+        ("digit-scenes-det", "finetune", {"batch_size": 2}),
+    ],
+)
+def test_an_interrupted_training_continues_with_the_same_result(name, protocol, changes, monkeypatch):
+    """With SIGTERM in the second of four steps."""
+    task = read_task(TASKS / f"{name}.toml")
+    short = {**changes, "steps": 4, "warmup_steps": 1}
+    (_, expected), bench = run_of(task, protocol, **short)
+    bench.finish()
+    steps = []
+    real = trainer.Trainer._step
+
+    def step(self, batch, update):
+        steps.append(update)
+        if steps == [0, 1]:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, batch, update)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", step)
+    with pytest.raises(SystemExit):
+        run_of(task, protocol, **short)
+    (_, arrays), _ = run_of(task, protocol, **short)
+    assert steps == [0, 1, 2, 3]
+    for key in ("fit_train_loss", "pixels", "scores", "box_hits"):
+        assert key not in expected or np.array_equal(arrays[key], expected[key]), key
 
 
 @pytest.mark.slow

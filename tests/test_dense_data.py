@@ -588,6 +588,22 @@ def test_doctor_knows_dense_layouts(tmp_path):
     assert any("label map without an image" in each for each in report["problems"])
 
 
+def test_doctor_counts_boxes_that_cannot_be_learnt(tmp_path):
+    write_coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    path.write_text(json.dumps(content))
+    options = (
+        'annotations = { train2017 = "annotations/instances_train2017.json", '
+        'val2017 = "annotations/instances_val2017.json" }'
+    )
+    split = {"train": "train2017[:50%]", "val": "train2017[50%:]", "test": "val2017"}
+    write_task(tmp_path, "detection", 3, options, split, "coco:COCO", ["ap_box"])
+    result = CliRunner().invoke(main, ["doctor", "-t", str(tmp_path / "mine.toml")])
+    assert "train2017: 1 boxes without an area are left out of training" in result.stdout
+
+
 def test_parts_of_dense_targets_have_no_labels(tmp_path):
     write_coco(tmp_path)
     part = coco_part(tmp_path)

@@ -435,7 +435,7 @@ def test_a_set_of_torchvision_is_read(tmp_path, name, place):
     "name", [n for n, t in TASKS.items() if "extended" in t.suites and n not in copies.SETS]
 )
 def test_every_set_of_the_extended_suite_is_read_by_some_test(name):
-    assert name in {"mnist", "kmnist", "fashion_mnist", "sun397", "voc2007", "inat2017", "inat2021"}
+    assert name in {"mnist", "kmnist", "fashion_mnist", "sun397", "voc2007", "inat2017", "inat2021", "lvis"}
 
 
 def test_what_torchvision_cannot_read_is_named(tmp_path):

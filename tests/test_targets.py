@@ -58,6 +58,9 @@ class Masks:
     def per_class(self, _):
         return None
 
+    def remarks(self):
+        return []
+
     def first_wrong(self, *_):
         return None
 

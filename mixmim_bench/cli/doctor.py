@@ -96,10 +96,10 @@ def _print(
             f"\nMissing: {names}. `mixmim-bench doctor -t NAME` shows where it looked and how to get it."
         )
     for report in shown:
-        if not report.problems:
+        if not report.problems and not report.remarks:
             continue
         click.echo(f"\n{report.task}: {report.state}")
-        for line in report.problems:
+        for line in [*report.problems, *report.remarks]:
             click.echo(f"  {line}")
         for number, line in enumerate(report.download):
             click.echo(f"  {'to get it: ' if not number else '           '}{line}")

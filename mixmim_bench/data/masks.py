@@ -292,6 +292,11 @@ class Masks:
         """Return the pixels of each class in all label maps (K,)."""
         return self.found.pixels[:, :-1].sum(0, dtype=np.int64)
 
+    def remarks(self) -> list[str]:
+        ignored = self.found.pixels[:, -1].sum(dtype=np.int64)
+        share = 100 * ignored / max(self.found.pixels.sum(dtype=np.int64), 1)
+        return [f"{share:.1f} % of the pixels are ignored"] if ignored else []
+
     def first_wrong(self, num_classes: int, images: Images) -> str | None:
         del num_classes, images
         return self.found.problem[1] or None

@@ -43,6 +43,9 @@ class Targets(Protocol):
     def first_wrong(self, num_classes: int, images: Any) -> str | None:
         """Describe the first target that is invalid for K classes, by the name of its image, if any."""
 
+    def remarks(self) -> list[str]:
+        """Describe what is no problem but should be known, such as objects that cannot be learnt."""
+
 
 class _ArrayTargets:
     """Targets in an array, one per row."""
@@ -69,6 +72,9 @@ class _ArrayTargets:
 
     def contents(self) -> Iterator[str]:
         return map(str, self.values.tolist())
+
+    def remarks(self) -> list[str]:
+        return []
 
     def summary(self) -> bytes:
         return hashlib.sha256(f"{self.values.shape}".encode() + self.values.tobytes()).digest()
