@@ -134,6 +134,13 @@ def test_mixmim_takes_any_size_and_needs_no_padding_where_windows_fit():
     assert pyramid.computed_size((1000, 600)) == (1024, 608)
 
 
+def test_maps_of_a_plain_network_cover_the_same_pixels():
+    """528 pixels are 33 cells of 16, which are no whole cells of 32: images are padded to 544."""
+    pyramid = pyramid_of("vit_tiny_patch16_224", size=(528, 64)).eval()
+    maps = neck_of(pyramid)(pyramid(torch.randn(1, 3, 528, 64)))
+    assert [each.shape[-2] for each in maps] == [136, 68, 34, 17]
+
+
 def test_the_size_that_is_computed_suits_the_patches():
     arguments, size = facts.as_pyramid(find_model("vit_small_patch14_dinov2"), (512, 512))
     assert size == (448, 448) and arguments == {"dynamic_img_size": True}
@@ -419,6 +426,34 @@ def test_every_preset_of_dense_protocols_resolves():
         for preset in cls.presets:
             protocol = resolve_protocol(name, kind, preset, {}, random_weights=False)
             assert build_protocol(json.loads(json.dumps(protocol.to_dict())), kind) == protocol
+
+
+def test_the_warm_up_of_a_short_training_is_shortened():
+    task = read_task(TASKS / "digit-scenes-det.toml")
+    (record, _), _ = run_of(task, "frozen", steps=5, batch_size=2, warmup_steps=461)
+    assert any("warm-up of 0 instead of 461 steps, of 5 in all" in note for note in record.notes)
+
+
+def test_a_network_without_a_pyramid_fails_alone(tmp_path):
+    arguments = ["run", "-m", "test_resnet", "-m", "levit_128s", "-t", "digit-scenes-seg", "-p", "linear"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        short = ["--set", "linear.steps=2", "--set", "linear.warmup_steps=1"]
+        result = CliRunner().invoke(main, [*arguments, *short, "--results", str(tmp_path)])
+    assert result.exit_code == 1, result.output
+    records = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
+    errors = {record["model"]: record["error"] for record in records}
+    assert not errors["test_resnet"] and "dense tasks need 4, 8, 16, 32" in errors["levit_128s"]
+
+
+def test_protocols_that_a_kind_lacks_are_left_out(tmp_path):
+    arguments = ["run", "-m", "test_vit", "-t", "digits", "-t", "digit-scenes-seg", "--dry-run"]
+    result = CliRunner().invoke(main, [*arguments, "-p", "knn", "--results", str(tmp_path)])
+    assert result.exit_code == 0 and "digit-scenes-seg: no knn for segmentation tasks" in result.output
+    result = CliRunner().invoke(
+        main, [*arguments[:3], *arguments[5:], "-p", "knn", "--results", str(tmp_path)]
+    )
+    assert result.exit_code == 2 and "no protocol 'knn' for segmentation tasks" in result.output
 
 
 def test_linear_means_frozen_for_detection(tmp_path):

@@ -170,7 +170,7 @@ def test_a_csv_of_pairs(tmp_path):
 def of_one_map(folder, pixels, num_classes=3, name="masks", **options):
     write_pairs(folder, parts=("train",))
     for path in (folder / "masks").iterdir():
-        Image.fromarray(pixels).save(path)
+        (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(path)
     layout = MaskFolders(folder, ["train"], num_classes, images="images", maps=name, **options)
     return layout.part("train")
 
@@ -191,7 +191,15 @@ def test_values_of_pixels(tmp_path):
     sixteen = plain.astype(np.uint16) * 1000
     part = of_one_map(tmp_path / "e", sixteen, values=[0, 1000, 2000])
     assert np.array_equal(part.targets.load(0), plain)
+    other = of_one_map(tmp_path / "o", plain * 100, values=[200, 100, 0])
+    assert fingerprint_of(other) != fingerprint_of(
+        of_one_map(tmp_path / "c", plain * 100, values=[0, 100, 200])
+    )
     colors = [[0, 0, 0], [128, 64, 128], [244, 35, 232]]
+    indexed = Image.fromarray(plain, mode="P")
+    indexed.putpalette([value for color in colors for value in color])
+    part = of_one_map(tmp_path / "p", indexed, colors=colors[1:], num_classes=2, ignore=colors[:1])
+    assert np.array_equal(part.targets.load(0), plain.astype(int) - 1)
     part = of_one_map(tmp_path / "f", np.array(colors, dtype=np.uint8)[plain], colors=colors)
     assert np.array_equal(part.targets.load(0), plain) and problem(part) is None
 
@@ -208,6 +216,7 @@ def test_bad_values_of_pixels_are_named(tmp_path):
         ({"values": [0, 1]}, "must be 3 different numbers"),
         ({"ignore": [1]}, "the value 1 is a class, and ignored"),
         ({"colors": [[0, 0, 0]]}, "must be 3 different colours"),
+        ({"colors": [1, 2, 3]}, r"must be colours \[r, g, b\]"),
         ({"ignore": [-1]}, "must be integers from 0 to"),
     ):
         with pytest.raises(LayoutError, match=words):
@@ -341,6 +350,14 @@ def set_first(key, value):
         (set_first("segmentation", [[1, 2, 3]]), "the segmentation of annotation 1: a polygon needs three"),
         (set_first("segmentation", {"size": [40, 56], "counts": [7]}), "run lengths add up to 7"),
         (set_first("segmentation", []), "1 annotation of 8 have no segmentation, such as 1"),
+        (
+            set_first("segmentation", {"size": [20, 15], "counts": [300]}),
+            "20 x 15 pixels, but its image 40 x 56",
+        ),
+        (set_first("segmentation", {"size": [40, 56], "counts": "zzz"}), "the segmentation of annotation 1"),
+        (set_first("bbox", [5]), r"annotation 1 has the box \[5\]"),
+        (lambda content: content["annotations"].append([1]), "an entry is not an object"),
+        (lambda content: content["images"][0].pop("file_name"), "has no 'file_name'"),
         (lambda content: content["annotations"][0].pop("bbox"), "has no 'bbox'"),
         (lambda content: content.pop("categories"), "has no list 'categories'"),
         (lambda content: content["categories"].append({"id": 7, "name": "new"}), "different categories"),
@@ -350,6 +367,48 @@ def set_first(key, value):
 def test_wrong_annotations_are_named(tmp_path, change, words):
     with pytest.raises(LayoutError, match=words):
         changed(tmp_path, change)
+
+
+def test_annotations_may_lack_ids_areas_and_crowds(tmp_path):
+    def change(content):
+        for entry in content["annotations"]:
+            entry["id"] = None
+            del entry["area"], entry["iscrowd"]
+
+    objects = changed(tmp_path, change).targets.load(0)
+    boxes = objects.boxes
+    np.testing.assert_array_equal(objects.areas, (boxes[:, 2:] - boxes[:, :2]).prod(1))
+    assert not objects.crowd.any()
+
+
+def test_parts_with_and_without_masks_or_objects(tmp_path):
+    write_coco(tmp_path)
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "annotations": []}))
+    empty = coco_part(tmp_path, "val2017")
+    assert "none of its 4 images" in empty.targets.first_wrong(3, empty.images)
+    assert len(join([coco_part(tmp_path), empty]).targets) == 8
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(LayoutError, match="either all objects of all parts have a mask, or none"):
+        coco_part(tmp_path, "val2017")
+
+
+@pytest.mark.parametrize("key", ["annotations", "images"])
+def test_options_that_are_no_tables(tmp_path, key):
+    options = {"annotations": {"train": "a.json"}, key: "train"}
+    with pytest.raises(LayoutError, match="must be a table"):
+        COCO(tmp_path, ["train"], **options)
+
+
+def test_absolute_paths_of_images(tmp_path):
+    def change(content):
+        for image in content["images"]:
+            image["file_name"] = str(tmp_path / "train2017" / image["file_name"])
+
+    assert len(changed(tmp_path, change)) == 4
 
 
 def test_a_missing_and_a_cut_annotation_file(tmp_path):
@@ -519,7 +578,7 @@ def test_windows_cover_images(tmp_path):
 
 # -- scenes ------------------------------------------------------------------------------------------
 
-FINGERPRINTS = {"segmentation": "9fd060d4a6c679fd", "detection": "15712e1c09eccb05"}
+FINGERPRINTS = {"segmentation": "81a283e5ca089e85", "detection": "15712e1c09eccb05"}
 
 
 def scene_split(layout):

@@ -46,7 +46,10 @@ def show(
     from mixmim_bench.suite.selection import select_tasks
 
     assert isinstance(roots, DataRoots)
-    (spec,) = select_tasks([task], ())
+    selected = select_tasks([task], ())
+    if len(selected) != 1:
+        raise BenchError(f"{task!r} names {len(selected)} tasks; show draws the runs of one")
+    spec = selected[0]
     names = {find_model(name).name for name in models}
     store = RunStore(results)
     records = [

@@ -48,7 +48,8 @@ class Files:
         self.root = root
         self.paths = Names(listed)
         if sizes is None or times is None:
-            stats = np.array([_stat(f"{root}/{path}") for path in listed], dtype=np.int64).reshape(-1, 2)
+            stats = np.array([_stat(self.name(row)) for row in range(len(listed))], dtype=np.int64)
+            stats = stats.reshape(-1, 2)
             sizes, times = stats[:, 0].copy(), stats[:, 1].copy()
         self.sizes = sizes
         self.times = times

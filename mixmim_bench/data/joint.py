@@ -75,6 +75,31 @@ class _Joint:
         self.normalise = ToNormalised(preprocessing.mean, preprocessing.std)
 
 
+class _Colors(v2.RandomPhotometricDistort):
+    """torchvision's contrast, saturation and hue, without its permutation of the channels."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+
+class PhotometricDistortion:
+    """mmsegmentation's: brightness by at most 32 of 255, contrast, saturation, hue, each half of the time."""
+
+    BRIGHTNESS = 32
+
+    def __init__(self) -> None:
+        # hue: 18 of OpenCV's 180
+        self.rest = _Colors(
+            brightness=(1.0, 1.0), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.1, 0.1), p=0.5
+        )
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if _uniform(0.0, 1.0) < 0.5:
+            change = _uniform(-self.BRIGHTNESS, self.BRIGHTNESS)
+            image = Image.fromarray((np.asarray(image) + change).clip(0, 255).astype(np.uint8))
+        return self.rest(image)
+
+
 class SegmentationTrain(_Joint):
     """Random scale, crop, flip and colours of an image and its label map, as in mmsegmentation.
 
@@ -104,8 +129,7 @@ class SegmentationTrain(_Joint):
         self.scale = tuple(scale)
         self.fullest = fullest
         self.hflip = hflip
-        # hue: 18 of OpenCV's 180
-        self.photometric = v2.RandomPhotometricDistort(hue=(-0.1, 0.1)) if photometric else None
+        self.photometric = PhotometricDistortion() if photometric else None
 
     def __call__(self, image: Image.Image, target: np.ndarray) -> tuple[Tensor, Tensor]:
         ratio = _uniform(*self.scale)
@@ -205,11 +229,11 @@ def _objects_in(view: View, target: Annotated, size: tuple[int, int]) -> dict[st
     kept = ~target.crowd & (boxes[:, 2:] - boxes[:, :2] > 1.0).all(1)
     found: dict[str, Tensor] = {}
     if target.masks is not None:
-        masks = np.zeros((len(boxes), *view.window), dtype=np.uint8)
-        for place in np.flatnonzero(kept):
-            masks[place] = view.nearest(_decoded(target.masks[place]))
-        kept &= masks.any((1, 2))
-        found["masks"] = torch.from_numpy(masks[kept])
+        seen = [view.nearest(_decoded(target.masks[place])) for place in np.flatnonzero(kept)]
+        visible = [mask.any() for mask in seen]
+        kept[np.flatnonzero(kept)[np.logical_not(visible)]] = False
+        shown = [mask for mask, any_pixel in zip(seen, visible, strict=True) if any_pixel]
+        found["masks"] = torch.from_numpy(np.stack(shown) if shown else np.zeros((0, *view.window), np.uint8))
     found["boxes"] = torch.from_numpy(boxes[kept].astype(np.float32))
     found["labels"] = torch.from_numpy(target.labels[kept].astype(np.int64))
     return found

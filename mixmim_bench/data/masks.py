@@ -52,7 +52,7 @@ class Values:
         Args:
             num_classes: K.
             reduce_zero_label: the value 0 is ignored, and 1 is the first class, as in ADE20K.
-            ignore: values of ignored pixels.
+            ignore: values of ignored pixels; with `colors`, their colours.
             values: the value of each class; by default 0 to K - 1 (1 to K with `reduce_zero_label`).
             colors: the colour (r, g, b) of each class, of maps in colour.
 
@@ -60,8 +60,10 @@ class Values:
             LayoutError: the options contradict each other.
         """
         first = int(reduce_zero_label)
-        if colors is not None and (values is not None or reduce_zero_label):
-            raise LayoutError("colors go without values and reduce_zero_label", "data.options.colors")
+        if colors is not None:
+            if values is not None or reduce_zero_label:
+                raise LayoutError("colors go without values and reduce_zero_label", "data.options.colors")
+            return cls._of_colors(colors, ignore, num_classes)
         own = list(range(first, first + num_classes)) if values is None else list(values)
         for key, listed in (("values", own), ("ignore", ignore)):
             if not all(type(each) is int and 0 <= each <= LARGEST for each in listed):
@@ -77,12 +79,30 @@ class Values:
         table = np.full(LARGEST + 1, UNKNOWN, dtype=np.int16)
         table[own] = np.arange(num_classes)
         table[list(ignored)] = IGNORED
-        return cls(table, _colors(colors, num_classes))
+        return cls(table, {})
+
+    @classmethod
+    def _of_colors(cls, colors: Sequence[Sequence[int]], ignore: Sequence[Any], num_classes: int) -> "Values":
+        found = {tuple(color): label for label, color in enumerate(_colors(colors, "colors"))}
+        if len(found) != num_classes:
+            reason = f"must be {num_classes} different colours [r, g, b], one for each class"
+            raise LayoutError(reason, "data.options.colors")
+        for color in _colors(ignore, "ignore"):
+            if found.setdefault(color, LARGEST - 1) != LARGEST - 1:
+                raise LayoutError(f"the colour {list(color)} is a class, and ignored", "data.options.ignore")
+        table = np.full(LARGEST + 1, UNKNOWN, dtype=np.int16)
+        table[:num_classes] = np.arange(num_classes)
+        table[LARGEST - 1] = IGNORED
+        return cls(table, found)
+
+    def identity(self) -> str:
+        """Hash what values mean."""
+        colors = f"{sorted(self.colors.items())}".encode()
+        return hashlib.sha256(self.table.tobytes() + colors).hexdigest()[:16]
 
     def read(self, data: bytes) -> np.ndarray:
         """Decode a label map to the classes of its pixels (h, w) int16; raises UnreadableImage."""
-        with decoding(), Image.open(io.BytesIO(data)) as image:
-            raw = np.asarray(image)
+        raw = self._pixels(data)
         if self.colors:
             return self.table[_values_of_colors(raw, self.colors)]
         if raw.ndim == 3:
@@ -98,10 +118,14 @@ class Values:
         raw = raw.astype(np.int64)
         return self.table[np.where((raw < 0) | (raw > LARGEST), LARGEST, raw)]
 
+    def _pixels(self, data: bytes) -> np.ndarray:
+        with decoding(), Image.open(io.BytesIO(data)) as image:
+            in_color = self.colors and image.mode == "P"
+            return np.asarray(image.convert("RGB") if in_color else image)
+
     def unknown(self, data: bytes) -> str:
         """Return the first value of a label map that means nothing, as text."""
-        with Image.open(io.BytesIO(data)) as image:
-            raw = np.asarray(image)
+        raw = self._pixels(data)
         if self.colors:
             flat = raw[..., :3].reshape(-1, 3)
             wrong = flat[self.table[_values_of_colors(flat, self.colors)] == UNKNOWN]
@@ -111,14 +135,14 @@ class Values:
         return f"the value {int(wrong.min())}"
 
 
-def _colors(colors: Sequence[Sequence[int]] | None, num_classes: int) -> dict[tuple[int, ...], int]:
-    if colors is None:
-        return {}
-    table = {tuple(color): label for label, color in enumerate(colors)}
-    if len(table) != num_classes or any(len(color) != 3 for color in table):
-        reason = f"must be {num_classes} different colours [r, g, b], one for each class"
-        raise LayoutError(reason, "data.options.colors")
-    return table
+def _colors(colors: Any, key: str) -> list[tuple[int, int, int]]:
+    listed = list(colors)
+    if not all(
+        isinstance(color, list | tuple) and len(color) == 3 and all(type(x) is int for x in color)
+        for color in listed
+    ):
+        raise LayoutError(f"must be colours [r, g, b], not {listed}", f"data.options.{key}")
+    return [tuple(color) for color in listed]
 
 
 def _values_of_colors(raw: np.ndarray, colors: Mapping[tuple[int, ...], int]) -> np.ndarray:
@@ -276,11 +300,12 @@ class Masks:
         )
 
     def contents(self) -> Iterator[str]:
-        """Yield the digest of each label map's bytes."""
-        return (digest.tobytes().hex() for digest in self.found.digests)
+        """Yield the digest of each label map's bytes, with what its values mean."""
+        meaning = self.values.identity()
+        return (f"{digest.tobytes().hex()} {meaning}" for digest in self.found.digests)
 
     def summary(self) -> bytes:
-        return hashlib.sha256(self.found.digests.tobytes()).digest()
+        return hashlib.sha256(self.found.digests.tobytes() + self.values.identity().encode()).digest()
 
     def strata(self) -> np.ndarray | None:
         return None

@@ -186,13 +186,18 @@ class Objects:
         wrong = (labels < 0) | (labels >= num_classes) | ~np.isfinite(self.boxes.values).all(1)
         wrong |= (self.boxes.values[:, 2:] < 0).any(1)
         if not wrong.any():
-            return None
+            without = self.crowd.values.all()
+            return (
+                f"none of its {len(self)} images, such as {images.name(0)}, has an object"
+                if without
+                else None
+            )
         place = int(np.flatnonzero(wrong)[0])
         row = int(np.searchsorted(self.boxes.ends, place, side="right")) - 1
         x, y, width, height = self.boxes.values[place].tolist()
         return (
             f"an object of {images.name(row)} has the box x {x:g}, y {y:g}, width {width:g}, "
-            f"height {height:g} and the class {labels[place]}; no side may be negative, and classes are below"
+            f"height {height:g} and the class {labels[place]}; no side may be negative, classes are below "
             f"{num_classes}"
         )
 
@@ -208,7 +213,7 @@ class Objects:
     def remarks(self) -> list[str]:
         """Describe objects that are scored as the official evaluation does, but cannot be learnt."""
         boxes = self.boxes.values
-        empty = int(((boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)).sum())
+        empty = int((~self.crowd.values & ((boxes[:, 2] <= 0) | (boxes[:, 3] <= 0))).sum())
         outside = int((~self.crowd.values & ~self._learnable()).sum()) - empty
         found = []
         if empty:
@@ -236,10 +241,10 @@ def learnable(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 _NONE, _POLYGONS, _COUNTS, _COMPRESSED = range(4)
 
 
-def packed(segmentation: Any) -> np.ndarray:
+def packed(segmentation: Any, image: tuple[int, int]) -> np.ndarray:
     """Pack a segmentation of COCO's format into bytes: polygons, run lengths, or compressed ones.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, and for a mask that has not the size of its image (h, w).
     """
     if not segmentation:
         return np.array([_NONE], dtype=np.uint8)
@@ -254,7 +259,14 @@ def packed(segmentation: Any) -> np.ndarray:
         counts = segmentation["counts"]
         if size.shape != (2,):
             raise ValueError("the size of a run-length encoded mask must be [height, width]")
+        if tuple(size.tolist()) != image:
+            raise ValueError(
+                f"the mask has {size[0]} x {size[1]} pixels, but its image {image[0]} x {image[1]}"
+            )
         if isinstance(counts, str):
+            from pycocotools import mask
+
+            mask.decode({"size": size.tolist(), "counts": counts.encode()})  # raises ValueError if damaged
             return _bytes(_COMPRESSED, size, np.frombuffer(counts.encode(), dtype=np.uint8))
         runs = np.array(counts, dtype=np.int64)
         if runs.ndim != 1 or (runs < 0).any() or runs.sum() != size.prod():

@@ -84,7 +84,7 @@ class WindowMaps:
         return windows.views[row].nearest(windows.part.targets.load(int(windows.images[row])))
 
     def collate(self, loaded: Sequence[Any]) -> Tensor:
-        return torch.stack(list(loaded))
+        return torch.stack(list(loaded)) if loaded else torch.empty(0)
 
 
 class PaddedWindow:

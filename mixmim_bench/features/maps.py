@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixmim_bench import processes
 from mixmim_bench.data.hashing import WIDTH
 from mixmim_bench.data.images import UnreadableImage
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
@@ -55,7 +56,7 @@ class _Labels:
         return self.labels[row]
 
     def collate(self, loaded: Sequence[Any]) -> Tensor:
-        return torch.stack(list(loaded))
+        return torch.stack(list(loaded)) if loaded else torch.empty(0)
 
 
 def unchanged(image: Any, target: Any) -> tuple[Any, Any]:
@@ -69,8 +70,10 @@ def bytes_of_maps(n: int, width: int, size: int) -> int:
 
 
 def fits(n: int, width: int, size: int) -> bool:
-    """Return whether so many maps fit into memory beside what training needs."""
-    return bytes_of_maps(n, width, size) < SHARE_OF_MEMORY * available_bytes()
+    """Return whether so many maps fit into memory beside what training needs, in every process of a job."""
+    free = SHARE_OF_MEMORY * available_bytes() / processes.local_count()
+    (too_large,) = processes.total(bytes_of_maps(n, width, size) > free)
+    return not too_large
 
 
 def store_maps(

@@ -16,6 +16,7 @@ from mixmim_bench.models.build import build, create, own_size, timm_config
 from mixmim_bench.specs import ModelSpec, Weights
 
 STRIDES = (4, 8, 16, 32)
+MULTIPLE = max(STRIDES)  # of which image sides are padded to a multiple
 PLAIN_STRIDE = 16  # of networks with one resolution, unless their patches are smaller
 # arguments by which networks built for one image size accept others, in the order they are tried
 ANY_SIZE: tuple[Mapping[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
@@ -76,9 +77,8 @@ class Pyramid(nn.Module):
         if self.plain:
             depth = len(info)
             self.indices = [math.ceil(depth * quarter / 4) - 1 for quarter in (1, 2, 3, 4)]
-            patch = reductions[0]
-            stride = patch if patch in STRIDES[:3] else PLAIN_STRIDE
-            self.scale = patch / stride
+            stride = _plain_stride(reductions[0])
+            self.scale = reductions[0] / stride
             self.strides = [stride] * 4
         else:
             missing = [stride for stride in STRIDES if stride not in reductions]
@@ -98,11 +98,6 @@ class Pyramid(nn.Module):
         if frozen:
             self.requires_grad_(False).eval()
 
-    @property
-    def multiple(self) -> int:
-        """What image sides are padded to a multiple of."""
-        return max(self.strides) if self.plain else max(STRIDES)
-
     def train(self, mode: bool = True) -> "Pyramid":
         """Set the mode; a frozen backbone stays in evaluation mode."""
         return super().train(mode and not self.frozen)
@@ -111,7 +106,7 @@ class Pyramid(nn.Module):
         """Pad images (B, 3, h, w) with zeros to a size that the network accepts; raises BenchError."""
         height, width = images.shape[-2:]
         if self.size is None:
-            padding = (0, -width % self.multiple, 0, -height % self.multiple)
+            padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
         else:
             padding = (0, self.size[1] - width, 0, self.size[0] - height)
             if min(padding) < 0:
@@ -201,19 +196,22 @@ def _sizes(
     model: ModelSpec, size: tuple[int, int], arguments: Mapping[str, Any]
 ) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """Return the size a network is built for, and the only one it accepts, None if it accepts any."""
-    if timm_config(model).get("fixed_input_size") and not arguments:
-        built_at = _accepted(model, size)
-        return built_at, built_at
-    return own_size(model), None
-
-
-def _accepted(model: ModelSpec, size: tuple[int, int]) -> tuple[int, int]:
-    """Return an image size, rounded up to whole patches of a network with a fixed size."""
+    if not timm_config(model).get("fixed_input_size") or arguments:
+        return own_size(model), None
     with torch.device("meta"):
         network: Any = create(model, own_size(model))
-    largest = max(info["reduction"] for info in network.feature_info)
-    height, width = (side + -side % largest for side in size)
-    return height, width
+    reductions = {info["reduction"] for info in network.feature_info}
+    height, width = (side + -side % MULTIPLE for side in size)
+    if len(reductions) > 1:
+        return (height, width), (height, width)
+    (patch,) = reductions
+    scale = patch / _plain_stride(patch)
+    return (round(height * scale), round(width * scale)), (height, width)
+
+
+def _plain_stride(patch: int) -> int:
+    """Return the stride of the maps of a plain network, in pixels of the image that it is given."""
+    return patch if patch in STRIDES[:3] else PLAIN_STRIDE
 
 
 def _check(model: ModelSpec, pyramid: Pyramid, size: tuple[int, int]) -> None:

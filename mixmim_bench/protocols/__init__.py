@@ -74,7 +74,7 @@ def replaced(names: Sequence[str], kind: str) -> dict[str, str]:
 def split_by_kind(names: Sequence[str], kind: str) -> tuple[list[str], list[str]]:
     """Split protocols into those available for a kind of task, replacements included, and the others.
 
-    Raises BenchError for an unknown name, and if none is available.
+    Raises BenchError for an unknown name.
     """
     table = load_protocols()
     for name in names:
@@ -83,8 +83,6 @@ def split_by_kind(names: Sequence[str], kind: str) -> tuple[list[str], list[str]
     others = replaced(names, kind)
     there = list(dict.fromkeys(others.get(name, name) for name in names))
     there = [name for name in there if (name, kind) in table]
-    if not there:
-        find_protocol(names[0], kind)
     return there, [name for name in names if name not in there and name not in others]
 
 

@@ -45,14 +45,15 @@ def open_pyramid(
             **kwargs,
         )
 
-    if not drop_path:
-        return build(), notes
     try:
-        return build(drop_path_rate=drop_path), notes
+        try:
+            return build(**({"drop_path_rate": drop_path} if drop_path else {})), notes
+        except BenchError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+        return build(), [*notes, f"drop_path {drop_path} ignored: {run.model.arch} does not support it"]
     except BenchError as error:
-        if "drop_path_rate" not in str(error):
-            raise processes.InAll(str(error)) from error
-    return build(), [*notes, f"drop_path {drop_path} ignored: {run.model.arch} does not support it"]
+        raise processes.InAll(str(error)) from error
 
 
 def layerwise(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

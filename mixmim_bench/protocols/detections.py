@@ -1,5 +1,6 @@
 """Predict and score the objects of a split."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from mixmim_bench.protocols.workbench import Workbench
 from mixmim_bench.scoring.detection import Found, match
 from mixmim_bench.scoring.predictions import Detections
 
+PASTED = 2**26  # pixels of masks that are pasted together
 DRAWN = 20  # detections of an image that are kept to be drawn
 DRAWN_SIDE = 256  # pixels of the longer side of their masks
 
@@ -44,12 +46,12 @@ def detect(
         mine = as_found(of_image, size, target["shape"])
         truth = target["objects"]
         read.append(seen.row)
-        found.append(mine)
         boxes.append(match(mine, truth, bench.num_classes, by_masks=False))
         if truth.masks is not None and mine.masks is not None:
             masks.append(match(mine, truth, bench.num_classes, by_masks=True))
         if seen.row in chosen:
             shown |= _drawable(seen.row, mine, target["shape"])
+        found.append(dataclasses.replace(mine, masks=None))  # gigabytes in all
     return Detections(split.part.ids[read], found, boxes, masks or None, images_of_classes, shown)
 
 
@@ -57,12 +59,19 @@ def as_found(detected: Mapping[str, Any], size: Any, shape: tuple[int, int]) -> 
     """Return the detections of a resized image (h, w) in the pixels of the image as it was."""
     order = detected["scores"].argsort(descending=True, stable=True)
     detected = {name: values[order] for name, values in detected.items()}
-    boxes, masks = in_image(detected, size, shape)
+    at_once = max(1, PASTED // (shape[0] * shape[1]))
+    boxes, encoded = [], []
+    for start in range(0, max(1, len(order)), at_once):
+        some = {name: values[start : start + at_once] for name, values in detected.items()}
+        own, masks = in_image(some, size, shape)
+        boxes.append(own)
+        if masks is not None:
+            encoded += _encoded(masks.cpu().numpy())
     return Found(
         detected["scores"].cpu().numpy(),
         detected["labels"].cpu().numpy() - 1,  # 0 is the background
-        boxes.cpu().numpy().astype(np.float64),
-        None if masks is None else _encoded(masks.cpu().numpy()),
+        torch.cat(boxes).cpu().numpy().astype(np.float64),
+        encoded if "masks" in detected else None,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mixmim_bench.data.dataset import Split
 from mixmim_bench.data.joint import SegmentationEval
 from mixmim_bench.data.windows import windows as cut
+from mixmim_bench.models.pyramid import Pyramid
 from mixmim_bench.protocols.dense import one_by_one, shown_rows
 from mixmim_bench.protocols.workbench import Workbench
 from mixmim_bench.scoring.predictions import PixelCounts
@@ -21,6 +22,14 @@ CLASSES_AT_ONCE = 16  # whose logits are enlarged together
 SHOWN_SIDE = 256  # pixels of the longer side of label maps that are kept to be drawn
 
 Logits = Callable[[Tensor], Tensor]  # of images (b, 3, h, w): (b, K, h, w)
+
+
+def evaluation_of(pyramid: Pyramid, asked: str, notes: list[str]) -> str:
+    """Return how images are evaluated: by windows, if a network takes images of one size only."""
+    if asked == WHOLE and pyramid.size is not None:
+        notes.append("evaluated by sliding windows, since the network takes images of one size only")
+        return SLIDE
+    return asked
 
 
 @torch.inference_mode()

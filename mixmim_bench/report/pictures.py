@@ -3,6 +3,7 @@
 import colorsys
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,8 @@ def picture(
     draw = DRAWERS[record.identity["task"]["kind"]]
     rows = []
     for row in drawn.rows()[:most]:
-        try:
-            image = drawn.part.images.load(row)
-        except UnreadableImage:
-            continue
-        rows.append(draw(row, image, drawn))
+        with suppress(UnreadableImage):  # of an image, or of its label map
+            rows.append(draw(row, drawn.part.images.load(row), drawn))
     if not rows:
         raise BenchError(f"{record.task}: none of its test images can be read")
     title = f"{record.model} ({record.weights}) · {record.task_title} · {record.protocol_title}"
@@ -272,5 +270,5 @@ def draw_finished(
             continue
         try:
             save_picture(path, picture(record, store.arrays(record.run_id), data[record.task]))
-        except (BenchError, OSError, KeyError) as error:
+        except Exception as error:  # a picture is never worth a result
             say(f"no picture of {record.model} on {record.task}: {error}")

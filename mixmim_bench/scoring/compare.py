@@ -100,7 +100,7 @@ class Pair:
 
     def _compare_reduced(self, x: Sequence[Unit], y: Sequence[Unit]) -> None:
         """Compare by resampling images, the same for both models."""
-        reduce = METRICS[self.metric].reduce
+        reduce, resamples = METRICS[self.metric].reduce, METRICS[self.metric].resamples
 
         def values(side: Sequence[Unit], weights: np.ndarray) -> np.ndarray:
             """Return the value of each unit, (S, r)."""
@@ -109,7 +109,7 @@ class Pair:
         whole = np.ones((1, self.n))
         first, second = values(x, whole)[:, 0], values(y, whole)[:, 0]
         self.first, self.second = float(first.mean()), float(second.mean())
-        drawn = np.concatenate([values(x, w) - values(y, w) for w in resample(self.n)], axis=1)
+        drawn = np.concatenate([values(x, w) - values(y, w) for w in resample(self.n, resamples)], axis=1)
         of_mean = float(np.nanvar(drawn.mean(0), ddof=1))
         self.differing = self.n if of_mean else 0
         if self.seeds > 1:

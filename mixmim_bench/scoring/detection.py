@@ -14,6 +14,7 @@ import numpy as np
 OVERLAPS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 AREAS = {"all": (0.0, 1e10), "small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+AT_ONCE = 2**23  # weights of detections
 NO_CLASS = -1  # pads images with fewer detections
 # LVIS: classes by the number of training images they occur in
 FREQUENCIES = {"rare": (0, 10), "common": (10, 100), "frequent": (100, np.inf)}
@@ -211,6 +212,12 @@ def _average_precision(
     weights: np.ndarray, hits: np.ndarray, skips: np.ndarray, objects: np.ndarray, overlaps: Sequence[int]
 ) -> np.ndarray:
     """Average the interpolated precision at 101 recalls over overlaps, of sorted detections (r, m)."""
+    at_once = max(1, AT_ONCE // max(1, weights.shape[1]))
+    if len(weights) > at_once:
+        pieces = [slice(start, start + at_once) for start in range(0, len(weights), at_once)]
+        return np.concatenate(
+            [_average_precision(weights[piece], hits, skips, objects[piece], overlaps) for piece in pieces]
+        )
     if not weights.shape[1]:
         return np.zeros(len(weights))
     total = np.zeros(len(weights))

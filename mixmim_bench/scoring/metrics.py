@@ -52,6 +52,7 @@ class Metric:
     best: int = 0  # how many of the best classes of each item decide it; 0: all scores do
     shares: Callable[[Items], np.ndarray] | None = None
     kinds: tuple[str, ...] = (CLASSIFICATION,)  # of task
+    resamples: int = RESAMPLES  # of the images, where scores are compared by resampling
     version: int = 1  # raised when its value may change
 
 
@@ -331,6 +332,7 @@ def _of_images(of_classes: OfClasses, kind: str, resamples: int) -> Metric:
         spread=partial(_spread_of_images, of_classes, resamples),
         interval="smoothed bootstrap over images",
         kinds=(kind,),
+        resamples=resamples,
     )
 
 

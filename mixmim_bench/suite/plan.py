@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixmim_bench import facts
+from mixmim_bench.errors import BenchError
 from mixmim_bench.hyperparameters import check_values
 from mixmim_bench.protocols import all_presets, find_protocol, resolve_protocol
 from mixmim_bench.protocols.contract import Protocol, Workload
@@ -105,11 +106,22 @@ def plan(
                         precision=precision,
                     )
                     if protocol.dense:
-                        arguments, computes = facts.as_pyramid(model.spec, run.size)
-                        run = dataclasses.replace(run, arguments=arguments, computes=computes)
+                        run = _as_pyramid(run)
                     work = protocol.images(task.counts)
                     planned.setdefault(run.run_id, Planned(run=run, protocol=protocol, work=work))
     return list(planned.values())
+
+
+def _as_pyramid(run: Run) -> Run:
+    """Return a run of a dense task with what its network needs; unchanged if that has no pyramid.
+
+    Such a run fails when it is done, and the others go on.
+    """
+    try:
+        arguments, computes = facts.as_pyramid(run.model, run.size)
+    except BenchError:
+        return run
+    return dataclasses.replace(run, arguments=arguments, computes=computes)
 
 
 def _preprocessing(model: ModelChoice, task: TaskSpec, protocol: Protocol) -> Preprocessing:
@@ -117,5 +129,8 @@ def _preprocessing(model: ModelChoice, task: TaskSpec, protocol: Protocol) -> Pr
     own = model.preprocessing
     side = protocol.input_size() or task.image_size
     return dataclasses.replace(
-        own, size=(side, side) if side else own.size, crop_pct=task.crop_pct or own.crop_pct
+        own,
+        size=(side, side) if side else own.size,
+        crop_pct=task.crop_pct or own.crop_pct,
+        resize="" if protocol.dense else own.resize,  # dense transforms resize with Pillow
     )

@@ -14,7 +14,7 @@ from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, MissingWeights
 from mixmim_bench.features import OWN
-from mixmim_bench.protocols import replaced, split_by_kind
+from mixmim_bench.protocols import find_protocol, replaced, split_by_kind
 from mixmim_bench.registry import find_model
 from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, TaskSpec
 from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, choose_protocol, plan
@@ -83,6 +83,9 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         ]
         for choice in protocols[task.name]:
             choose_protocol(*choice)  # finds errors before images are listed
+    if not any(protocols.values()):
+        find_protocol(selection.protocols[0], tasks[0].kind)
+    tasks = [task for task in tasks if protocols[task.name]]
     data = {task.name: open_task(task, selection.roots) for task in tasks}
     chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
     if selection.resize != EXACT:

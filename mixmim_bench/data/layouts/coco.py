@@ -47,6 +47,10 @@ class COCO:
     ) -> None:
         self.root = root
         self.parts = tuple(parts)
+        for key, value in (("annotations", annotations), ("images", images or {})):
+            if not isinstance(value, Mapping):
+                reason = f"must be a table such as {{ train = '…' }}, not {value!r}"
+                raise LayoutError(reason, f"data.options.{key}")
         self.files = dict(annotations)
         self.folders = dict(images or {})
         self.ids = ids
@@ -77,12 +81,28 @@ class COCO:
         for part in others:
             if tables[part] != tables[first]:
                 raise LayoutError(f"{self._file(part)} and {self._file(first)} have different categories")
+        if not all(isinstance(category, int) for category in tables[first]):
+            raise LayoutError(f"{self._file(first)}: the ids of categories must be integers")
         return dict(sorted(tables[first].items()))
 
     def _read(self, part: str) -> dict[str, list[Entry]]:
         if part not in self._contents:
-            self._contents[part] = read_coco(self._file(part))
+            content = self._contents[part] = read_coco(self._file(part))
+            if not all(isinstance(entry, dict) for entries in content.values() for entry in entries):
+                raise LayoutError(f"{self._file(part)}: an entry is not an object")
+            self._masked[part] = any(entry.get("segmentation") for entry in content["annotations"])
+            self._federated[part] = any("neg_category_ids" in image for image in content["images"])
         return self._contents[part]
+
+    @cached_property
+    def _masked(self) -> dict[str, bool]:
+        """Which parts have masks."""
+        return {}
+
+    @cached_property
+    def _federated(self) -> dict[str, bool]:
+        """Which parts state the classes that are absent (LVIS)."""
+        return {}
 
     @cached_property
     def _contents(self) -> dict[str, dict[str, list[Entry]]]:
@@ -96,11 +116,12 @@ class COCO:
     def part(self, name: str) -> Part:
         """List a part; raises LayoutError that names the file and what is wrong in it."""
         label_of = {category: label for label, category in enumerate(self._categories)}
+        masked, federated = any(self._masked.values()), any(self._federated.values())
         content = self._read(name)
         self._contents.pop(name)  # gigabytes for the largest sets
         where = str(self._file(name))
         try:
-            objects = _objects(content, label_of, where)
+            objects = _objects(content, label_of, where, masked, federated)
             paths = [_path(image) for image in content["images"]]
         except (KeyError, TypeError) as error:
             raise LayoutError(f"{where}: an entry is not an object, or has no {error}") from error
@@ -121,10 +142,18 @@ class COCO:
 
 def _path(image: Entry) -> str:
     """Return the file of an image; LVIS states only where it is in COCO's."""
-    return image["file_name"] if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])
+    if "file_name" not in image and "coco_url" in image:
+        return "/".join(image["coco_url"].split("/")[-2:])
+    return str(image["file_name"]).replace("\\", "/")
 
 
-def _objects(content: Mapping[str, Sequence[Entry]], label_of: Mapping[int, int], where: str) -> Objects:
+def _objects(
+    content: Mapping[str, Sequence[Entry]],
+    label_of: Mapping[int, int],
+    where: str,
+    masked: bool,
+    federated: bool,
+) -> Objects:
     images = content["images"]
     rows = {image["id"]: row for row, image in enumerate(images)}
     if len(rows) != len(images):
@@ -132,8 +161,8 @@ def _objects(content: Mapping[str, Sequence[Entry]], label_of: Mapping[int, int]
     by_image: list[list[Entry]] = [[] for _ in images]
     seen: set[Any] = set()
     for entry in content["annotations"]:
-        number = entry.get("id", len(seen))
-        if number in seen:
+        number = entry.get("id")
+        if number is not None and number in seen:
             raise LayoutError(f"{where}: two annotations have the id {number}")
         seen.add(number)
         if entry["image_id"] not in rows:
@@ -146,7 +175,7 @@ def _objects(content: Mapping[str, Sequence[Entry]], label_of: Mapping[int, int]
                 "`categories`"
             )
         by_image[rows[entry["image_id"]]].append(entry)
-    federated = any("neg_category_ids" in image for image in images)
+    sizes = [(int(image["height"]), int(image["width"])) for image in images]
     return Objects(
         sizes=np.array([[image["height"], image["width"]] for image in images], dtype=np.int64).reshape(
             -1, 2
@@ -155,7 +184,7 @@ def _objects(content: Mapping[str, Sequence[Entry]], label_of: Mapping[int, int]
         labels=_rows_of(by_image, lambda entry: label_of[entry["category_id"]], np.int64),
         crowd=_rows_of(by_image, lambda entry: bool(entry.get("iscrowd", 0)), np.bool_),
         areas=_rows_of(by_image, _area, np.float64),
-        segments=_segments(by_image, where),
+        segments=_segments(by_image, sizes, where) if masked else None,
         absent=_classes_of(images, "neg_category_ids", label_of) if federated else None,
         incomplete=_classes_of(images, "not_exhaustive_category_ids", label_of) if federated else None,
     )
@@ -175,36 +204,34 @@ def _classes_of(images: Sequence[Entry], key: str, label_of: Mapping[int, int]) 
 def _boxes(entries: Sequence[Entry], where: str) -> np.ndarray:
     boxes = np.empty((len(entries), 4))
     for place, entry in enumerate(entries):
-        try:
-            boxes[place] = entry["bbox"]
-        except ValueError as error:
-            message = f"annotation {entry.get('id')} has the box {entry['bbox']}, not [x, y, width, height]"
-            raise LayoutError(f"{where}: {message}") from error
+        box = entry["bbox"]
+        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
+            message = f"annotation {entry.get('id')} has the box {box}, not [x, y, width, height]"
+            raise LayoutError(f"{where}: {message}")
+        boxes[place] = box
     return boxes
 
 
 def _area(entry: Entry) -> float:
     area = entry.get("area")
-    if area is None:
+    if not isinstance(area, int | float):
         return float(entry["bbox"][2]) * float(entry["bbox"][3])
     return float(area) if math.isfinite(area) else 0.0
 
 
-def _segments(by_image: Sequence[Sequence[Entry]], where: str) -> Ragged | None:
-    """Pack the masks of all objects; None if there are none at all."""
-    entries = [entry for each in by_image for entry in each]
-    without = [entry for entry in entries if not entry.get("segmentation")]
-    if len(without) == len(entries):
-        return None
+def _segments(by_image: Sequence[Sequence[Entry]], sizes: Sequence[tuple[int, int]], where: str) -> Ragged:
+    """Pack the masks of all objects."""
+    entries = [(entry, size) for each, size in zip(by_image, sizes, strict=True) for entry in each]
+    without = [str(entry.get("id")) for entry, _ in entries if not entry.get("segmentation")]
     if without:
         raise LayoutError(
             f"{where}: {counted(len(without), 'annotation')} of {len(entries)} have no segmentation, such as "
-            f"{a_few([str(entry.get('id')) for entry in without])}; either all objects have a mask, or none"
+            f"{a_few(without)}; either all objects of all parts have a mask, or none"
         )
     segments = []
-    for entry in entries:
+    for entry, size in entries:
         try:
-            segments.append(packed(entry["segmentation"]))
+            segments.append(packed(entry["segmentation"], size))
         except (ValueError, TypeError) as error:
             message = f"the segmentation of annotation {entry.get('id')}: {error}"
             raise LayoutError(f"{where}: {message}") from error

@@ -29,8 +29,8 @@ class FinetuneDetection(Protocol):
 
     Large-scale jitter enlarges the longer side to `image_size` times a scale from `jitter`; with `shorter`,
     the shorter side is one of these, and the longer at most `image_size`, as in `eval_shorter` for
-    evaluation. With `epochs` or `steps`, whichever is not 0. `repeat_below`: images with classes in a smaller
-    share of the training images are repeated (LVIS).
+    evaluation. `steps`, if not 0, counts instead of `epochs`; the warm-up takes a tenth of the steps at most.
+    `repeat_below`: images with classes in a smaller share of the training images are repeated (LVIS).
 
     Presets:
 
@@ -164,6 +164,10 @@ class FinetuneDetection(Protocol):
         )
         part = whole.take(rows)
         batch_size = min(self.batch_size, len(part))
+        steps = self.steps or self.epochs * (len(part) // batch_size)
+        warmup_steps = min(self.warmup_steps, steps // 10)
+        if warmup_steps < self.warmup_steps:
+            notes.append(f"warm-up of {warmup_steps} instead of {self.warmup_steps} steps, of {steps} in all")
         trained = loop.train(
             network,
             part,
@@ -182,7 +186,7 @@ class FinetuneDetection(Protocol):
                 lr=scaled(self.base_lr, batch_size),
                 decay=self.decay,
                 milestones=self.milestones,
-                warmup_steps=self.warmup_steps,
+                warmup_steps=warmup_steps,
                 warmup_lr=self.warmup_lr,
                 optimizer=self.optimizer,
                 betas=self.betas,

@@ -94,12 +94,13 @@ class FinetuneSegmentation(Protocol):
         from mixmim_bench.models.segmenter import UperNet
         from mixmim_bench.protocols.contract import TRAIN_WORK
         from mixmim_bench.protocols.dense import cost_of, layerwise, open_pyramid
-        from mixmim_bench.protocols.label_maps import predict_maps
+        from mixmim_bench.protocols.label_maps import evaluation_of, predict_maps
         from mixmim_bench.training import loop
         from mixmim_bench.training.contract import Schedule, scaled
         from mixmim_bench.training.objectives import Segmenting
 
         pyramid, notes = open_pyramid(bench, drop_path=self.drop_path)
+        evaluation = evaluation_of(pyramid, self.evaluation, notes)
         network = UperNet(
             pyramid,
             bench.num_classes,
@@ -145,9 +146,7 @@ class FinetuneSegmentation(Protocol):
         network.eval()
 
         def predict(split: "Split") -> "PixelCounts":
-            (counts,) = predict_maps(
-                bench, split, [network], self.evaluation, self.stride or round(size * 2 / 3)
-            )
+            (counts,) = predict_maps(bench, split, [network], evaluation, self.stride or round(size * 2 / 3))
             return counts
 
         shapes = [(1, *shape) for shape in pyramid.shapes(bench.run.size)]

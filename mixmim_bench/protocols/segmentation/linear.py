@@ -1,7 +1,7 @@
 """`linear` for segmentation: batch norm and a 1 x 1 convolution on frozen feature maps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require
@@ -80,12 +80,14 @@ class LinearSegmentation(Protocol):
         """Train all heads on train, select one on val, train it on both."""
         import numpy as np
 
+        from mixmim_bench import processes
         from mixmim_bench.protocols.dense import cost_of, open_pyramid
-        from mixmim_bench.protocols.label_maps import predict_maps
+        from mixmim_bench.protocols.label_maps import evaluation_of, predict_maps
         from mixmim_bench.scoring.metrics import value_of_items
 
         pyramid, notes = open_pyramid(bench, frozen=True)
         pyramid = pyramid.to(bench.machine.device)
+        evaluation = evaluation_of(pyramid, self.evaluation, notes)
         heads = [(name, base_lr) for name in self.stages for base_lr in self.base_lr]
         arrays: dict[str, Any] = {}
         chosen: dict[str, Any] = {}
@@ -93,7 +95,7 @@ class LinearSegmentation(Protocol):
         if len(heads) > 1:
             network, _ = self._train(bench, pyramid, [train], heads, "training all heads")
             networks = [_Head(network, place) for place in range(len(heads))]
-            predicted = predict_maps(bench, val, networks, self.evaluation, stride)
+            predicted = predict_maps(bench, val, networks, evaluation, stride)
             scores = [value_of_items(bench.metric, counts.items) for counts in predicted]
             arrays = {
                 "stages": np.array([name for name, _ in heads]),
@@ -101,11 +103,12 @@ class LinearSegmentation(Protocol):
                 f"val_{bench.metric}": np.array(scores),
             }
             chosen[f"val_{bench.metric}"] = max(scores)
-            heads = [heads[int(np.argmax(scores))]]
+            # of the main process: those of others may differ by rounding
+            heads = [heads[processes.broadcast(int(np.argmax(scores)))]]
         network, trained = self._train(bench, pyramid, [train, val], heads, "training the head")
 
         def predict(split: "Split") -> "PixelCounts":
-            (counts,) = predict_maps(bench, split, [_Head(network, 0)], self.evaluation, stride)
+            (counts,) = predict_maps(bench, split, [_Head(network, 0)], evaluation, stride)
             return counts
 
         shapes = [(1, *shape) for shape in pyramid.shapes(bench.run.size)]
@@ -147,6 +150,7 @@ class LinearSegmentation(Protocol):
             ),
             run.size,
         ).to(bench.machine.device)
+        environment = bench.environment(*splits)
         images: Any = windows.as_part()
         transform: Any = PaddedWindow(run.preprocessing, size)
         if fits(len(windows), network.stored_width, size):
@@ -161,6 +165,7 @@ class LinearSegmentation(Protocol):
                     advance,
                 )
             transform = unchanged
+            environment = replace(environment, machine=replace(environment.machine, workers=0))
         batch_size = min(self.batch_size, len(windows))
         rates = [scaled(base_lr, batch_size) for _, base_lr in heads]
         trained = loop.train(
@@ -179,7 +184,7 @@ class LinearSegmentation(Protocol):
                 betas=self.betas,
                 weight_decay=self.weight_decay,
             ),
-            bench.environment(*splits),
+            environment,
             name,
             work=0.0 if transform is unchanged else bench.gmacs,
             make_optimizer=_Optimizer(rates),
