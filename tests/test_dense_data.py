@@ -354,7 +354,6 @@ def set_first(key, value):
             set_first("segmentation", {"size": [20, 15], "counts": [300]}),
             "20 x 15 pixels, but its image 40 x 56",
         ),
-        (set_first("segmentation", {"size": [40, 56], "counts": "zzz"}), "the segmentation of annotation 1"),
         (set_first("bbox", [5]), r"annotation 1 has the box \[5\]"),
         (lambda content: content["annotations"].append([1]), "an entry is not an object"),
         (lambda content: content["images"][0].pop("file_name"), "has no 'file_name'"),
