@@ -16,6 +16,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO as Official
 
 from mixmim_bench.cli import main
+from mixmim_bench.data import annotations
 from mixmim_bench.data.dataset import Split, open_task
 from mixmim_bench.data.images import Part, UnreadableImage, join
 from mixmim_bench.data.index import fingerprint
@@ -391,7 +392,7 @@ def test_parts_with_and_without_masks_or_objects(tmp_path):
     for entry in content["annotations"]:
         del entry["segmentation"]
     path.write_text(json.dumps(content))
-    with pytest.raises(LayoutError, match="either all objects of all parts have a mask, or none"):
+    with pytest.raises(LayoutError, match="either all have, or none"):
         coco_part(tmp_path, "val2017")
 
 
@@ -408,6 +409,28 @@ def test_absolute_paths_of_images(tmp_path):
             image["file_name"] = str(tmp_path / "train2017" / image["file_name"])
 
     assert len(changed(tmp_path, change)) == 4
+
+
+def test_what_a_large_annotation_file_holds_is_cached(tmp_path, monkeypatch):
+    write_coco(tmp_path, images=5)
+    content = json.loads((tmp_path / "annotations" / "instances_train2017.json").read_text())
+    for image in content["images"]:
+        image["neg_category_ids"], image["not_exhaustive_category_ids"] = [5], []
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    plain = coco_part(tmp_path)
+    monkeypatch.setattr(annotations, "WORTH_KEEPING", 0)
+    first = coco_part(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(annotations, "read_coco", None)  # what is cached is not parsed again
+        again = coco_part(tmp_path)
+    assert list(plain.targets.contents()) == list(first.targets.contents()) == list(again.targets.contents())
+    assert again.targets.load(0).absent.tolist() == [1] and list(again.ids) == list(plain.ids)
+    assert [again.images.paths[row] for row in range(5)] == [plain.images.paths[row] for row in range(5)]
+    kept = list((tmp_path / "cache" / "listings").glob("annotations-*.npz"))
+    assert len(kept) == 2
+    for path in kept:
+        path.write_bytes(b"x")
+    assert list(coco_part(tmp_path).targets.contents()) == list(plain.targets.contents())
 
 
 def test_a_missing_and_a_cut_annotation_file(tmp_path):
