@@ -27,6 +27,7 @@ from mixmim_bench.data.layouts.coco import COCO
 from mixmim_bench.data.layouts.pairs import MaskCSV, MaskFolders
 from mixmim_bench.data.layouts.scenes import PARTS, Detected, Segmented, png, scenes
 from mixmim_bench.data.loading import ImageDataset
+from mixmim_bench.data.objects import Ragged
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.windows import Windows, windows
 from mixmim_bench.errors import BenchError, MissingData
@@ -431,6 +432,20 @@ def test_what_a_large_annotation_file_holds_is_cached(tmp_path, monkeypatch):
     for path in kept:
         path.write_bytes(b"x")
     assert list(coco_part(tmp_path).targets.contents()) == list(plain.targets.contents())
+
+
+@pytest.mark.parametrize("longest", [3, 200])
+def test_ragged_rows_are_taken_and_joined(longest):
+    rng = np.random.default_rng(longest)
+    rows = [rng.integers(0, 99, rng.integers(0, longest + 1)) for _ in range(40)]
+    packed = Ragged.of(rows, np.int64)
+    for chosen in (np.array([5, 5, 0, 39]), np.empty(0, dtype=np.int64), rng.integers(0, 40, 100)):
+        taken = packed.take(chosen)
+        assert [each.tolist() for each in map(taken.__getitem__, range(len(taken)))] == [
+            rows[row].tolist() for row in chosen
+        ]
+    both = packed.joined([packed.take(np.array([7]))])
+    assert len(both) == 41 and both[40].tolist() == rows[7].tolist()
 
 
 def test_a_missing_and_a_cut_annotation_file(tmp_path):

@@ -37,6 +37,9 @@ class Annotated:
     incomplete: np.ndarray | None = None
 
 
+LONG = 32  # values in a row, on average, that are copied row by row
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Rows of different lengths in one array: row i is values[ends[i]:ends[i + 1]]."""
@@ -66,6 +69,9 @@ class Ragged:
         """Select rows in the given order."""
         lengths = self.lengths[rows]
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        if ends[-1] > LONG * len(rows):  # such as bytes, whose places would take eight times as much
+            slices = [self.values[self.ends[row] : self.ends[row + 1]] for row in rows.tolist()]
+            return Ragged(np.concatenate(slices), ends)
         places = np.repeat(self.ends[:-1][rows] - ends[:-1], lengths) + np.arange(ends[-1])
         return Ragged(self.values[places], ends)
 
