@@ -1,9 +1,12 @@
 """Small dense datasets on disk, in the layouts of the real ones."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+TASKS = Path(__file__).parents[1] / "tasks"
 
 
 def write_ade(folder, n=6, parts=("training", "validation"), size=(40, 56), classes=150, extension="jpg"):
@@ -74,3 +77,13 @@ def write_part(folder, part, content):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     (folder / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+
+
+def small_scenes(folder, name, test=16):
+    """Write a task of digit scenes with fewer images: 40, 10 and some of the test images."""
+    text = (TASKS / f"{name}.toml").read_text()
+    for part, cut in (("training", "[:40]"), ("validation", "[:10]"), ("testing", f"[:{test}]")):
+        text = text.replace(f'= "{part}"', f'= "{part}{cut}"')
+    path = folder / f"small-{name}.toml"
+    path.write_text(text)
+    return path

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
-from dense import write_ade, write_coco
+from dense import small_scenes, write_ade, write_coco
 from PIL import Image
 
 from mixmim_bench import facts
@@ -336,23 +336,23 @@ def run_of(task, protocol, arch="test_resnet", preset="auto", roots=None, **chan
 SHORT = {"steps": 3, "warmup_steps": 1}
 
 
-def test_a_segmentation_run_keeps_what_its_scores_are_made_of():
-    task = read_task(TASKS / "digit-scenes-seg.toml")
+def test_a_segmentation_run_keeps_what_its_scores_are_made_of(tmp_path):
+    task = read_task(small_scenes(tmp_path, "digit-scenes-seg"))
     (record, arrays), _ = run_of(task, "linear", **SHORT)
     assert set(record.scores) == {"miou", "macc", "aacc"} and not record.error
     assert record.chosen["stages"] in ("last", "all") and "val_miou" in record.chosen
     kept = restore("segmentation", "miou", arrays)
-    assert len(kept.ids) == 120 and arrays["pixels"].shape == (120, 3, 11)
+    assert len(kept.ids) == 16 and arrays["pixels"].shape == (16, 3, 11)
     assert sum(name.startswith("shown_") for name in arrays) == 8
     assert record.counts["head_params"] > 0 and record.counts["head_macs"] > 0
     assert record.data_bytes and record.counts["test_in_train_or_val"] == 0
     assert len(record.to_json()) < 5_000
 
 
-def test_stored_maps_and_images_train_the_same_head(monkeypatch):
+def test_stored_maps_and_images_train_the_same_head(tmp_path, monkeypatch):
     from mixmim_bench.features import maps
 
-    task = read_task(TASKS / "digit-scenes-seg.toml")
+    task = read_task(small_scenes(tmp_path, "digit-scenes-seg"))
     (stored, arrays), _ = run_of(task, "linear", **SHORT)
     monkeypatch.setattr(maps, "SHARE_OF_MEMORY", 0.0)
     (read, others), _ = run_of(task, "linear", **SHORT)
@@ -360,11 +360,11 @@ def test_stored_maps_and_images_train_the_same_head(monkeypatch):
     assert stored.scores["miou"]["value"] == pytest.approx(read.scores["miou"]["value"], abs=1e-3)
 
 
-def test_a_detection_run_keeps_what_its_scores_are_made_of():
-    task = read_task(TASKS / "digit-scenes-det.toml")
+def test_a_detection_run_keeps_what_its_scores_are_made_of(tmp_path):
+    task = read_task(small_scenes(tmp_path, "digit-scenes-det"))
     (record, arrays), _ = run_of(task, "frozen", **SHORT, batch_size=2)
     assert set(record.scores) == set(task.metrics)
-    assert len(restore("detection", "ap_mask", arrays).ids) == 120
+    assert len(restore("detection", "ap_mask", arrays).ids) == 16
     assert len(record.to_json()) < 5_000
     assert record.identity["protocol"]["name"] == "frozen"
 
@@ -428,14 +428,15 @@ def test_every_preset_of_dense_protocols_resolves():
             assert build_protocol(json.loads(json.dumps(protocol.to_dict())), kind) == protocol
 
 
-def test_the_warm_up_of_a_short_training_is_shortened():
-    task = read_task(TASKS / "digit-scenes-det.toml")
+def test_the_warm_up_of_a_short_training_is_shortened(tmp_path):
+    task = read_task(small_scenes(tmp_path, "digit-scenes-det", test=4))
     (record, _), _ = run_of(task, "frozen", steps=5, batch_size=2, warmup_steps=461)
     assert any("warm-up of 0 instead of 461 steps, of 5 in all" in note for note in record.notes)
 
 
 def test_a_network_without_a_pyramid_fails_alone(tmp_path):
-    arguments = ["run", "-m", "test_resnet", "-m", "levit_128s", "-t", "digit-scenes-seg", "-p", "linear"]
+    task = str(small_scenes(tmp_path, "digit-scenes-seg", test=8))
+    arguments = ["run", "-m", "test_resnet", "-m", "levit_128s", "-t", task, "-p", "linear"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         short = ["--set", "linear.steps=2", "--set", "linear.warmup_steps=1"]
@@ -473,9 +474,11 @@ def test_linear_means_frozen_for_detection(tmp_path):
         ("digit-scenes-det", "finetune", {"batch_size": 2}),
     ],
 )
-def test_an_interrupted_training_continues_with_the_same_result(name, protocol, changes, monkeypatch):
+def test_an_interrupted_training_continues_with_the_same_result(
+    name, protocol, changes, tmp_path, monkeypatch
+):
     """With SIGTERM in the second of four steps."""
-    task = read_task(TASKS / f"{name}.toml")
+    task = read_task(small_scenes(tmp_path, name))
     short = {**changes, "steps": 4, "warmup_steps": 1}
     (_, expected), bench = run_of(task, protocol, **short)
     bench.finish()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from dense import small_scenes
 from PIL import Image
 
 from mixmim_bench.cli import main
@@ -29,7 +30,9 @@ def results(tmp_path_factory):
             f"--set={name}.{each}" for name in ("linear", "frozen") for each in ("steps=2", "warmup_steps=1")
         ]
         arguments = ["run", "-m", "test_resnet", "-p", "linear", "--results", str(folder)]
-        for tasks in (["-t", "digits"], ["-t", "digit-scenes-seg", "-t", "digit-scenes-det", *short]):
+        names = ("digit-scenes-seg", "digit-scenes-det")
+        scenes = [each for name in names for each in ("-t", str(small_scenes(folder, name)))]
+        for tasks in (["-t", "digits"], [*scenes, *short]):
             result = CliRunner().invoke(main, [*arguments, *tasks])
             assert result.exit_code == 0, result.output
         yield folder
@@ -48,9 +51,10 @@ def test_every_run_gets_a_picture_that_the_leaderboard_links(results):
 @pytest.mark.parametrize("task", ["digits", "digit-scenes-seg", "digit-scenes-det"])
 def test_show_draws_again(results, task, tmp_path):
     out = tmp_path / "seen.png"
+    named = task if task == "digits" else str(results / f"small-{task}.toml")
     arguments = [
         "show",
-        task,
+        named,
         "-m",
         "test_resnet",
         "--results",
@@ -85,11 +89,11 @@ def test_other_images_than_those_of_the_run_are_refused(results):
 
 def test_the_images_that_are_drawn_are_those_whose_predictions_were_kept(results):
     store = RunStore(results)
-    record = next(record for record in store.finished().values() if record.task == "digit-scenes-seg")
-    data = open_task(read_task(TASKS / "digit-scenes-seg.toml"))
+    record = next(record for record in store.finished().values() if record.task == "small-digit-scenes-seg")
+    data = open_task(read_task(results / "small-digit-scenes-seg.toml"))
     arrays = store.arrays(record.run_id)
     rows = Drawn(data.parts["test"], data.classes, arrays).rows()
-    assert rows == [0, 17, 34, 51, 68, 85, 102, 119]
+    assert rows == [0, 2, 4, 6, 9, 11, 13, 15]
     assert all(arrays[f"shown_{row}"].shape == (128, 128) for row in rows)
 
 
