@@ -1,7 +1,5 @@
 """A JSON file in COCO's format as arrays: images, objects and categories; cached for large files."""
 
-import hashlib
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from mixmim_bench.atomic import writing_whole
-from mixmim_bench.cache import cache_folder
-from mixmim_bench.data.cocojson import read_coco
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.data.listings import keep_listing, read_listing
 from mixmim_bench.data.objects import Objects, Ragged, packed
 from mixmim_bench.errors import a_few, counted
+from mixmim_bench.specs import digest
 
 VERSION = 1  # of what is cached
 WORTH_KEEPING = 20_000_000  # bytes of JSON; less takes a second or two
@@ -62,6 +59,18 @@ class Annotations:
         return Objects(**{**members, "labels": labels, "absent": absent, "incomplete": incomplete})
 
 
+def read_coco(path: Path) -> dict[str, list[Entry]]:
+    """Read a file with the lists `images`, `annotations` and `categories`; raises LayoutError."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise LayoutError(f"{path} is not JSON or truncated ({error}); download it again") from error
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise LayoutError(f"{path} has no list {key!r}")
+    return content
+
+
 def read_annotations(path: Path) -> Annotations:
     """Read a file, or what is cached of it by path, size and time; raises LayoutError."""
     try:
@@ -70,21 +79,12 @@ def read_annotations(path: Path) -> Annotations:
         raise LayoutError(f"{path}: {error.strerror}") from error
     if status.st_size < WORTH_KEEPING:
         return _parsed(path)
-    key = hashlib.sha256(f"{VERSION} {path.absolute()} {status.st_size} {status.st_mtime_ns}".encode())
-    kept = cache_folder() / "listings" / f"annotations-{key.hexdigest()[:24]}.npz"
-    try:
-        with kept.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return _unpacked(file)
-    except Exception:  # a damaged cache file is replaced
-        pass
+    name = f"annotations-{digest(str(path.absolute()))}"
+    key = f"{VERSION} {status.st_size} {status.st_mtime_ns}"
+    if kept := read_listing(name, key):
+        return _unpacked(kept)
     found = _parsed(path)
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **_packed(found))
-    try:
-        with writing_whole(kept) as file:
-            file.write(content.getbuffer())
-    except OSError:  # parsed again next time
-        pass
+    keep_listing(name, key, _packed(found))
     return found
 
 
@@ -102,7 +102,7 @@ def _packed(found: Annotations) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _unpacked(file: Any) -> Annotations:
+def _unpacked(file: Mapping[str, np.ndarray]) -> Annotations:
     about = json.loads(str(file["about"]))
     members: dict[str, Any] = {"sizes": file["sizes"]}
     for field in fields(Objects):
@@ -169,9 +169,7 @@ def _objects(content: Mapping[str, Sequence[Entry]], categories: Mapping[int, st
     sizes = [(int(image["height"]), int(image["width"])) for image in images]
     federated = any("neg_category_ids" in image for image in images)
     return Objects(
-        sizes=np.array([[image["height"], image["width"]] for image in images], dtype=np.int64).reshape(
-            -1, 2
-        ),
+        sizes=np.array(sizes, dtype=np.int64).reshape(-1, 2),
         boxes=Ragged.of([_boxes(entries, where) for entries in by_image], np.float64, (4,)),
         labels=_rows_of(by_image, lambda entry: entry["category_id"], np.int64),
         crowd=_rows_of(by_image, lambda entry: bool(entry.get("iscrowd", 0)), np.bool_),

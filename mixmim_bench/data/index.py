@@ -5,17 +5,15 @@ any change of a name, size, time or label leads to a new result.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from mixmim_bench.atomic import writing_whole
-from mixmim_bench.cache import cache_folder
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.data.listings import keep_listing, read_listing
 from mixmim_bench.data.slices import Slice, overlap, shared_rows, stratified_order
 from mixmim_bench.specs import ROLES, TaskSpec, digest
 
@@ -49,25 +47,14 @@ def indexed(
     ):
         return _compute(task, listed, slices, problems)
     key = _key(task, listed)
-    path = cache_folder() / "listings" / f"{task.name}-{digest(root, 8)}.npz"
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            about = json.loads(str(file["about"]))
-            if about["key"] == key:
-                rows = {role: file[role] for role in ROLES}
-                return Index(rows, about["fingerprint"], about["stamps"], problems)
-    except Exception:  # a damaged cache file is replaced
-        pass
+    name = f"{task.name}-{digest(root, 8)}"
+    if kept := read_listing(name, key):
+        about = json.loads(str(kept["about"]))
+        return Index({role: kept[role] for role in ROLES}, about["fingerprint"], about["stamps"], problems)
     index = _compute(task, listed, slices, problems)
     if not index.problems:
-        about = json.dumps({"key": key, "fingerprint": index.fingerprint, "stamps": index.stamps})
-        content = io.BytesIO()
-        np.savez(content, allow_pickle=False, about=np.array(about), **index.rows)
-        try:
-            with writing_whole(path) as file:
-                file.write(content.getbuffer())
-        except OSError:  # computed again next time
-            pass
+        about = json.dumps({"fingerprint": index.fingerprint, "stamps": index.stamps})
+        keep_listing(name, key, {"about": np.array(about), **index.rows})
     return index
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mixmim_bench.atomic import writing_whole
-from mixmim_bench.cache import cache_folder
 from mixmim_bench.data.files import ABSENT, Files, Names
 from mixmim_bench.data.hashing import WIDTH
 from mixmim_bench.data.images import Images, UnreadableImage, decoding, hashed
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.data.listings import keep_listing, read_listing
+from mixmim_bench.specs import digest
 
 IGNORED = -1  # pixels that are neither learnt nor scored
 UNKNOWN = -2  # values that the task file does not mention
@@ -163,39 +163,31 @@ class Survey:
         digests: of their bytes (n, 16).
         sizes: (n, 2), height and width; 0 where unreadable.
         pixels: of each class, and ignored ones (n, K + 1).
-        problem: the first one, as a row and a text; (-1, '') if there is none.
+        problem: the first one, '' if there is none.
     """
 
     digests: np.ndarray
     sizes: np.ndarray
     pixels: np.ndarray
-    problem: tuple[int, str]
+    problem: str = ""
 
 
 def survey(maps: Files, images: Images, values: Values, num_classes: int) -> Survey:
     """Read all label maps, or what is cached of them; compare their sizes with those of the images.
 
-    The result is cached in `listings/` by names, sizes and times of the files.
+    The result is cached by names, sizes and times of the files.
     """
     key = hashlib.sha256(
-        f"{VERSION} {num_classes} {maps.root} {sorted(values.colors.items())}".encode()
-        + b"".join([maps.summary(), images.summary(), values.table.tobytes()])
-    ).hexdigest()[:32]
-    path = cache_folder() / "listings" / f"label-maps-{key}.npz"
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return Survey(file["digests"], file["sizes"], file["pixels"], (-1, ""))
-    except Exception:  # a damaged cache file is replaced
-        pass
+        f"{VERSION} {num_classes} {maps.root} {values.identity()}".encode()
+        + maps.summary()
+        + images.summary()
+    ).hexdigest()
+    name = f"label-maps-{digest(str(Path(maps.name(0)).parent.absolute()))}"
+    if kept := read_listing(name, key):
+        return Survey(kept["digests"], kept["sizes"], kept["pixels"])
     found = _read_all(maps, images, values, num_classes)
-    if not found.problem[1]:
-        content = io.BytesIO()
-        np.savez_compressed(content, digests=found.digests, sizes=found.sizes, pixels=found.pixels)
-        try:
-            with writing_whole(path) as file:
-                file.write(content.getbuffer())
-        except OSError:  # read again next time
-            pass
+    if not found.problem:
+        keep_listing(name, key, {"digests": found.digests, "sizes": found.sizes, "pixels": found.pixels})
     return found
 
 
@@ -229,8 +221,7 @@ def _read_all(maps: Files, images: Images, values: Values, num_classes: int) -> 
 
     with ThreadPoolExecutor(THREADS) as threads:
         problems = list(threads.map(read, range(n)))
-    first = next((row for row, problem in enumerate(problems) if problem), -1)
-    return Survey(digests, sizes, pixels, (first, problems[first] if first >= 0 else ""))
+    return Survey(digests, sizes, pixels, next(filter(None, problems), ""))
 
 
 def _size_of(images: Images, row: int) -> tuple[int, int] | None:
@@ -324,7 +315,7 @@ class Masks:
 
     def first_wrong(self, num_classes: int, images: Images) -> str | None:
         del num_classes, images
-        return self.found.problem[1] or None
+        return self.found.problem or None
 
 
 def check_pairs(maps: Files, of: Iterable[str], where: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mixmim_bench.data.annotations import read_coco
 from mixmim_bench.data.classes import Classes
-from mixmim_bench.data.cocojson import read_coco
 from mixmim_bench.data.files import Files
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
