@@ -1,6 +1,6 @@
 """Targets other than labels: masks that are loaded, split, transformed and trained on like images.
 
-No kind of task has them yet; what is tested is that nothing on their way assumes labels.
+The masks here are a kind of their own: what is tested is that nothing on their way assumes labels.
 """
 
 import hashlib

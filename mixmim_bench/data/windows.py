@@ -54,19 +54,11 @@ class Windows:
     def digest(self, row: int) -> bytes:
         return self.part.images.digest(int(self.images[row]))
 
-    def as_part(self) -> Any:
-        """Return the windows as what a training reads: ids, targets and images."""
-        return _Pieces(self.part.ids[self.images], WindowMaps(self), self)
-
-
-class _Pieces:
-    def __init__(self, ids: np.ndarray, targets: Any, images: Any) -> None:
-        self.ids = ids
-        self.targets = targets
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.ids)
+    def as_part(self) -> Part:
+        """Return the windows with their label maps as a part that can be trained on."""
+        images: Any = self
+        targets: Any = WindowMaps(self)
+        return Part(self.part.ids[self.images], targets, images)
 
 
 class WindowMaps:
@@ -83,8 +75,8 @@ class WindowMaps:
         windows = self.windows
         return windows.views[row].nearest(windows.part.targets.load(int(windows.images[row])))
 
-    def collate(self, loaded: Sequence[Any]) -> Tensor:
-        return torch.stack(list(loaded)) if loaded else torch.empty(0)
+    def collate(self, loaded: Sequence[Any]) -> Any:
+        return self.windows.part.targets.collate(loaded)
 
 
 class PaddedWindow:

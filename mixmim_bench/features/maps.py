@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixmim_bench import processes
 from mixmim_bench.data.hashing import WIDTH
-from mixmim_bench.data.images import UnreadableImage
+from mixmim_bench.data.images import Part, UnreadableImage
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.transforms import JointTransform
 from mixmim_bench.machine import Machine
@@ -20,17 +20,13 @@ SHARE_OF_MEMORY = 0.4  # that maps and label maps may take
 
 
 class StoredMaps:
-    """The maps of images as rows (n, D) float16, with their label maps (n, h, w)."""
+    """The maps of images as rows (n, D) float16, in place of the images."""
 
-    def __init__(self, source: Any, maps: Tensor, labels: Tensor) -> None:
-        self.ids = source.ids
-        self.source = source.images
+    def __init__(self, images: Any, maps: Tensor) -> None:
+        self.images = images
         self.maps = maps
-        self.labels = labels
-        self.digests = np.zeros((len(source), WIDTH), dtype=np.uint8)
+        self.digests = np.zeros((len(maps), WIDTH), dtype=np.uint8)
         self.failures: dict[int, str] = {}
-        self.images = self
-        self.targets = _Labels(labels)
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -42,15 +38,20 @@ class StoredMaps:
         return self.maps[row]
 
     def name(self, row: int) -> str:
-        return self.source.name(row)
+        return self.images.name(row)
 
     def digest(self, row: int) -> bytes:
         return self.digests[row].tobytes()
 
 
-class _Labels:
+class StoredLabels:
+    """Transformed label maps (n, h, w)."""
+
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def load(self, row: int) -> Tensor:
         return self.labels[row]
@@ -64,31 +65,29 @@ def unchanged(image: Any, target: Any) -> tuple[Any, Any]:
     return image, target
 
 
-def bytes_of_maps(n: int, width: int, size: int) -> int:
-    """Return what n stored images take: maps of `width` values, and label maps of size x size pixels."""
-    return n * (2 * width + 2 * size * size)
-
-
 def fits(n: int, width: int, size: int) -> bool:
-    """Return whether so many maps fit into memory beside what training needs, in every process of a job."""
+    """Return whether n maps of `width` values and label maps of size x size pixels fit into memory.
+
+    In every process of a job, beside what training needs.
+    """
     free = SHARE_OF_MEMORY * available_bytes() / processes.local_count()
-    (too_large,) = processes.total(bytes_of_maps(n, width, size) > free)
+    (too_large,) = processes.total(n * (2 * width + 2 * size * size) > free)
     return not too_large
 
 
 def store_maps(
-    source: Any,
+    part: Part,
     transform: JointTransform,
     read: Callable[[Tensor], Tensor],
     shape: tuple[int, int],
     machine: Machine,
     skip_unreadable: bool,
     advance: Advance,
-) -> StoredMaps:
-    """Compute the maps of all images once.
+) -> Part:
+    """Compute the maps of all images once; they take the place of the images in the part that is returned.
 
     Args:
-        source: `ids`, `images` and `targets`, whose transformed label maps all have the same size.
+        part: images with label maps, which all have the same size once they are transformed.
         transform: of an image and its label map.
         read: maps images (b, 3, H, W) to rows (b, D).
         shape: the width D, and the side of the label maps.
@@ -99,14 +98,11 @@ def store_maps(
     Raises:
         UnreadableImages: some images cannot be read.
     """
-    n, (width, side) = len(source), shape
-    stored = StoredMaps(
-        source,
-        torch.zeros(n, width, dtype=torch.float16),
-        torch.zeros(n, side, side, dtype=torch.int16),
-    )
-    unreadable = Unreadable(source.images, skip_unreadable)
-    dataset = ImageDataset(source.images, transform, source.targets, digests=True)
+    n, (width, side) = len(part), shape
+    stored: Any = StoredMaps(part.images, torch.zeros(n, width, dtype=torch.float16))
+    labels: Any = StoredLabels(torch.zeros(n, side, side, dtype=torch.int16))
+    unreadable = Unreadable(part.images, skip_unreadable)
+    dataset = ImageDataset(part.images, transform, part.targets, digests=True)
     for batch in batches(dataset, in_groups(range(n), machine.batch_size), machine.workers):
         unreadable.add(batch.failures)
         unreadable.check()
@@ -114,7 +110,7 @@ def store_maps(
         if len(batch.rows):
             with torch.no_grad(), machine.autocast():
                 stored.maps[batch.rows] = read(batch.images.to(machine.device)).cpu()
-            stored.labels[batch.rows] = batch.targets
+            labels.labels[batch.rows] = batch.targets
             stored.digests[batch.rows.numpy()] = batch.digests.numpy()
         advance(len(batch.rows) + len(batch.failures))
-    return stored
+    return Part(part.ids, labels, stored)

@@ -106,8 +106,7 @@ class Detector(nn.Module):
         Of an image (h, w) with all its proposals, and masks for as many detections as an image can have.
         """
         shapes = [(1, *shape) for shape in self.pyramid.shapes(size)]
-        padded = self.pyramid.pad(torch.empty(1, 3, *size, device="meta")).shape[-2:]
-        height, width = (side // STRIDES[0] for side in padded)
+        height, width = (side // STRIDES[0] for side in self.pyramid.padded(size))
         levels: list[tuple[int, ...]] = []
         for _ in range(5):
             levels.append((1, self.width, height, width))

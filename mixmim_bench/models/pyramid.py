@@ -43,8 +43,8 @@ class Pyramid(nn.Module):
 
     Networks with one resolution (ViT) are read after blocks at 1/4, 1/2, 3/4 and all of their depth; if
     their patches do not have 16 (or 8) pixels, images are resized so that the maps have a stride of 16.
-    Images are padded at the right and the bottom to a multiple of the largest stride, or to the only size
-    that a network accepts.
+    Images are padded at the right and the bottom to a multiple of 32, or to the only size that a network
+    accepts.
 
     Attributes:
         widths: channels of the maps.
@@ -102,39 +102,41 @@ class Pyramid(nn.Module):
         """Set the mode; a frozen backbone stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
+    def padded(self, size: Sequence[int]) -> tuple[int, int]:
+        """Return the size that images (h, w) are padded to; raises BenchError for too large ones."""
+        height, width = size
+        if self.size is None:
+            return height + -height % MULTIPLE, width + -width % MULTIPLE
+        if height > self.size[0] or width > self.size[1]:
+            raise BenchError(
+                f"{type(self.backbone).__name__} accepts only images of {self.size[0]} x {self.size[1]} "
+                f"pixels, not {height} x {width}"
+            )
+        return self.size
+
     def pad(self, images: Tensor) -> Tensor:
         """Pad images (B, 3, h, w) with zeros to a size that the network accepts; raises BenchError."""
-        height, width = images.shape[-2:]
-        if self.size is None:
-            padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
-        else:
-            padding = (0, self.size[1] - width, 0, self.size[0] - height)
-            if min(padding) < 0:
-                raise BenchError(
-                    f"{type(self.backbone).__name__} accepts only images of {self.size[0]} x {self.size[1]} "
-                    f"pixels, not {height} x {width}"
-                )
-        return F.pad(images, padding)
+        height, width = self.padded(images.shape[-2:])
+        return F.pad(images, (0, width - images.shape[-1], 0, height - images.shape[-2]))
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """Return the shapes (C, H, W) of the maps of images of a size (h, w)."""
-        height, width = self.pad(torch.empty(1, 3, *size, device="meta")).shape[-2:]
+        height, width = self.padded(size)
         return [
             (channels, height // stride, width // stride)
             for channels, stride in zip(self.widths, self.strides, strict=True)
         ]
 
-    def computed_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def computed_size(self, size: Sequence[int]) -> tuple[int, int]:
         """Return the size (h, w) that the network computes for images of a size."""
-        padded = self.pad(torch.empty(1, 3, *size, device="meta")).shape[-2:]
-        height, width = (round(side * self.scale) for side in padded)
+        height, width = (round(side * self.scale) for side in self.padded(size))
         return height, width
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images (B, 3, h, w) to four maps (B, C, H/s, W/s) of the padded images (B, 3, H, W)."""
         images = self.pad(images)
         if self.scale != 1.0:
-            size = self.computed_size((images.shape[-2], images.shape[-1]))
+            size = self.computed_size(images.shape[-2:])
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.backbone.forward_intermediates(

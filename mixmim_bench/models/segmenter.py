@@ -15,6 +15,8 @@ AUXILIARY_STAGE = 2  # of four, with a stride of 16
 AUXILIARY_WIDTH = 256
 INIT_STD = 0.01  # of classifiers
 
+Maps = Sequence[Tensor] | Mapping[int, Tensor]  # by stage
+
 
 class UperHead(nn.Module):
     """What is behind the backbone of a UperNet: segmentation-models-pytorch's decoder, and a classifier."""
@@ -64,7 +66,7 @@ class UperNet(nn.Module):
         if self.training:
             second = logits if self.auxiliary is None else self.auxiliary(maps[AUXILIARY_STAGE])
             return logits, second
-        return enlarged(logits, self.pyramid.pad(images).shape[-2:], images.shape[-2:])
+        return enlarged(logits, self.pyramid.padded(images.shape[-2:]), images.shape[-2:])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of the backbone in the backward pass."""
@@ -122,11 +124,11 @@ class LinearMaps(nn.Module):
                 nn.ModuleDict({"norms": nn.ModuleList(norms), "maps": nn.ModuleList(convolutions)})
             )
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map the maps of a pyramid to the logits (B, K, h, w) of each head."""
+    def forward(self, maps: Maps) -> list[Tensor]:
+        """Map the maps of a pyramid, by stage, to the logits (B, K, h, w) of each head."""
         return [self.of_head(place, maps) for place in range(len(self.heads))]
 
-    def of_head(self, place: int, maps: Sequence[Tensor]) -> Tensor:
+    def of_head(self, place: int, maps: Maps) -> Tensor:
         """Return the logits of one head at the resolution of its finest map."""
         head: Any = self.heads[place]
         logits = [
@@ -180,10 +182,9 @@ class LinearSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the logits (B, K, h, w) of each head."""
-        maps = self.maps(images)
-        return [self.heads.of_head(place, maps) for place in range(len(self.heads.heads))]  # type: ignore[arg-type]
+        return self.heads(self.maps(images))
 
     def of_head(self, place: int, images: Tensor) -> Tensor:
         """Return the logits of one head for each pixel of images (B, 3, h, w)."""
-        logits = self.heads.of_head(place, self.maps(images))  # type: ignore[arg-type]
-        return enlarged(logits, self.pyramid.pad(images).shape[-2:], images.shape[-2:])
+        logits = self.heads.of_head(place, self.maps(images))
+        return enlarged(logits, self.pyramid.padded(images.shape[-2:]), images.shape[-2:])

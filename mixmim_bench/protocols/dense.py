@@ -18,11 +18,12 @@ from mixmim_bench.data.hashing import WIDTH
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.loading import ImageDataset, Unreadable, batches, in_groups
 from mixmim_bench.data.transforms import JointTransform
-from mixmim_bench.errors import BenchError, counted
+from mixmim_bench.errors import BenchError
 from mixmim_bench.models.pyramid import Pyramid, build_pyramid
 from mixmim_bench.protocols.workbench import Workbench
 from mixmim_bench.training.contract import Schedule, Trained
 
+SHOWN_SIDE = 256  # pixels of the longer side of maps that are kept to be drawn
 SHOWN = 8  # images whose predictions are kept, to be drawn
 
 
@@ -128,6 +129,12 @@ def shown_rows(n: int) -> list[int]:
     return sorted({int(row) for row in np.linspace(0, n - 1, min(n, SHOWN)).round()})
 
 
+def reduced(array: np.ndarray) -> np.ndarray:
+    """Reduce a map of pixels (h, w) to be drawn, by its nearest pixels."""
+    step = max(1, -(-max(array.shape) // SHOWN_SIDE))
+    return array[step // 2 :: step, step // 2 :: step]
+
+
 def note_rows(
     bench: Workbench, splits: Sequence[Split], trained: Trained, rows: np.ndarray, whole: Part
 ) -> None:
@@ -158,9 +165,3 @@ def cost_of(parts: Sequence[tuple[nn.Module, Sequence[Any], int]]) -> tuple[int,
     if macs != by_fvcore:
         return parameters, macs, (f"the counters disagree on the head: {macs} and {by_fvcore} multiply-adds",)
     return parameters, macs, ()
-
-
-def without_images(kept: np.ndarray, part: Part, what: str) -> None:
-    """Raise an error that all processes share if a training has no images."""
-    if not len(kept):
-        raise processes.InAll(f"none of {counted(len(part), 'image')} of train {what}")

@@ -11,14 +11,13 @@ from mixmim_bench.data.dataset import Split
 from mixmim_bench.data.joint import DetectionEval
 from mixmim_bench.data.objects import Objects
 from mixmim_bench.models.detector import Detector, in_image
-from mixmim_bench.protocols.dense import one_by_one, shown_rows
+from mixmim_bench.protocols.dense import one_by_one, reduced, shown_rows
 from mixmim_bench.protocols.workbench import Workbench
 from mixmim_bench.scoring.detection import Found, match
 from mixmim_bench.scoring.predictions import Detections
 
 PASTED = 2**26  # pixels of masks that are pasted together
 DRAWN = 20  # detections of an image that are kept to be drawn
-DRAWN_SIDE = 256  # pixels of the longer side of their masks
 
 
 @torch.inference_mode()
@@ -91,13 +90,10 @@ def _drawable(row: int, found: Found, shape: tuple[int, int]) -> dict[str, np.nd
     if found.masks is not None:
         from pycocotools import mask
 
-        step = max(1, -(-max(shape) // DRAWN_SIDE))
-        drawn = np.zeros(
-            (len(range(step // 2, shape[0], step)), len(range(step // 2, shape[1], step))), np.uint8
-        )
+        drawn = np.zeros(shape, dtype=np.uint8)
         for place in range(min(DRAWN, len(found.masks)) - 1, -1, -1):  # the most certain ones on top
-            drawn[mask.decode(found.masks[place])[step // 2 :: step, step // 2 :: step] > 0] = place + 1
-        kept[f"shown_{row}_masks"] = drawn
+            drawn[mask.decode(found.masks[place]) > 0] = place + 1
+        kept[f"shown_{row}_masks"] = reduced(drawn)
     return kept
 
 

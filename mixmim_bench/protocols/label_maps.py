@@ -12,14 +12,13 @@ from mixmim_bench.data.dataset import Split
 from mixmim_bench.data.joint import SegmentationEval
 from mixmim_bench.data.windows import windows as cut
 from mixmim_bench.models.pyramid import Pyramid
-from mixmim_bench.protocols.dense import one_by_one, shown_rows
+from mixmim_bench.protocols.dense import one_by_one, reduced, shown_rows
+from mixmim_bench.protocols.segmentation import SLIDE, WHOLE
 from mixmim_bench.protocols.workbench import Workbench
 from mixmim_bench.scoring.predictions import PixelCounts
 from mixmim_bench.scoring.segmentation import count_pixels
 
-SLIDE, WHOLE = EVALUATIONS = ("slide", "whole")
 CLASSES_AT_ONCE = 16  # whose logits are enlarged together
-SHOWN_SIDE = 256  # pixels of the longer side of label maps that are kept to be drawn
 
 Logits = Callable[[Tensor], Tensor]  # of images (b, 3, h, w): (b, K, h, w)
 
@@ -59,7 +58,7 @@ def predict_maps(
             predicted = best_classes(logits, labels.shape).cpu().numpy()
             counts[place, seen.row] = count_pixels(labels, predicted, K)
             if seen.row in chosen:
-                shown[place][f"shown_{seen.row}"] = _small(predicted)
+                shown[place][f"shown_{seen.row}"] = reduced(predicted).astype(np.int16)
     return [
         PixelCounts(split.part.ids[read], of_one[read], s) for of_one, s in zip(counts, shown, strict=True)
     ]
@@ -99,9 +98,3 @@ def best_classes(logits: Tensor, size: tuple[int, ...]) -> Tensor:
             better = values > best[0]
             best = [torch.where(better, values, best[0]), torch.where(better, classes + start, best[1])]
     return best[1]
-
-
-def _small(predicted: np.ndarray) -> np.ndarray:
-    """Reduce a label map to be drawn, by its nearest pixels."""
-    step = max(1, -(-max(predicted.shape) // SHOWN_SIDE))
-    return predicted[step // 2 :: step, step // 2 :: step].astype(np.int16)

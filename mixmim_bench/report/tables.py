@@ -158,7 +158,9 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
         about = {f"{_skipped(cell)} of {_title(column_of(cell.record))}" for cell in skipped}
         notes.append(f"‡ unreadable test images were skipped: {', '.join(sorted(about))}.")
     if " §" in table:
-        notes.append("§ not significantly better than always predicting the most frequent classes.")
+        notes.append(
+            "§ not significantly better than always predicting the most frequent classes, or no object."
+        )
     notes += [
         markdown(f"{mean.name}: over {', '.join(mean.tasks)}; not all rows have {', '.join(mean.left_out)}.")
         for mean in board.means()

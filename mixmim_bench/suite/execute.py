@@ -149,11 +149,13 @@ def _look_at_bytes(
 
 
 def _guessing(run: Run, scores: Mapping[str, Score]) -> list[str]:
-    """Note a score that is not significantly better than predicting the class frequencies."""
+    """Note a score that is not significantly better than predicting the class frequencies, or no object."""
     metric = run.task.metrics[0]
     score = scores[metric]
     if not is_a_guess(score):
         return []
+    if not score["guess"]:
+        return [f"{metric} {100 * score['value']:.1f} % is not significantly above 0"]
     return [
         f"{metric} {100 * score['value']:.1f} % is not significantly better than always predicting the most "
         f"frequent classes ({100 * score['guess']:.1f} %)"

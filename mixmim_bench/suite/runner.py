@@ -16,7 +16,7 @@ from mixmim_bench.machine import Machine
 from mixmim_bench.progress import View, line_printer
 from mixmim_bench.protocols import build_protocol
 from mixmim_bench.protocols.workbench import Shelf
-from mixmim_bench.specs import TORCH, Cost, Run, RunRecord
+from mixmim_bench.specs import TORCH, Cost, ModelSpec, Run, RunRecord
 from mixmim_bench.suite.engines import network_of, try_engines
 from mixmim_bench.suite.estimate import Estimate, estimate
 from mixmim_bench.suite.execute import check_kept, execute, failed_record, open_run
@@ -71,8 +71,7 @@ class Suite:
         )
 
     def _cost_key(self, run: Run, size: tuple[int, int]) -> str:
-        model = run.network if size == run.computed_size else run.model
-        machine = self.machine
+        model, machine = _network_at(run, size), self.machine
         return Cost.key(model.arch, model.kwargs, size, machine.precision, machine.describe(), run.engine)
 
     def run(self, finished: Mapping[str, RunRecord]) -> Outcome:
@@ -119,8 +118,7 @@ class Suite:
             view.say(f"measuring the cost of {run.model.name} at {size[0]} x {size[1]} pixels")
             for engine in dict.fromkeys([run.engine, TORCH]):  # a size that one cannot compute
                 try:
-                    model = run.network if size == run.computed_size else run.model
-                    cost = measure(model, size, self.machine, engine)
+                    cost = measure(_network_at(run, size), size, self.machine, engine)
                 except BenchError as error:
                     view.say(f"  {error}")
                 else:
@@ -203,6 +201,11 @@ class Suite:
                 "the job ends, since its processes are no longer in step"
             ) from ends_job
         return record
+
+
+def _network_at(run: Run, size: tuple[int, int]) -> ModelSpec:
+    """Return the model that costs are measured of: at the size of the run as the run computes it."""
+    return run.network if size == run.computed_size else run.model
 
 
 def _summary(record: RunRecord) -> str:

@@ -119,8 +119,9 @@ class FinetuneDetection(Protocol):
 
     def images(self, counts: Mapping[str, int]) -> Workload:
         seen = self.steps * self.batch_size or self.epochs * (counts["train"] + counts["val"])
-        passes = Workload(forward=counts["test"] + seen) if self.frozen else None
-        return passes or Workload(forward=counts["test"], train=seen)
+        if self.frozen:
+            return Workload(forward=counts["test"] + seen)
+        return Workload(forward=counts["test"], train=seen)
 
     def input_size(self) -> int:
         return self.image_size
@@ -134,7 +135,7 @@ class FinetuneDetection(Protocol):
         from mixmim_bench.data.joint import DetectionTrain
         from mixmim_bench.models.detector import Detector
         from mixmim_bench.protocols.contract import TRAIN_WORK
-        from mixmim_bench.protocols.dense import cost_of, layerwise, note_rows, open_pyramid, without_images
+        from mixmim_bench.protocols.dense import cost_of, layerwise, note_rows, open_pyramid
         from mixmim_bench.protocols.detections import detect, rows_to_train
         from mixmim_bench.training import loop
         from mixmim_bench.training.contract import Schedule, scaled
@@ -147,7 +148,10 @@ class FinetuneDetection(Protocol):
         if of_masks and not has_masks:
             raise processes.InAll(f"the annotations have no masks, which {', '.join(of_masks)} need")
         rows = rows_to_train(objects, self.repeat_below, bench.num_classes, bench.seed)
-        without_images(rows, whole, "have an object that can be learnt")
+        if not len(rows):
+            raise processes.InAll(
+                f"none of the {len(whole)} training images has an object that can be learnt"
+            )
         drop_path = 0.0 if self.frozen else self.drop_path
         pyramid, notes = open_pyramid(bench, frozen=self.frozen, drop_path=drop_path, freeze_batch_norm=True)
         network = Detector(

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require, require_bounds
 from mixmim_bench.protocols.contract import Fitted, Protocol, Workload
+from mixmim_bench.protocols.segmentation import EVALUATIONS
 
 if TYPE_CHECKING:
     from mixmim_bench.data.dataset import Split
     from mixmim_bench.protocols.workbench import Workbench
     from mixmim_bench.scoring.predictions import PixelCounts
-
-EVALUATIONS = ("slide", "whole")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require
 from mixmim_bench.protocols.contract import Fitted, Protocol, Workload
+from mixmim_bench.protocols.segmentation import EVALUATIONS
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from mixmim_bench.data.dataset import Split
     from mixmim_bench.models.pyramid import Pyramid
@@ -68,7 +69,7 @@ class LinearSegmentation(Protocol):
         require(self.steps >= 1 and self.batch_size >= 2, "steps must be at least 1, and batch_size 2")
         require(self.warmup_steps < self.steps, "warmup_steps must be below steps")
         require(bool(self.base_lr) and min(self.base_lr) > 0.0, "base_lr must be above 0")
-        require(self.evaluation in ("slide", "whole"), "evaluation must be one of slide, whole")
+        require(self.evaluation in EVALUATIONS, f"evaluation must be one of {', '.join(EVALUATIONS)}")
 
     def images(self, counts: Mapping[str, int]) -> Workload:
         return Workload(forward=sum(counts.values()))
@@ -94,7 +95,7 @@ class LinearSegmentation(Protocol):
         stride = self.stride or round(bench.run.size[0] * 2 / 3)
         if len(heads) > 1:
             network, _ = self._train(bench, pyramid, [train], heads, "training all heads")
-            networks = [_Head(network, place) for place in range(len(heads))]
+            networks = [partial(network.eval().of_head, place) for place in range(len(heads))]
             predicted = predict_maps(bench, val, networks, evaluation, stride)
             scores = [value_of_items(bench.metric, counts.items) for counts in predicted]
             arrays = {
@@ -108,7 +109,7 @@ class LinearSegmentation(Protocol):
         network, trained = self._train(bench, pyramid, [train, val], heads, "training the head")
 
         def predict(split: "Split") -> "PixelCounts":
-            (counts,) = predict_maps(bench, split, [_Head(network, 0)], evaluation, stride)
+            (counts,) = predict_maps(bench, split, [partial(network.eval().of_head, 0)], evaluation, stride)
             return counts
 
         shapes = [(1, *shape) for shape in pyramid.shapes(bench.run.size)]
@@ -130,6 +131,8 @@ class LinearSegmentation(Protocol):
         heads: Sequence[tuple[str, float]],
         name: str,
     ) -> "tuple[LinearSegmenter, Trained]":
+        from timm.optim import create_optimizer_v2
+
         from mixmim_bench.data.images import join
         from mixmim_bench.data.masks import IGNORED
         from mixmim_bench.data.windows import PaddedWindow, Windows
@@ -168,6 +171,20 @@ class LinearSegmentation(Protocol):
             environment = replace(environment, machine=replace(environment.machine, workers=0))
         batch_size = min(self.batch_size, len(windows))
         rates = [scaled(base_lr, batch_size) for _, base_lr in heads]
+
+        def optimizer(network: Any, schedule: Schedule) -> "torch.optim.Optimizer":
+            groups = [
+                {"params": list(head.parameters()), "lr": rate}
+                for head, rate in zip(network.heads.heads, rates, strict=True)
+            ]
+            return create_optimizer_v2(
+                groups,
+                opt=schedule.optimizer,
+                lr=schedule.lr,
+                weight_decay=schedule.weight_decay,
+                betas=schedule.betas,
+            )
+
         trained = loop.train(
             network,
             images,
@@ -187,44 +204,11 @@ class LinearSegmentation(Protocol):
             environment,
             name,
             work=0.0 if transform is unchanged else bench.gmacs,
-            make_optimizer=_Optimizer(rates),
+            make_optimizer=optimizer,
             whole=True,
         )
         note_rows(bench, splits, trained, windows.images, part)
         return network, trained
-
-
-class _Head:
-    """One of the heads of a network, in evaluation mode."""
-
-    def __init__(self, network: "LinearSegmenter", place: int) -> None:
-        self.network = network.eval()
-        self.place = place
-
-    def __call__(self, images: "Tensor") -> "Tensor":
-        return self.network.of_head(self.place, images)
-
-
-class _Optimizer:
-    """Makes an optimizer with a learning rate for each head."""
-
-    def __init__(self, rates: Sequence[float]) -> None:
-        self.rates = rates
-
-    def __call__(self, network: Any, schedule: Any) -> "torch.optim.Optimizer":
-        from timm.optim import create_optimizer_v2
-
-        groups = [
-            {"params": list(head.parameters()), "lr": rate}
-            for head, rate in zip(network.heads.heads, self.rates, strict=True)
-        ]
-        return create_optimizer_v2(
-            groups,
-            opt=schedule.optimizer,
-            lr=schedule.lr,
-            weight_decay=schedule.weight_decay,
-            betas=schedule.betas,
-        )
 
 
 PROTOCOL = LinearSegmentation
