@@ -16,7 +16,7 @@ class UnknownName(BenchError):
 
 
 class TaskFileError(BenchError):
-    """An invalid task file, reported with the key at fault."""
+    """An invalid task file (or model, suite or config file), reported with the key at fault."""
 
     def __init__(self, path: object, key: str, problem: str) -> None:
         super().__init__(f"{path}: {key}: {problem}" if key else f"{path}: {problem}")

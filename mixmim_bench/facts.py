@@ -15,15 +15,20 @@ from mixmim_bench.specs import ModelSpec, Preprocessing, Weights, restored
 Size = tuple[int, int]  # h, w
 
 
+def _about(model: ModelSpec) -> list[Any]:
+    """Return what facts depend on besides the architecture, with the model's own image size."""
+    return [model.kwargs, *([model.preprocessing] if model.preprocessing else [])]
+
+
 def preprocessing(model: ModelSpec) -> Preprocessing:
-    """Return the preprocessing of a model's timm configuration; raises BenchError."""
+    """Return the preprocessing of a model; raises BenchError."""
 
     def look_up() -> dict[str, Any]:
         from mixmim_bench.models.build import preprocessing
 
         return dataclasses.asdict(preprocessing(model))
 
-    return restored(Preprocessing, fact_of(model.arch, "preprocessing", look_up, model.kwargs))
+    return restored(Preprocessing, fact_of(model.arch, "preprocessing", look_up, *_about(model)))
 
 
 def own_size(model: ModelSpec) -> Size:
@@ -39,7 +44,7 @@ def feature_width(model: ModelSpec) -> int:
 
         return feature_width(model)
 
-    return fact_of(model.arch, "width", measure, model.kwargs)
+    return fact_of(model.arch, "width", measure, *_about(model))
 
 
 def count_gmacs(model: ModelSpec, size: Size) -> float:
@@ -82,7 +87,18 @@ def check_weights(model: ModelSpec, weights: Weights, size: Size | None = None) 
 
         return check_weights(model, weights, size)
 
-    return fact_of(model.arch, "notes on weights", check, model.kwargs, weights.sha256, size)
+    return fact_of(model.arch, "notes on weights", check, *_about(model), weights.sha256, size)
+
+
+def classes_of(model: ModelSpec, weights: Weights) -> int:
+    """Return the number of classes of the classifier in weights, 0 if they have none; raises BenchError."""
+
+    def look() -> int:
+        from mixmim_bench.models.build import classes_of
+
+        return classes_of(model, weights)
+
+    return fact_of(model.arch, "classes of weights", look, *_about(model), weights.kind, weights.sha256)
 
 
 def resolve_layers(model: ModelSpec, size: Size, layers: Sequence[str]) -> list[str]:

@@ -33,9 +33,10 @@ from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.extract import forward_all, sample_images
 from mixmim_bench.features.keys import custom_code
 from mixmim_bench.machine import Machine, open_machine
+from mixmim_bench.modelfile import open_model
 from mixmim_bench.models.build import build, classes_of, own_size, preprocessing
 from mixmim_bench.progress import download_bar
-from mixmim_bench.registry import MODELS, find_model
+from mixmim_bench.registry import MODELS
 from mixmim_bench.specs import AUTO, RANDOM, TORCH, ModelSpec, Weights
 from mixmim_bench.weights.find import resolve_weights
 
@@ -119,7 +120,7 @@ def get_model(
     Raises:
         BenchError: the name is unknown or the weights do not fit; MissingWeights lists ways to get them.
     """
-    spec = find_model(name)
+    spec = open_model(name)
     if pretrained is False:
         weights = RANDOM
     else:

@@ -24,13 +24,13 @@ from mixmim_bench.data.transforms import ImageOnly, train_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.hyperparameters import require, require_bounds
 from mixmim_bench.machine import Machine
+from mixmim_bench.modelfile import open_model
 from mixmim_bench.models.build import own_size, preprocessing
 from mixmim_bench.models.checkpoints import load_weights
 from mixmim_bench.models.pretraining import CELL, MixMIMPretraining, pretraining_model
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols.contract import TRAIN_WORK
 from mixmim_bench.provenance import provenance
-from mixmim_bench.registry import find_model
 from mixmim_bench.specs import ModelSpec, digest
 from mixmim_bench.suite.selection import select_tasks
 from mixmim_bench.training import loop
@@ -194,13 +194,15 @@ def open_images(data: str, roots: DataRoots | None = None) -> Part:
     if "/" in data and not data.endswith(".toml"):
         raise BenchError(f"--data {data}: there is no such folder")
     (task,) = select_tasks([data], ())
+    if "train" not in task.roles:
+        raise BenchError(f"--data {data}: the task has test images only, which nothing may be trained on")
     splits = open_task(task, roots).splits
     return join([splits["train"].part, splits["val"].part])
 
 
 def describe(model: str, image_size: int | None) -> tuple[ModelSpec, tuple[int, int]]:
     """Find a model and the size that it is pretrained at, by default its own."""
-    spec = find_model(model)
+    spec = open_model(model)
     return spec, (image_size, image_size) if image_size else own_size(spec)
 
 

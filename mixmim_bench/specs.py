@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
@@ -18,6 +18,7 @@ RANDOM_INIT = "random init"  # the name of untrained weights in tables and plots
 TORCH, OPENVINO, COMPILE = ENGINES = ("torch", "openvino", "compile")  # that compute frozen features
 
 ROLES = ("train", "val", "test")
+LIMITED = "limit"  # begins the variant of a task with so many images, for smoke runs
 
 
 def canonical_json(value: Any) -> str:
@@ -100,7 +101,8 @@ class Preprocessing:
 class ModelSpec:
     """A backbone: a timm architecture, its keyword arguments and its published weights.
 
-    Its preprocessing is that of the architecture's timm configuration.
+    Its preprocessing is that of the architecture's timm configuration, where `preprocessing` does not change
+    it (fields of `Preprocessing`, as JSON values).
     """
 
     name: str
@@ -109,6 +111,8 @@ class ModelSpec:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     weights: tuple[WeightsSpec, ...] = ()
     reference: str = ""
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str = ""  # the weights that a model file names: a path, 'auto' or 'random'
     version: int = 1  # of the architecture: bumped when its outputs change
     # of registered models, at their own size; verified by `tests/test_mixmim.py`
     image_size: tuple[int, int] = (0, 0)
@@ -145,6 +149,12 @@ class TaskSpec:
     counts: Mapping[str, int]
     split: Mapping[str, str]
     root: str = ""
+    folder: str = ""  # in a data root, where that is the one of another task
+    classifier: str = ""  # 'imagenet': its classes are WordNet synsets, as those of ImageNet's classifiers
+    labels: str = ""  # other labels for listed images: 'imagenet-real', or the path of a CSV file
+    partial: bool = False  # whether classes and images may be missing
+    subset: tuple[str, ...] = ()  # the names of its classes, where those are not all
+    limit: int = 0  # images of each role, for smoke runs; 0: all
     image_size: int = 0  # 0: the model's own
     crop_pct: float = 0.0  # 0: the model's own
     forbid: tuple[str, ...] = ()
@@ -164,6 +174,37 @@ class TaskSpec:
     def variant(self) -> str:
         """The part of the name after the @, '' for the unmodified task."""
         return self.name.partition("@")[2]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that have images: all, or only test."""
+        return tuple(role for role in ROLES if role in self.split)
+
+    @property
+    def key(self) -> tuple[str, tuple[str, ...]]:
+        """Name and roles, which tell the images of a command's tasks apart."""
+        return self.name, self.roles
+
+    def for_roles(self, roles: Collection[str]) -> "TaskSpec":
+        """Return the task with some of its roles, whose images are the same.
+
+        Parts of the dataset that only other roles use are neither needed nor listed.
+        """
+        split = {role: cut for role, cut in self.split.items() if role in roles}
+        unused = {cut.partition("[")[0] for cut in self.split.values()}
+        unused -= {cut.partition("[")[0] for cut in split.values()}
+        layouts = tuple(
+            dataclasses.replace(layout, options={k: _without(v, unused) for k, v in layout.options.items()})
+            for layout in self.layouts
+        )
+        return dataclasses.replace(self, split=split, layouts=layouts)
+
+
+def _without(value: Any, keys: Collection[str]) -> Any:
+    """Return a table without some keys, and any other value as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: item for key, item in value.items() if key not in keys}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +236,8 @@ class Run:
     # any size, and the size that it computes where that is not the image size
     arguments: Mapping[str, Any] = field(default_factory=dict)
     computes: tuple[int, ...] = ()
+    # number of classes of the weights' own classifier, for protocols that use it; 0: the network has none
+    classes: int = 0
 
     def identity(self) -> dict[str, Any]:
         """Return everything that determines the result, and nothing else: no path, machine or commit."""
@@ -372,6 +415,18 @@ class RunRecord:
     def protocol(self) -> str:
         """The name of the protocol."""
         return self.identity["protocol"]["name"]
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The scores in tables: the metrics of the task and a calibration error, not other settings."""
+        metrics = self.identity["task"]["metrics"]
+        return tuple(name for name in self.scores if name in metrics or name == "ece")
+
+    @property
+    def limited(self) -> bool:
+        """Whether it is the result of a smoke run, on a limited number of images."""
+        variants = self.task.split("@")[1:]
+        return any(each.removeprefix(LIMITED).isdecimal() for each in variants if each.startswith(LIMITED))
 
     @property
     def metric(self) -> str:

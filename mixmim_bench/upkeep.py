@@ -1,5 +1,6 @@
 """Manage the cache of features, converted networks and checkpoints: list, verify and prune."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,11 +14,12 @@ from mixmim_bench.data.hashing import hash_images
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.index import stamp
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.errors import BenchError, nearest
+from mixmim_bench.errors import BenchError, MissingData, nearest
 from mixmim_bench.features import EXTRACTOR_VERSION
 from mixmim_bench.features.engines.converted import Converted, converted_networks
 from mixmim_bench.features.store import Entry, FeatureStore
-from mixmim_bench.suite.selection import in_variant
+from mixmim_bench.specs import TaskSpec
+from mixmim_bench.suite.selection import in_variant, is_variant
 from mixmim_bench.suite.taskfile import read_task
 from mixmim_bench.training.checkpoints import UnfinishedTraining, unfinished_trainings
 
@@ -129,9 +131,9 @@ def _check(entry: Entry, opened: dict[tuple[str, str], TaskData], trusted: tuple
     try:
         name, root = entry.about["task"], entry.about["root"]
         if (name, root) not in opened:
-            task = in_variant(read_task(Path(entry.about["task_file"])), name.partition("@")[2])
+            task = _task_of(entry)
             roots = DataRoots(of_task={task.dataset: Path(root)}, trusted=trusted)
-            opened[name, root] = open_task(task, roots)
+            opened[name, root] = _open(task, roots, entry.about["role"])
         part = opened[name, root].parts[entry.about["role"]]
     except KeyError as error:
         return Finding(entry, f"whole; its images are not recorded: {error} is missing")
@@ -140,6 +142,26 @@ def _check(entry: Entry, opened: dict[tuple[str, str], TaskData], trusted: tuple
     if stamp(part) != entry.made_by["images"]:
         return Finding(entry, "whole; its images were changed since, so no run reads it")
     return _compare(entry, part)
+
+
+def _task_of(entry: Entry) -> TaskSpec:
+    """Read the task of an entry, in its variant; a subset has the classes that are recorded."""
+    task = read_task(Path(entry.about["task_file"]))
+    variants = entry.about["task"].split("@")[1:]
+    if "subset" not in entry.about:
+        return in_variant(task, "@".join(variants))
+    others = "@".join(each for each in variants if is_variant(each))  # the rest are lists of classes
+    return dataclasses.replace(
+        in_variant(task, others), partial=True, subset=tuple(entry.about["subset"]), counts={}
+    )
+
+
+def _open(task: TaskSpec, roots: DataRoots, role: str) -> TaskData:
+    """Open a task, or only the images of a role on a machine without the others."""
+    try:
+        return open_task(task, roots)
+    except MissingData:
+        return open_task(task.for_roles([role]), roots)
 
 
 def _compare(entry: Entry, part: Part) -> Finding:

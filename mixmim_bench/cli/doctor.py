@@ -56,12 +56,12 @@ def doctor(
 
     from mixmim_bench.doctor import MISSING, WRONG, Doctor
     from mixmim_bench.machine import open_machine
+    from mixmim_bench.modelfile import open_model
     from mixmim_bench.models.build import feature_width
     from mixmim_bench.progress import View
-    from mixmim_bench.registry import find_model
     from mixmim_bench.suite.selection import load_tasks, select_tasks
 
-    specs = [find_model(name) for name in dict.fromkeys(models)]
+    specs = [open_model(name) for name in dict.fromkeys(models)]
     named = select_tasks(tasks, suites)
     view = View(Console(stderr=True, highlight=False), 0)
     looking = Doctor(roots, open_machine(**machine), view, full)

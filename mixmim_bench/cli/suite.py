@@ -104,6 +104,12 @@ from mixmim_bench.errors import BenchError, counted
     "255; reduced: JPEGs of twice the size or more are also decoded at a reduced scale. Other than exact, "
     "results have their own rows.",
 )
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Smoke run: use at most so many images each of train, val and test. Results are kept apart "
+    "(limited.md); `mixmim-bench results prune --limited` removes them.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
 def run(
     results: Path,
@@ -186,7 +192,9 @@ def run(
         return
     outcome = suite.run(finished)
     done = [store.result(each.run.run_id) for each in resolved.planned]
-    draw_finished(store, [record for record in done if record is not None], resolved.data, click.echo)
+    draw_finished(
+        store, [record for record in done if record is not None], resolved.data.values(), click.echo
+    )
     click.echo()
     _write_report(store)
     _exit_unless_complete(outcome, results)

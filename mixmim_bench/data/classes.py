@@ -1,6 +1,8 @@
 """The standard order of classes, and the mapping of labels to it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib import resources
 
 import numpy as np
 
@@ -16,7 +18,16 @@ def _imagenet1k() -> list[tuple[str, ...]]:
     return [(synset, info.label_name_to_description(synset)) for synset in info.label_names()]
 
 
-LISTS: dict[str, Callable[[], list[tuple[str, ...]]]] = {"imagenet1k": _imagenet1k}
+def _some_of_imagenet1k(file: str) -> list[tuple[str, ...]]:
+    """Return the synsets of a variant of ImageNet with some of the classes, in sorted order (from timm)."""
+    return [(line,) for line in resources.files("timm.data").joinpath(f"_info/{file}").read_text().split()]
+
+
+LISTS: dict[str, Callable[[], list[tuple[str, ...]]]] = {
+    "imagenet1k": _imagenet1k,
+    "imagenet-a": partial(_some_of_imagenet1k, "imagenet_a_synsets.txt"),
+    "imagenet-r": partial(_some_of_imagenet1k, "imagenet_r_synsets.txt"),
+}
 
 
 class Classes:
@@ -58,13 +69,13 @@ class Classes:
             raise LayoutError(f"{where}: no class {name!r}; {nearest(name, self.rank)}")
         return self.rank[name]
 
-    def check_same(self, found: Iterable[str], where: str) -> None:
-        """Raise LayoutError if the given classes differ from these."""
+    def check_same(self, found: Iterable[str], where: str, some: bool = False) -> None:
+        """Raise LayoutError if the given classes differ from these; if `some`, classes may be missing."""
         names = set(found)
         if wrong := sorted(names - set(self.names)):
             kind = "is not a class" if len(wrong) == 1 else "are not classes"
             raise LayoutError(f"{where}: {a_few(wrong)} {kind} of the task")
-        if not_found := sorted(set(self.names) - names):
+        if (not_found := sorted(set(self.names) - names)) and not some:
             raise LayoutError(
                 f"{where}: {counted(len(not_found), 'class', 'classes')} missing: {a_few(not_found)}"
             )

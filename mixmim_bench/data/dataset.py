@@ -12,8 +12,9 @@ from mixmim_bench.data.layout import Layout, LayoutError, build_layout
 from mixmim_bench.data.nearby import hint
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.slices import Slice
+from mixmim_bench.data.subsets import of_classes, relabelled
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, counted
-from mixmim_bench.specs import ROLES, DataSource, TaskSpec
+from mixmim_bench.specs import DataSource, TaskSpec
 
 LABELS = "data.labels"  # reported as the key if labels in the data are invalid
 
@@ -74,7 +75,7 @@ def naming_the_file(task: TaskSpec, key: str = "data.options") -> Iterator[None]
 
 def slices_of(task: TaskSpec) -> dict[str, Slice]:
     """Parse the slices of a task, by role."""
-    return {role: Slice.parse(task.split[role]) for role in ROLES}
+    return {role: Slice.parse(task.split[role]) for role in task.roles}
 
 
 def find_data(task: TaskSpec, roots: DataRoots) -> Found:
@@ -111,6 +112,10 @@ def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[
     for spec in task.layouts:
         with naming_the_file(task, spec.key):
             layout = build_layout(spec.name, beside, roots.trusts(beside), root, parts, spec.options)
+            if task.partial:
+                if not hasattr(layout, "partial"):
+                    raise LayoutError(f"{spec.name} cannot be read in part; use the whole of {task.dataset}")
+                layout.partial = True
             missing = layout.missing()
         yield Found(spec.name, layout, root, spec.key), missing
 
@@ -165,9 +170,15 @@ def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str,
     with naming_the_file(task, found.key):
         listed = {part: found.layout.part(part) for part in sorted({cut.part for cut in slices.values()})}
         classes = tuple(found.layout.classes())
-        problems = [*_wrong_counts(task, classes, listed), *_wrong_labels(classes, listed)]
+        problems = [] if task.partial else list(_wrong_counts(task, classes, listed))
+        problems += _wrong_labels(classes, listed)
         if any(problem.key == LABELS for problem in problems):  # such images cannot be ordered
             return listed, classes, Index({}, problems=problems)
+        if task.labels:
+            beside = Path(task.path).parent
+            listed = {part: relabelled(each, task.labels, beside, classes) for part, each in listed.items()}
+        if task.partial:
+            listed, classes = of_classes(listed, classes, task.subset)
         index = indexed(task, str(found.root), listed, slices, problems)
     return listed, classes, index
 

@@ -78,6 +78,10 @@ class Files:
         arrays = (self.paths.bytes, self.paths.ends, self.sizes, self.times)
         return hashlib.sha256(b"".join(map(np.ndarray.tobytes, arrays))).digest()
 
+    def there(self) -> np.ndarray:
+        """Return the rows of the files that exist."""
+        return np.flatnonzero(self.sizes != ABSENT)
+
     def check_listed(self, where: str) -> None:
         """Raise LayoutError if files are missing; `where` is the list that names them."""
         not_found = np.flatnonzero(self.sizes == ABSENT)

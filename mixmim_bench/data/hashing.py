@@ -54,7 +54,7 @@ def hash_images(part: Part, rows: np.ndarray, advance: Callable[[int], None] = l
 def digest_of_bytes(digests: Mapping[str, np.ndarray]) -> str:
     """Hash the digests (n, 16) of all images, given by role."""
     hashed = hashlib.sha256()
-    for role in ROLES:
+    for role in [role for role in ROLES if role in digests]:
         hashed.update(role.encode())
         hashed.update(np.ascontiguousarray(digests[role]).tobytes())
     return hashed.hexdigest()[:16]

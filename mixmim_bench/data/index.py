@@ -47,10 +47,10 @@ def indexed(
     ):
         return _compute(task, listed, slices, problems)
     key = _key(task, listed)
-    name = f"{task.name}-{digest(root, 8)}"
+    name = f"{task.name}-{digest([root, *task.roles] if len(task.roles) < len(ROLES) else root, 8)}"
     if kept := read_listing(name, key):
         about = json.loads(str(kept["about"]))
-        return Index({role: kept[role] for role in ROLES}, about["fingerprint"], about["stamps"], problems)
+        return Index({role: kept[role] for role in slices}, about["fingerprint"], about["stamps"], problems)
     index = _compute(task, listed, slices, problems)
     if not index.problems:
         about = json.dumps({"fingerprint": index.fingerprint, "stamps": index.stamps})
@@ -60,7 +60,7 @@ def indexed(
 
 def _key(task: TaskSpec, listed: Mapping[str, Part]) -> str:
     """Hash the inputs of an index."""
-    hashed = hashlib.sha256(f"{VERSION} {sorted(task.split.items())}".encode())
+    hashed = hashlib.sha256(f"{VERSION} {sorted(task.split.items())}{task.limit or ''}".encode())
     for name, part in sorted(listed.items()):
         hashed.update(f"{name} {part.ids.dtype} {len(part)}".encode())
         for summary in (part.ids.tobytes(), part.targets.summary(), part.images.summary()):
@@ -86,6 +86,7 @@ def _compute(
             continue
         if not len(chosen):
             errors.append(LayoutError(f"{task.split[role]!r} selects no images", f"split.{role}"))
+        chosen = chosen[: task.limit] if task.limit else chosen
         rows[role] = chosen[np.argsort(part.ids[chosen], kind="stable")]
     if len(rows) < len(slices):
         return Index(rows, problems=errors)
@@ -128,7 +129,12 @@ def _name(listed: Mapping[str, Part], names: Sequence[str], row: int) -> str:
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
     """Hash the role, id, content and label of all images; the same on any machine."""
-    lines = (f"{role}\t{line}" for role in ROLES for line in _lines(parts[role], parts[role].images.content))
+    lines = (
+        f"{role}\t{line}"
+        for role in ROLES
+        if role in parts
+        for line in _lines(parts[role], parts[role].images.content)
+    )
     return _hash(lines)
 
 

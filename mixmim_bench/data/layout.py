@@ -28,7 +28,11 @@ class LayoutError(BenchError):
 
 
 class Layout(Protocol):
-    """A dataset on disk."""
+    """A dataset on disk.
+
+    A layout that can list what is there of a dataset has an attribute `partial`; once it is set to True,
+    missing classes and images are no errors.
+    """
 
     def __init__(self, root: Path, parts: Sequence[str], **options: Any) -> None:
         """Store the folder and the required parts; `options` is `[data.options]`."""

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixmim_bench.data.toml import read_toml
 from mixmim_bench.errors import BenchError, TaskFileError
 from mixmim_bench.specs import TaskSpec
+from mixmim_bench.tomlfile import read_toml
 
 DATA_VARIABLE = "MIXMIM_BENCH_DATA"
 CONFIG_VARIABLE = "MIXMIM_BENCH_CONFIG"
@@ -40,15 +40,17 @@ class DataRoots:
 
     def folder(self, task: TaskSpec) -> Path:
         """Return the expected folder of a task's images."""
-        if task.dataset in self.of_task:
-            return self.of_task[task.dataset]
+        for name in (task.dataset, task.folder):
+            if name in self.of_task:
+                return self.of_task[name]
         if task.root:
             return (Path(task.path).parent / Path(task.root).expanduser()).resolve()
-        return (self.base or Path()) / task.dataset
+        return (self.base or Path()) / (task.folder or task.dataset)
 
     def knows(self, task: TaskSpec) -> bool:
         """Return whether a data root for the task is configured."""
-        return self.base is not None or task.dataset in self.of_task or bool(task.root)
+        named = task.dataset in self.of_task or task.folder in self.of_task
+        return self.base is not None or named or bool(task.root)
 
     def trusts(self, folder: Path) -> bool:
         """Return whether code next to the task files of a folder may run."""

@@ -22,6 +22,7 @@ def entry_of(run: Run, split: Split, layer: str = OWN) -> Entry:
         "task_file": str(Path(run.task.path).resolve()),
         "root": run.data.root,
         "role": split.role,
+        **({"subset": list(run.task.subset)} if run.task.partial else {}),
     }
     made_by = {
         **made_by_backbone(run),
@@ -51,6 +52,7 @@ def key_of_network(run: Run) -> dict[str, Any]:
         **{key: identity[key] for key in ("arch", "arch_version", "kwargs", "weights") if key in identity},
         "seed": (run.seed or 0) if run.weights.random else None,
         "code": custom_code(run.model.arch),
+        **({"classes": run.classes} if run.classes else {}),
     }
 
 

@@ -15,7 +15,7 @@ def source_of(run: Run, layers: Sequence[str], images: Loadable) -> Source:
     """Describe the frozen network of a run to an engine; engines are compared on some of the images."""
     return Source(
         key={**key_of_network(run), "size": list(run.size)},
-        build=lambda: build(run.model, run.weights, run.size, run.seed or 0),
+        build=lambda: build(run.model, run.weights, run.size, run.seed or 0, run.classes),
         layers=layers,
         sample=lambda: sample_images(images, eval_transform(run.preprocessing)),
     )

@@ -9,7 +9,7 @@ from torch import nn
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.checkpoints import classes_in, load_weights, state_with_notes
-from mixmim_bench.specs import ModelSpec, Preprocessing, Weights
+from mixmim_bench.specs import ModelSpec, Preprocessing, Weights, restored
 
 
 def timm_config(model: ModelSpec) -> dict[str, Any]:
@@ -21,17 +21,14 @@ def timm_config(model: ModelSpec) -> dict[str, Any]:
 
 
 def preprocessing(model: ModelSpec) -> Preprocessing:
-    """Return the preprocessing of a model's timm configuration."""
+    """Return the preprocessing of a model: its own, else that of its timm configuration."""
     config = resolve_data_config({}, pretrained_cfg=timm_config(model))
     height, width = config["input_size"][-2:]
-    return Preprocessing(
-        size=(height, width),
-        crop_pct=config["crop_pct"],
-        crop_mode=config["crop_mode"],
-        interpolation=config["interpolation"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
+    own = {
+        "size": [height, width],
+        **{key: config[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")},
+    }
+    return restored(Preprocessing, {**own, **model.preprocessing})
 
 
 def own_size(model: ModelSpec) -> tuple[int, int]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from mixmim_bench.specs import ROLES
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -70,6 +72,8 @@ class Protocol:
     version: ClassVar[int]  # raised when scores may change
     stochastic: ClassVar[bool]  # whether the seed matters for weights that are not random
     trains: ClassVar[bool] = False  # by `training.loop`, in which all processes of a job take part
+    roles: ClassVar[tuple[str, ...]] = ROLES  # whose images it needs
+    uses_classifier: ClassVar[bool] = False  # whether the weights must have a classifier, which is used
     dense: ClassVar[bool] = False  # whether the network is read as a pyramid of feature maps
     in_place_of: ClassVar[str] = ""  # protocol of other kinds that it replaces where that is asked for
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> what changes
@@ -81,6 +85,10 @@ class Protocol:
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Evaluate the backbone of the bench on train and val."""
         raise NotImplementedError
+
+    def fit_on(self, bench: "Workbench", splits: "Mapping[str, Split]") -> Fitted:
+        """Evaluate on the splits of the protocol's roles; overridden by protocols that learn nothing."""
+        return self.fit(bench, splits["train"], splits["val"])
 
     def input_size(self) -> int:
         """Return the image side that the protocol requires; 0 for that of the task or model."""

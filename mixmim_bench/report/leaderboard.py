@@ -120,13 +120,14 @@ class Leaderboard:
         return max(record.metric_version(metric) for record in records)
 
     def other_metrics(self) -> list[tuple[Column, str]]:
-        """List the further metrics of tasks by column."""
+        """List the further scores of tasks by column."""
         metrics = {
             (column, metric): None
             for column in self.columns
             for row in self.rows
             if column in row.cells
-            for metric in row.cells[column].record.identity["task"]["metrics"][1:]
+            for metric in row.cells[column].record.shown
+            if metric != row.cells[column].record.metric
         }
         return list(metrics)
 

@@ -2,7 +2,7 @@
 
 import colorsys
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -261,14 +261,15 @@ def links(store: RunStore, records: Sequence[RunRecord]) -> str:
 
 
 def draw_finished(
-    store: RunStore, records: Sequence[RunRecord], data: Mapping[str, TaskData], say: Callable[[str], None]
+    store: RunStore, records: Sequence[RunRecord], data: Iterable[TaskData], say: Callable[[str], None]
 ) -> None:
     """Draw the runs that have no picture yet; one that cannot be drawn is said, and no error."""
+    of_fingerprint = {each.source.fingerprint: each for each in data}
     for record in records:
-        path = path_of(store, record.run_id)
-        if path.exists() or record.task not in data:
+        path, images = path_of(store, record.run_id), of_fingerprint.get(record.identity["data"])
+        if path.exists() or images is None:
             continue
         try:
-            save_picture(path, picture(record, store.arrays(record.run_id), data[record.task]))
+            save_picture(path, picture(record, store.arrays(record.run_id), images))
         except Exception as error:  # a picture is never worth a result
             say(f"no picture of {record.model} on {record.task}: {error}")

@@ -12,6 +12,12 @@ from mixmim_bench.report.plots import flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.suite.records import RunStore
 
+NOTHING = "No run is finished yet."
+SMOKE = (
+    "Smoke runs (`--limit`), on a few images: they show that everything works, and their scores mean little. "
+    "`mixmim-bench results prune --limited` removes them."
+)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -23,16 +29,29 @@ class Report:
 
 
 def write_report(store: RunStore) -> Report:
-    """Write leaderboard.csv, leaderboard.md, results.csv and the plots; raises BenchError on failure."""
+    """Write leaderboard.csv, leaderboard.md, results.csv and the plots; raises BenchError on failure.
+
+    Smoke runs (`--limit`) are in limited.md only.
+    """
     broken: list[str] = []
-    records = [with_current_intervals(store, record) for record in store.records(broken)]
+    every = [with_current_intervals(store, record) for record in store.records(broken)]
+    records = [record for record in every if not record.limited]
+    smoke = leaderboard(record for record in every if record.limited)
     board = leaderboard(records)
     costs = store.read_costs(broken)
     paths = [store.folder / name for name in ("leaderboard.csv", "leaderboard.md", "results.csv")]
-    markdown = to_markdown(board, costs) if board.rows else "No run is finished yet."
+    markdown = to_markdown(board, costs) if board.rows else NOTHING
     with store.writing():
         write_whole(paths[0], to_frame(board, costs).to_csv(index=False).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
         write_whole(paths[2], to_long(records, costs).to_csv(index=False).encode())
         paths += flops_vs_accuracy(board, costs, store.folder / "plots")
+        limited = store.folder / "limited.md"
+        if smoke.rows:
+            table = f"{SMOKE}\n\n{to_markdown(smoke, costs)}"
+            write_whole(limited, f"{table}\n".encode())
+            paths.append(limited)
+            markdown = table if markdown == NOTHING else f"{markdown}\n\n{table}"
+        else:
+            limited.unlink(missing_ok=True)
     return Report(markdown, paths, broken)

@@ -127,12 +127,19 @@ def _value(name: str, every: Sequence[Items]) -> float:
     return float(np.mean([reduce(items, np.ones((1, len(items[0]))))[0] for items in every]))
 
 
-# -- one label an item ------------------------------------------------------------------------------
+# -- one label an item, or a set of right ones ------------------------------------------------------
+
+
+def hits_of_sets(y: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Return whether one of the best classes (n, k) is among the labels (n, K) of each item, (n,)."""
+    return np.asarray(np.take_along_axis(y == 1, best, axis=1).any(axis=1))
 
 
 def _hits(k: int) -> Callable[[np.ndarray, np.ndarray], Items]:
     def hits(y: np.ndarray, scores: np.ndarray) -> Items:
-        """Return whether the label is among the k best scores; the first class wins ties."""
+        """Return whether one of the labels is among the k best scores; the first class wins ties."""
+        if y.ndim == 2:
+            return [hits_of_sets(y, np.argsort(-scores, axis=1, kind="stable")[:, :k])]
         own = scores[np.arange(len(y)), y][:, None]
         earlier = np.arange(scores.shape[1]) < y[:, None]
         before = (scores > own) | ((scores == own) & earlier)
@@ -342,7 +349,16 @@ def _spread_of_pixels(every: Sequence[Items]) -> tuple[Spread, Score]:
 
 
 def _accuracy(k: int) -> Metric:
-    return Metric(_hits(k), _mean, _spread_of_mean, "wilson", is_mean=True, best=k, shares=_equal_shares)
+    return Metric(
+        _hits(k),
+        _mean,
+        _spread_of_mean,
+        "wilson",
+        is_mean=True,
+        best=k,
+        shares=_equal_shares,
+        kinds=(CLASSIFICATION, MULTILABEL),
+    )
 
 
 METRICS: dict[str, Metric] = {

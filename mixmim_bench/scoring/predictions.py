@@ -12,6 +12,7 @@ import numpy as np
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.scoring import metrics
+from mixmim_bench.scoring.calibration import ECE, score_calibration
 from mixmim_bench.scoring.detection import AREAS, FREQUENCIES, NO_CLASS, PRECISIONS, Found, Matched
 from mixmim_bench.scoring.metrics import METRICS, Items
 from mixmim_bench.specs import Score
@@ -74,7 +75,8 @@ class ClassScores:
         return {name: metrics.guess(name, self.y, learnt_from.values, K) for name in names}
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        return {"ids": self.ids, "y": self.y.astype(np.int32), **_kept(names, self.scores)}
+        y = self.y.astype(np.int32 if self.y.ndim == 1 else np.int8)
+        return {"ids": self.ids, "y": y, **_kept(names, self.scores)}
 
     @staticmethod
     def restore(name: str, arrays: Mapping[str, np.ndarray]) -> Kept:
@@ -82,6 +84,23 @@ class ClassScores:
         _require(arrays, "ids", "y", key)
         every = arrays[key] if arrays[key].ndim == 3 else arrays[key][None]  # of one draw, or of several
         return Kept(arrays["ids"], [_restored(name, arrays["y"], key, each) for each in every])
+
+
+@dataclass(frozen=True)
+class ClassifierScores(ClassScores):
+    """Scores of a classifier, with the probability (n,) that it gives to its best class.
+
+    The expected calibration error is scored as well, as `ece`.
+    """
+
+    confidence: np.ndarray
+
+    def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
+        (hits,) = metrics.items_of("top1", self.y, self.scores)
+        return {**super().scores_by(names), ECE: score_calibration(self.confidence, hits)}
+
+    def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {**super().kept(names), "confidence": self.confidence.astype(np.float32)}
 
 
 @dataclass(frozen=True)
@@ -292,5 +311,8 @@ def _restored(name: str, y: np.ndarray, key: str, values: np.ndarray) -> Items:
     metric = METRICS[name]
     if key == "scores":  # another metric of the task needs all of them
         return metric.items(y, values)
-    hits = (values[:, : metric.best] == y[:, None]).any(axis=1)
+    best = values[:, : metric.best]
+    if y.ndim == 2:
+        return [metrics.hits_of_sets(y, best)]
+    hits = (best == y[:, None]).any(axis=1)
     return [hits] if metric.is_mean else [hits, y]

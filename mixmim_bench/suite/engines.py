@@ -8,14 +8,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from mixmim_bench import facts
-from mixmim_bench.data.dataset import TaskData
+from mixmim_bench.data.dataset import Split, TaskData
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features.engines import check_engine, choose_engine, open_reader, usable_engines
 from mixmim_bench.features.keys import entry_of, key_of_network
 from mixmim_bench.features.networks import source_of
 from mixmim_bench.machine import Machine
 from mixmim_bench.protocols.workbench import layers_to_read
-from mixmim_bench.specs import AUTO, ROLES, TORCH, Run, RunRecord, digest
+from mixmim_bench.specs import AUTO, TORCH, Run, RunRecord, digest
 from mixmim_bench.suite.plan import Planned
 from mixmim_bench.suite.resolve import Resolved
 
@@ -56,11 +56,11 @@ def try_engines(
     reasons: dict[str, str] = {}
     tried = set()
     for each in resolved.planned:
-        run, data = each.run, resolved.data[each.run.task.name]
+        run, data = each.run, resolved.data_of(each.run)
         key = network_of(run)
         if run.engine == TORCH or key in reasons or not each.protocol.frozen_layers():
             continue
-        if _is_cached(each, data, run.engine, ROLES):
+        if _is_cached(each, data, run.engine, list(data.splits)):
             continue
         layers = tuple(layers_to_read(run))
         if (key, layers) in tried:
@@ -81,7 +81,7 @@ def try_engines(
 
 
 def _open(run: Run, layers: Sequence[str], data: TaskData, machine: Machine) -> None:
-    open_reader(run.engine, source_of(run, layers, data.splits["train"].part.images), machine)
+    open_reader(run.engine, source_of(run, layers, _first(data).part.images), machine)
 
 
 def network_of(run: Run) -> str:
@@ -110,11 +110,16 @@ def _work(members: Sequence[Planned]) -> float:
 
 
 def _has_features(resolved: Resolved, pending: Sequence[Planned], engine: str) -> bool:
-    """Return whether the features of train that runs need are cached, and there are any."""
+    """Return whether the features of train (or test alone) that runs need are cached, and there are any."""
     needed = [each for each in pending if each.protocol.frozen_layers()]
     return bool(needed) and all(
-        _is_cached(each, resolved.data[each.run.task.name], engine, ["train"]) for each in needed
+        _is_cached(each, data, engine, [_first(data).role])
+        for each, data in [(each, resolved.data_of(each.run)) for each in needed]
     )
+
+
+def _first(data: TaskData) -> Split:
+    return next(iter(data.splits.values()))
 
 
 def _is_cached(each: Planned, data: TaskData, engine: str, roles: Sequence[str]) -> bool:

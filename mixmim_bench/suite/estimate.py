@@ -51,8 +51,8 @@ def finished_runs(resolved: Resolved, store: RunStore, view: View | None = None)
         return finished
     for file in not_counted:
         view.say(f"Run counts as unfinished: {file}")
-    for name, data in resolved.data.items():
-        runs = [each.run for each in resolved.planned if each.run.task.name == name]
+    for (name, roles), data in resolved.data.items():
+        runs = [each.run for each in resolved.planned if each.run.task.key == (name, roles)]
         made = {run.run_id: finished[run.run_id] for run in runs if run.run_id in finished}
         if not any(record.data_bytes for record in made.values()):
             continue
@@ -131,7 +131,7 @@ def _features(resolved: Resolved, planned: Planned, extracted: set[str]) -> tupl
     from mixmim_bench.features.keys import entry_of
 
     run, cached, missing = planned.run, 0, 0
-    for split in resolved.data[run.task.name].splits.values():
+    for split in resolved.data_of(run).splits.values():
         entry = entry_of(run, split)
         if entry.key in extracted or entry.manifest() is not None:
             cached += len(split.part)

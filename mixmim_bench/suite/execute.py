@@ -24,7 +24,7 @@ from mixmim_bench.protocols.workbench import Shelf, Workbench
 from mixmim_bench.provenance import provenance
 from mixmim_bench.scoring.metrics import is_a_guess
 from mixmim_bench.scoring.predictions import Predictions
-from mixmim_bench.specs import ROLES, TORCH, Run, RunRecord, Score
+from mixmim_bench.specs import TORCH, Run, RunRecord, Score
 
 
 def open_run(
@@ -55,7 +55,7 @@ def open_run(
         )
     gmacs = count_gmacs(run.network, run.computed_size) if gmacs is None else gmacs
     here = dataclasses.replace(run, data=data.source)
-    return Workbench(here, machine, stages, gmacs, shelf or Shelf())
+    return Workbench(here, machine, stages, gmacs, shelf or Shelf(), data.classes)
 
 
 def execute_json(
@@ -83,7 +83,8 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
     total_s = time.perf_counter() - clock
     duplicates, data_bytes, trouble = _look_at_bytes(bench, splits)
     scores = predicted.scores_by(run.task.metrics)
-    learnt_from = join([splits[role].part for role in ("train", "val")]).targets
+    known = [role for role in ("train", "val") if role in splits] or ["test"]
+    learnt_from = join([splits[role].part for role in known]).targets
     for name, guess in predicted.guesses(run.task.metrics, learnt_from).items():
         if name in scores:
             scores[name]["guess"] = guess
@@ -118,6 +119,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             "layout": data.source.layout,
             "root": data.source.root,
             "started": started.isoformat(timespec="milliseconds"),
+            **({"classes": list(data.classes)} if run.task.partial else {}),
         },
     )
     return record, {**predicted.kept(run.task.metrics), **{f"fit_{k}": v for k, v in fitted.arrays.items()}}
@@ -129,7 +131,7 @@ def fit_and_predict(run: Run, data: TaskData, bench: Workbench) -> tuple[Fitted,
     Returns the seconds of the fit as well, without those of extracting features.
     """
     clock = time.perf_counter()
-    fitted = build_protocol(run.protocol, run.task.kind).fit(bench, data.splits["train"], data.splits["val"])
+    fitted = build_protocol(run.protocol, run.task.kind).fit_on(bench, data.splits)
     fit_s = time.perf_counter() - clock - bench.extract_s
     return fitted, fitted.predict(data.splits["test"]), fit_s
 
@@ -142,7 +144,7 @@ def _look_at_bytes(
     Images that the run has not read are read now; a failure becomes a note, since the result is valid.
     """
     try:
-        digests = {role: bench.digests(splits[role]) for role in ROLES}
+        digests = {role: bench.digests(split) for role, split in splits.items()}
     except (OSError, BenchError) as error:
         return {}, "", (f"duplicate images were not counted: {error}",)
     return count_duplicates(digests), digest_of_bytes(digests), ()

@@ -20,6 +20,15 @@ class ModelChoice:
     spec: ModelSpec
     weights: Weights
     preprocessing: Preprocessing
+    classifier: "Classifier | None" = None  # for protocols that use it
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Weights with a classifier, and the number of its classes."""
+
+    weights: Weights
+    classes: int
 
 
 @dataclass(frozen=True)
@@ -63,12 +72,17 @@ def choose_protocol(
 
 @dataclass(frozen=True, kw_only=True)
 class TaskChoice:
-    """A task with its data, the number of images per role, and its protocols."""
+    """A task with its data, the number of images per role, and its protocols.
+
+    Protocols of other roles are those of another choice of the same task. `without` names the models whose
+    classifier is of other classes.
+    """
 
     spec: TaskSpec
     data: DataSource
     counts: Mapping[str, int]
     protocols: Sequence[ProtocolChoice]
+    without: Sequence[ModelChoice] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +107,23 @@ def plan(
         for task in tasks:
             for choice in task.protocols:
                 protocol = choice.for_model(model)
-                random = protocol.stochastic or model.weights.random
+                weights, classes = model.weights, 0
+                if protocol.uses_classifier:
+                    if model.classifier is None or model in task.without:
+                        continue
+                    weights, classes = model.classifier.weights, model.classifier.classes
+                random = protocol.stochastic or weights.random
                 for seed in seeds if random else [None]:
                     run = Run(
                         model=model.spec,
-                        weights=model.weights,
+                        weights=weights,
                         preprocessing=_preprocessing(model, task.spec, protocol),
                         task=task.spec,
                         data=task.data,
                         protocol=protocol.to_dict(),
                         seed=seed,
                         precision=precision,
+                        classes=classes,
                     )
                     if protocol.dense:
                         run = _as_pyramid(run)

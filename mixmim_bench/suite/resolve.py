@@ -4,7 +4,7 @@ This is the only impure step before `plan`; it finds all errors in the input bef
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,20 @@ from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, MissingData, MissingWeights
 from mixmim_bench.features import OWN
+from mixmim_bench.modelfile import model_and_weights
 from mixmim_bench.protocols import find_protocol, replaced, split_by_kind
-from mixmim_bench.registry import find_model
-from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, TaskSpec
-from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, choose_protocol, plan
+from mixmim_bench.protocols.contract import Protocol
+from mixmim_bench.protocols.outputs import outputs_of
+from mixmim_bench.specs import AUTO, RANDOM, ROLES, ModelSpec, Run, TaskSpec
+from mixmim_bench.suite.plan import (
+    Classifier,
+    ModelChoice,
+    Planned,
+    ProtocolChoice,
+    TaskChoice,
+    choose_protocol,
+    plan,
+)
 from mixmim_bench.suite.selection import select_tasks
 from mixmim_bench.weights.download import Bar
 from mixmim_bench.weights.find import resolve_weights
@@ -44,15 +54,20 @@ class Selection:
     resize: str = EXACT  # for evaluation
     layers: str = ""  # of protocols on frozen features; '': their default
     changes: Mapping[str, Any] = field(default_factory=dict)  # 'PROTOCOL.KEY' -> value
+    limit: int = 0  # images of each role, for smoke runs; 0: all
     roots: DataRoots = field(default_factory=DataRoots)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The planned runs, and the images of each task by name."""
+    """The planned runs, and the images of each task by name and roles."""
 
     planned: list[Planned]
-    data: dict[str, TaskData] = field(default_factory=dict)
+    data: dict[tuple[str, tuple[str, ...]], TaskData] = field(default_factory=dict)
+
+    def data_of(self, run: Run) -> TaskData:
+        """Return the images of a run."""
+        return self.data[run.task.key]
 
 
 def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
@@ -68,50 +83,152 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         BenchError: the selection cannot be run.
 
     """
-    models = [find_model(name) for name in dict.fromkeys(selection.models)]
-    tasks = _tasks(selection, say, planning=bar is None)
-    protocols = {}
-    changes = _changes_by_protocol(selection, {task.kind for task in tasks})
-    for task in tasks:
-        available, unavailable = split_by_kind(list(dict.fromkeys(selection.protocols)), task.kind)
-        for asked, instead in replaced(selection.protocols, task.kind).items():
-            say(f"{task.name}: {instead} instead of {asked}, which {task.kind} tasks do not have")
-        if unavailable:
-            say(f"{task.name}: no {' and no '.join(unavailable)} for {task.kind} tasks; skipped")
-        protocols[task.name] = [
-            (task, name, selection.preset, selection.layers, changes.get(name)) for name in available
-        ]
-        for choice in protocols[task.name]:
-            choose_protocol(*choice)  # finds errors before images are listed
-    if not any(protocols.values()):
-        find_protocol(selection.protocols[0], tasks[0].kind)
-    tasks = [task for task in tasks if protocols[task.name]]
-    data = {task.name: open_task(task, selection.roots) for task in tasks}
-    chosen_models = [_choose_weights(model, tasks, selection.weights, say, bar) for model in models]
-    if selection.resize != EXACT:
-        chosen_models = [
-            dataclasses.replace(
-                choice, preprocessing=dataclasses.replace(choice.preprocessing, resize=selection.resize)
-            )
-            for choice in chosen_models
-        ]
-    chosen_tasks = [
+    named = [model_and_weights(text, selection.weights) for text in dict.fromkeys(selection.models)]
+    wanted = _tasks_and_protocols(selection, say, planning=bar is None)
+    opened = [(each, open_task(each.task, selection.roots)) for each in _by_roles(wanted, selection.roots)]
+    protocols = [cls for each, _ in opened for cls in each.classes]
+    models = []
+    for model, weights in named:
+        chosen = _choose_weights(model, [each.task for each in wanted], weights, protocols, say, bar)
+        if selection.resize != EXACT:
+            preprocessing = dataclasses.replace(chosen.preprocessing, resize=selection.resize)
+            chosen = dataclasses.replace(chosen, preprocessing=preprocessing)
+        models.append(chosen)
+    tasks = [
         TaskChoice(
-            spec=task,
-            data=data[task.name].source,
-            counts=data[task.name].counts,
-            protocols=[
-                choose_protocol(*choice, counts=data[task.name].counts) for choice in protocols[task.name]
-            ],
+            spec=each.task,
+            data=data.source,
+            counts=data.counts,
+            protocols=[each.choose(cls.name, data.counts) for cls in each.classes],
+            without=_of_other_classes(each, data, models, say),
         )
-        for task in tasks
+        for each, data in opened
     ]
-    seeds = list(dict.fromkeys(selection.seeds))
-    planned = plan(chosen_models, chosen_tasks, seeds, selection.precision)
+    planned = plan(models, tasks, list(dict.fromkeys(selection.seeds)), selection.precision)
+    if not planned:
+        raise BenchError("no classifier of these weights is for these tasks, as said above; nothing to run")
     _check_weights(planned)
     _check_layers(planned)
     _say_preprocessing(planned, say)
-    return Resolved(planned, data)
+    return Resolved(planned, {each.task.key: data for each, data in opened})
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A task with the protocols that it is wanted for, and what the user changes of them."""
+
+    task: TaskSpec
+    classes: Sequence[type[Protocol]]
+    selection: Selection
+    changes: Mapping[str, Mapping[str, Any]]  # by protocol
+
+    def choose(self, name: str, counts: Mapping[str, int] | None = None) -> ProtocolChoice:
+        """Choose the hyper-parameters of a protocol; raises BenchError for wrong ones."""
+        selection = self.selection
+        return choose_protocol(
+            self.task, name, selection.preset, selection.layers, self.changes.get(name), counts
+        )
+
+
+def _tasks_and_protocols(selection: Selection, say: Say, planning: bool) -> list[Wanted]:
+    """Select tasks whose images are here, each with its protocols; raises BenchError before any is listed."""
+    candidates, named = _candidates(selection, say)
+    changes = _changes_by_protocol(selection, {task.kind for task in candidates})
+    wanted = []
+    reasons = []
+    for task in candidates:
+        classes = _protocols(task, selection, say)
+        each = Wanted(task, classes, selection, changes)
+        for cls in classes:
+            each.choose(cls.name)
+        if not classes:
+            reasons.append(_no_protocol(task, selection))
+            continue
+        try:
+            find_data(_for_protocols(task, classes), selection.roots)
+            wanted.append(each)
+        except MissingData as error:
+            if task.name in named and not planning:
+                raise _with_hint(error, task, selection.roots) from error
+            say(f"{'Missing' if planning else 'Skipped'}: {error}")
+    if not wanted:
+        raise (
+            BenchError(reasons[0])
+            if len(reasons) == len(candidates)
+            else MissingData("none of the tasks has its data on this machine; nothing to run")
+        )
+    return wanted
+
+
+def _candidates(selection: Selection, say: Say) -> tuple[list[TaskSpec], set[str]]:
+    """Select tasks, and return the names of those whose images must be here."""
+    if selection.tasks or selection.suites:
+        tasks = select_tasks(selection.tasks, selection.suites, selection.limit)
+        return tasks, {task.name for task in select_tasks(selection.tasks, (), selection.limit)}
+    if not selection.roots:
+        say(
+            "No data root is set, so the 'embedded' suite runs, on real images inside installed packages. "
+            "For ImageNet-1K and the transfer sets that `mixmim-bench tasks` lists: --data-root FOLDER, with "
+            "a folder for each."
+        )
+        return select_tasks([], [EMBEDDED], selection.limit), set()
+    return select_tasks([], [PAPER], selection.limit), set()
+
+
+def _protocols(task: TaskSpec, selection: Selection, say: Say) -> list[type[Protocol]]:
+    """Return the selected protocols of a task, and say which are left out or replaced."""
+    available, unavailable = split_by_kind(list(dict.fromkeys(selection.protocols)), task.kind)
+    for asked, instead in replaced(selection.protocols, task.kind).items():
+        say(f"{task.name}: {instead} instead of {asked}, which {task.kind} tasks do not have")
+    if unavailable and available:
+        say(f"{task.name}: no {' and no '.join(unavailable)} for {task.kind} tasks; skipped")
+    classes = [find_protocol(name, task.kind) for name in available]
+    usable = [cls for cls in classes if set(cls.roles) <= set(task.roles)]
+    left = [cls.name for cls in classes if cls not in usable]
+    if left and usable:
+        say(f"{task.name}: has test images only, so no {' and no '.join(left)}; skipped")
+    return usable
+
+
+def _no_protocol(task: TaskSpec, selection: Selection) -> str:
+    """Explain why none of the selected protocols can be used for a task."""
+    if not set(ROLES) <= set(task.roles):
+        return (
+            f"{task.name} has test images only, to which {' and '.join(selection.protocols)} cannot be "
+            "fitted; -p own-head evaluates the classifier that weights come with"
+        )
+    try:
+        find_protocol(selection.protocols[0], task.kind)
+    except BenchError as error:
+        return str(error)
+    raise AssertionError(task.name)
+
+
+def _for_protocols(task: TaskSpec, classes: Sequence[type[Protocol]]) -> TaskSpec:
+    """Return a task with the roles that protocols need."""
+    return task.for_roles({role for cls in classes for role in cls.roles})
+
+
+def _with_hint(error: MissingData, task: TaskSpec, roots: DataRoots) -> MissingData:
+    """Say that the test images are here, which suffice for some protocols."""
+    try:
+        find_data(task.for_roles(ROLES[-1:]), roots)
+    except BenchError:
+        return error
+    hint = "the test images alone are here, which `-p own-head` (the weights' own classifier) needs"
+    return MissingData(f"{error}; {hint}", error.looked_for, error.near)
+
+
+def _by_roles(wanted: Sequence[Wanted], roots: DataRoots) -> Iterator[Wanted]:
+    """Split tasks by the roles that their protocols need; name the classes of subsets that are there."""
+    for each in wanted:
+        task = each.task
+        if task.partial:
+            found = open_task(_for_protocols(task, each.classes), roots).classes
+            task = dataclasses.replace(task, subset=found, num_classes=len(found))
+        for roles in dict.fromkeys(cls.roles for cls in each.classes):
+            classes = [cls for cls in each.classes if cls.roles == roles]
+            yield dataclasses.replace(each, task=task.for_roles(roles), classes=classes)
 
 
 def _changes_by_protocol(selection: Selection, kinds: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -162,42 +279,31 @@ def _check_layers(planned: Sequence[Planned]) -> None:
         facts.resolve_layers(model, size, names)
 
 
-def _tasks(selection: Selection, say: Say, planning: bool) -> list[TaskSpec]:
-    """Select tasks; named tasks must be available, of a suite or a dry run the available ones are used."""
-    roots = selection.roots
-    if selection.tasks or selection.suites:
-        named = select_tasks(selection.tasks, ())
-        of_suites = select_tasks((), selection.suites)
-        if planning:
-            named, of_suites = [], [*named, *of_suites]
-        for task in named:
-            find_data(task, roots)
-    elif not roots:
-        say(
-            "No data root is set, so the 'embedded' suite runs, on real images inside installed packages. "
-            "For ImageNet-1K and the transfer sets that `mixmim-bench tasks` lists: --data-root FOLDER, with "
-            "a folder for each."
-        )
-        named, of_suites = [], select_tasks((), [EMBEDDED])
-    else:
-        named, of_suites = [], select_tasks((), [PAPER])
-    there = []
-    for task in of_suites:
-        try:
-            find_data(task, roots)
-            there.append(task)
-        except MissingData as error:
-            say(f"{'Missing' if planning else 'Skipped'}: {error}")
-    tasks = list({task.name: task for task in [*named, *there]}.values())
-    if not tasks:
-        raise MissingData("none of the tasks has its data on this machine; nothing to run")
-    return tasks
-
-
 def _choose_weights(
-    model: ModelSpec, tasks: Sequence[TaskSpec], choice: str, say: Say, bar: Bar | None
+    model: ModelSpec,
+    tasks: Sequence[TaskSpec],
+    choice: str,
+    protocols: Sequence[type[Protocol]],
+    say: Say,
+    bar: Bar | None,
 ) -> ModelChoice:
-    """Find the weights of a model. Only the embedded suite falls back to random weights."""
+    """Find the weights of a model, and those with a classifier if protocols use it.
+
+    Only the embedded suites fall back to random weights.
+    """
+    classifier = None
+    if any(cls.uses_classifier for cls in protocols):
+        alone = all(cls.uses_classifier for cls in protocols)
+        classifier = _classifier(model, choice, say, bar, must=alone)
+        if alone:
+            assert classifier is not None
+            facts.check_weights(model, classifier.weights)
+            return ModelChoice(
+                spec=model,
+                weights=classifier.weights,
+                preprocessing=facts.preprocessing(model),
+                classifier=classifier,
+            )
     try:
         weights = resolve_weights(model, choice, bar)
     except MissingWeights as error:
@@ -211,4 +317,47 @@ def _choose_weights(
             + ". Embedded tasks continue with RANDOM weights, marked as such in every table."
         )
     facts.check_weights(model, weights)
-    return ModelChoice(spec=model, weights=weights, preprocessing=facts.preprocessing(model))
+    return ModelChoice(
+        spec=model, weights=weights, preprocessing=facts.preprocessing(model), classifier=classifier
+    )
+
+
+def _classifier(model: ModelSpec, choice: str, say: Say, bar: Bar | None, must: bool) -> Classifier | None:
+    """Find weights with a classifier; if they are not a `must`, None with a message where there are none."""
+    try:
+        weights = resolve_weights(model, choice, bar, finetuned=True)
+        if weights.random:
+            raise BenchError(
+                f"{model.name}: random weights have no trained classifier, which own-head scores"
+            )
+        classes = facts.classes_of(model, weights)
+        if not classes:
+            others = [each.name for each in model.weights if each.finetuned and each.name != weights.name]
+            ways = f"; fine-tuned weights of it are {', '.join(others)}" if others else ""
+            raise BenchError(
+                f"{model.name}: {weights.name} has no classifier, which own-head scores{ways}; or use "
+                "-p linear, which fits one"
+            )
+        facts.check_weights(model, weights)
+    except BenchError as error:
+        if must:
+            raise
+        say(f"{error}; own-head is skipped")
+        return None
+    return Classifier(weights, classes)
+
+
+def _of_other_classes(
+    wanted: Wanted, data: TaskData, models: Sequence[ModelChoice], say: Say
+) -> list[ModelChoice]:
+    """Return the models whose classifier is not for the classes of a task, and say so."""
+    without = []
+    for model in models if any(cls.uses_classifier for cls in wanted.classes) else ():
+        if model.classifier is None:
+            continue
+        try:
+            outputs_of(wanted.task, data.classes, model.classifier.classes)
+        except BenchError as error:
+            say(f"{model.spec.name} ({model.classifier.weights.name}): {error}; own-head is skipped")
+            without.append(model)
+    return without

@@ -154,10 +154,10 @@ class Suite:
     def _finished_meanwhile(self, run: Run) -> bool:
         """Return whether another process has finished a run on the same images."""
         record = self.store.result(run.run_id)
-        return record is not None and record.data_bytes in ("", self._seen(run.task.name).known())
+        return record is not None and record.data_bytes in ("", self._seen(run).known())
 
-    def _seen(self, task: str) -> Seen:
-        return Seen(task, self.resolved.data[task])
+    def _seen(self, run: Run) -> Seen:
+        return Seen(run.task.name, self.resolved.data_of(run))
 
     def _do_one(self, estimate: Estimate, view: View, shelf: Shelf) -> RunRecord:
         """Do a run and save its result or failure.
@@ -171,7 +171,7 @@ class Suite:
         try:
             if estimate.error is not None:
                 raise estimate.error
-            data = self.resolved.data[run.task.name]
+            data = self.resolved.data_of(run)
             bench = open_run(run, data, self.machine, view, shelf, estimate.gmacs)
             bench.note(*filter(None, [self._reasons.get(network_of(run))]))
             bench.logs, bench.trackers = self.store.folder / "logs" / run.run_id, self.trackers
@@ -180,7 +180,7 @@ class Suite:
             call_followers(run)
             record, arrays = execute(run, data, bench)
             check_kept(record, arrays)
-            self._seen(run.task.name).note(record.data_bytes)
+            self._seen(run).note(record.data_bytes)
         except Exception as error:
             record, arrays = failed_record(run, error), {}
             trains = bench is not None and build_protocol(run.protocol, run.task.kind).trains
@@ -214,7 +214,6 @@ def _summary(record: RunRecord) -> str:
         return f"FAILED: {record.error}"
     scores = [
         f"{metric} {100 * s['value']:.1f} % ({100 * s['low']:.1f} to {100 * s['high']:.1f})"
-        for metric, s in record.scores.items()
-        if metric in record.identity["task"]["metrics"]
+        for metric, s in ((name, record.scores[name]) for name in record.shown)
     ]
     return ", ".join([*scores, *record.notes])

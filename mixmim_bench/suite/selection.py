@@ -1,11 +1,14 @@
-"""Which tasks a user means: by name, glob, path or suite, and in which variant.
+"""Which tasks a user means: by name, glob, path and suite, and in which variant.
 
-A variant is an option of every task: `NAME@VARIANT` uses fewer of its training images.
+A variant is an option of every task: `NAME@VARIANT`, or several, `NAME@VARIANT@VARIANT`.
 
-| variant | train | val |
-| --- | --- | --- |
-| `5shot` | 5 images of each class of train (all, where a class has fewer) | 5 of each class of val |
-| `train800val200` | 800 images of train, stratified | 200 of val, stratified |
+| variant | images |
+| --- | --- |
+| `5shot` | 5 of each class of train (all, where a class has fewer) and 5 of each class of val |
+| `train800val200` | 800 of train and 200 of val, stratified |
+| `subset` | classes and images that are there, where a copy has only some |
+| `FILE.txt` | the classes that the file names, one a line |
+| `limit100` | at most 100 of each role, test included, for smoke runs |
 
 The second has the sizes of VTAB-1k (arXiv 1910.04867); its own images are the first ones in the order of
 TensorFlow Datasets, ours are chosen by hash.
@@ -16,18 +19,37 @@ import re
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import mixmim_bench
 from mixmim_bench.errors import BenchError, UnknownName, nearest
-from mixmim_bench.specs import TaskSpec
+from mixmim_bench.specs import LIMITED, TaskSpec
 from mixmim_bench.suite.taskfile import read_task
 
-# pattern -> what is cut from train and val
-VARIANTS: dict[str, Callable[[re.Match[str]], tuple[str, str]]] = {
-    r"([1-9]\d*)shot": lambda found: (f"[:{found[1]}/class]", f"[:{found[1]}/class]"),
-    r"train([1-9]\d*)val([1-9]\d*)": lambda found: (f"[:{found[1]}]", f"[:{found[2]}]"),
+EXAMPLES = ("5shot", "train800val200", "subset", "FILE.txt", "limit100")
+OF_CLASSES = ".txt"
+
+
+def _fewer(task: TaskSpec, train: str, val: str) -> dict[str, Any]:
+    """Cut train and val; test stays."""
+    if "train" not in task.split:
+        raise BenchError(f"{task.name} has no train images to take fewer of")
+    return {"split": {**task.split, "train": task.split["train"] + train, "val": task.split["val"] + val}}
+
+
+def _in_part(task: TaskSpec, names: tuple[str, ...]) -> dict[str, Any]:
+    if task.kind != "classification" or task.labels:
+        raise BenchError(f"{task.name} has no subsets: its images do not have one class each")
+    return {"partial": True, "subset": names, "counts": {}}
+
+
+# pattern -> what changes in a task
+VARIANTS: dict[str, Callable[[TaskSpec, re.Match[str]], dict[str, Any]]] = {
+    r"([1-9]\d*)shot": lambda task, found: _fewer(task, *[f"[:{found[1]}/class]"] * 2),
+    r"train([1-9]\d*)val([1-9]\d*)": lambda task, found: _fewer(task, f"[:{found[1]}]", f"[:{found[2]}]"),
+    r"subset": lambda task, _: _in_part(task, ()),
+    rf"{LIMITED}([1-9]\d*)": lambda _, found: {"limit": int(found[1])},
 }
-EXAMPLES = ("5shot", "train800val200")
 
 
 def task_folder() -> Path:
@@ -42,16 +64,18 @@ def load_tasks() -> dict[str, TaskSpec]:
     return {path.stem: read_task(path) for path in sorted(task_folder().glob("*.toml"))}
 
 
-def select_tasks(wanted: Iterable[str], suites: Iterable[str]) -> list[TaskSpec]:
+def select_tasks(wanted: Iterable[str], suites: Iterable[str], limit: int = 0) -> list[TaskSpec]:
     """Pick tasks by name, glob or path of a TOML file, each with or without @VARIANT, and by suite.
 
-    Each comes once, in that order. Raises UnknownName, TaskFileError, and BenchError for a file named like
-    a task of the suite.
+    Each comes once, in that order; with a limit, as the variant of so many images.
+
+    Raises:
+        BenchError: there is no such task, suite or variant, or a file is named like a task of the suite.
     """
     known = load_tasks()
     picked: dict[str, TaskSpec] = {}
     for text in wanted:
-        pattern, _, variant = text.partition("@")
+        pattern, *variants = text.split("@")
         for task in _matching(pattern, known):
             other = known.get(task.dataset) or next(
                 (found for found in picked.values() if found.dataset == task.dataset), None
@@ -60,13 +84,16 @@ def select_tasks(wanted: Iterable[str], suites: Iterable[str]) -> list[TaskSpec]
                 raise BenchError(
                     f"{pattern}: another task is called {task.name!r} ({other.path}); rename the file"
                 )
-            chosen = in_variant(task, variant)
+            chosen = in_variant(task, "@".join(variants))
             picked[chosen.name] = chosen
     all_suites = {suite for task in known.values() for suite in task.suites}
     for suite in suites:
         if suite not in all_suites:
             raise UnknownName("suite", suite, all_suites)
         picked.update((name, task) for name, task in known.items() if suite in task.suites)
+    if limit:
+        limited = [in_variant(task, f"{LIMITED}{limit}") for task in picked.values()]
+        picked = {task.name: task for task in limited}
     return list(picked.values())
 
 
@@ -80,13 +107,42 @@ def _matching(pattern: str, known: dict[str, TaskSpec]) -> list[TaskSpec]:
 
 
 def in_variant(task: TaskSpec, variant: str) -> TaskSpec:
-    """Take fewer training images; '' leaves a task as it is. Raises BenchError for an unknown variant."""
-    if not variant:
-        return task
-    for pattern, cuts in VARIANTS.items():
-        if match := re.fullmatch(pattern, variant):
-            train, val = cuts(match)
-            split = {**task.split, "train": task.split["train"] + train, "val": task.split["val"] + val}
-            name, title = f"{task.name}@{variant}", f"{task.title}, {variant}"
-            return dataclasses.replace(task, name=name, title=title, split=split)
-    raise BenchError(f"{task.name}: no variant {variant!r}; {nearest(variant, EXAMPLES)}")
+    """Take other images; '' leaves a task as it is. Raises BenchError for an unknown variant."""
+    for each in variant.split("@") if variant else ():
+        task = _varied(task, each)
+    return task
+
+
+def is_variant(name: str) -> bool:
+    """Return whether a name is that of a variant, and not of a list of classes."""
+    return any(re.fullmatch(pattern, name) for pattern in VARIANTS)
+
+
+def _varied(task: TaskSpec, variant: str) -> TaskSpec:
+    if variant.endswith(OF_CLASSES):
+        changes, name = _in_part(task, _read_classes(Path(variant).expanduser())), Path(variant).stem
+        if is_variant(name):
+            raise BenchError(f"{task.name}@{variant}: a variant is called {name!r}; rename the file")
+    else:
+        found = [(vary, match) for p, vary in VARIANTS.items() if (match := re.fullmatch(p, variant))]
+        if not found:
+            raise BenchError(f"{task.name}: no variant {variant!r}; {nearest(variant, EXAMPLES)}")
+        vary, match = found[0]
+        changes, name = vary(task, match), variant
+    return dataclasses.replace(task, name=f"{task.name}@{name}", title=f"{task.title}, {name}", **changes)
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    """Read the names of classes, one a line, where `#` begins a comment."""
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"the list of classes {path} cannot be read: {error}") from error
+    names = tuple(line for line in lines if line)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(names) < 2 or repeated:
+        what = (
+            f"names {repeated[0]!r} twice" if repeated else f"names {len(names)} classes, and two are needed"
+        )
+        raise BenchError(f"the list of classes {path} {what}")
+    return names

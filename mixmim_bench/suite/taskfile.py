@@ -1,19 +1,21 @@
 """Task files: TOML to TaskSpec. `tasks/README.md` tells what each key means."""
 
+import dataclasses
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from mixmim_bench.data.slices import Slice, overlap
-from mixmim_bench.data.toml import REQUIRED, Table, read_toml
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.protocols import check_recipe, kinds
 from mixmim_bench.scoring.metrics import METRICS
 from mixmim_bench.specs import ROLES, LayoutSpec, TaskSpec
+from mixmim_bench.tomlfile import REQUIRED, Table, read_toml
 
 SCHEMA = 1
 AUGMENTATIONS = ("hflip",)
+CLASSIFIERS = ("imagenet",)
 
 
 def read_task(path: Path) -> TaskSpec:
@@ -26,6 +28,7 @@ def read_task(path: Path) -> TaskSpec:
     if kind not in kinds():
         raise top.error("kind", f"no kind {kind!r}; {nearest(kind, kinds())}")
     data, image, sources = top.table("data"), top.table("image", {}), top.table("sources", {})
+    same = _same_images(data)
     task = TaskSpec(
         name=path.stem,
         path=str(path),
@@ -39,21 +42,49 @@ def read_task(path: Path) -> TaskSpec:
         reference=top.take("reference", str, ""),
         forbid=_names(top, "forbid", AUGMENTATIONS, []),
         skip_unreadable=data.take("skip_unreadable", bool, False),
-        layouts=_layouts(data),
-        root=data.take("root", str, ""),
-        counts=_counts(data.table("counts", {})),
-        also_called=tuple(data.take("also_called", list, [])),
-        download=tuple(data.take("download", list, [])),
+        layouts=same.layouts if same else _layouts(data),
+        root=data.take("root", str, same.root if same else ""),
+        folder=same.name if same else "",
+        classifier=_one_of(top, "classifier", CLASSIFIERS),
+        labels=data.take("labels", str, ""),
+        counts=_counts(data.table("counts", {})) or (same.counts if same else {}),
+        also_called=tuple(data.take("also_called", list, same.also_called if same else [])),
+        download=tuple(data.take("download", list, same.download if same else [])),
         image_size=_positive(image, "size", optional=True),
         crop_pct=_share(image, "crop_pct", optional=True),
-        split=_split(top.table("split")),
+        split=(split := _split(top.table("split"))),
         recipe=top.take("recipe", dict, {}),
         sources={key: sources.take(key, str) for key in list(sources.values)},
     )
     for table in (data, image, top):
         table.finish()
+    if same is not None:  # without the parts of the other task that this one does not use
+        parts = {Slice.parse(text).part for text in split.values()}
+        counts = {part: count for part, count in task.counts.items() if part in parts}
+        task = dataclasses.replace(task, counts=counts)
+        task = dataclasses.replace(task, split={**same.split, **split}).for_roles(split)
     _check(top, task)
     return task
+
+
+def _same_images(data: Table) -> TaskSpec | None:
+    """Take `same_as`, the name of a task file beside this one with the same images, and read it."""
+    name = data.take("same_as", str, "")
+    if not name:
+        return None
+    path = data.path.parent / f"{name}.toml"
+    if not path.is_file():
+        names = [each.stem for each in data.path.parent.glob("*.toml") if each != data.path]
+        raise data.error("same_as", f"no task file {path}; {nearest(name, names)}")
+    return read_task(path)
+
+
+def _one_of(table: Table, key: str, known: Collection[str]) -> str:
+    """Take one of several texts; '' stands for none."""
+    value = table.take(key, str, "")
+    if value and value not in known:
+        raise table.error(key, f"no {value!r}; {nearest(value, known)}")
+    return value
 
 
 def _positive(table: Table, key: str, optional: bool = False) -> int:
@@ -106,7 +137,8 @@ def _counts(table: Table) -> dict[str, int]:
 
 
 def _split(table: Table) -> dict[str, str]:
-    split = {role: table.take(role, str) for role in ROLES}
+    learns = "train" in table.values or "val" in table.values
+    split = {role: table.take(role, str) for role in (ROLES if learns else ROLES[-1:])}
     table.finish()
     for role, text in split.items():
         try:

@@ -18,9 +18,9 @@ def resolve_weights(
 
     Args:
         model: the model.
-        choice: 'random', the path of a file, or 'auto' for the first registered checkpoint on this machine,
-            else the first that can be downloaded; pretrained ones come before fine-tuned ones, as suits
-            probing.
+        choice: 'random', the path of a file, or 'auto' for what the model's file names, else the first
+            registered checkpoint on this machine, else the first that can be downloaded; pretrained ones come
+            before fine-tuned ones, as suits probing.
         bar: creates the progress bar of a download; if None, nothing is downloaded and weights of kind
             'remote' are returned.
         finetuned: consider only fine-tuned checkpoints, if there are any.
@@ -29,12 +29,14 @@ def resolve_weights(
         MissingWeights: no weights were found; the message lists the ways to get some.
         BenchError: the file does not exist or is not the published one.
     """
+    named = choice == AUTO and model.checkpoint
+    choice = model.checkpoint if named else choice
     if choice == "random":
         return RANDOM
     if choice != AUTO:
         path = Path(choice).expanduser()
         if not path.is_file():
-            raise BenchError(f"--weights {choice}: no such file (or use 'auto' or 'random')")
+            raise BenchError(f"{model.name}: no checkpoint {choice} (or use 'auto' or 'random')")
         return _describe(path)
     weights = _registered(model, bar, finetuned) if model.weights else _from_hub(model, bar)
     if weights is None:

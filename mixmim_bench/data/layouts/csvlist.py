@@ -84,6 +84,8 @@ class CSVList:
     order. The id of an image is its path.
     """
 
+    partial = False
+
     def __init__(self, root: Path, parts: Sequence[str], files: Mapping[str, str]) -> None:
         self.root = root
         self.lists = CSVFiles(root, parts, files, ("path", "label"))
@@ -116,6 +118,8 @@ class CSVList:
         numbered = all(c.isdecimal() for c in self._classes)
         paths = [Path(path).as_posix() for path, _ in self._rows[name]]
         images = Files(self.root, paths)
-        images.check_listed(str(self.lists.file(name)))
+        if not self.partial:
+            images.check_listed(str(self.lists.file(name)))
         labels = [rank[str(int(x)) if numbered else x] for _, x in self._rows[name]]
-        return Part(np.array(paths), np.array(labels, dtype=np.int64), images)
+        part = Part(np.array(paths), np.array(labels, dtype=np.int64), images)
+        return part.take(images.there()) if self.partial else part

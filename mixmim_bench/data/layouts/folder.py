@@ -34,7 +34,11 @@ class ImageFolder:
         classes: the standard order of the classes: a key of `mixmim_bench.data.classes.LISTS` or the names;
             by default, they are sorted by name.
         below: the subfolder of the root that contains the parts.
+        folders: part -> its folder there, by default of the same name; '.' for the root itself.
+        named: 'number' if class folders are named by the number of the class in the standard order.
     """
+
+    partial = False
 
     def __init__(
         self,
@@ -43,8 +47,14 @@ class ImageFolder:
         ids: str | Mapping[str, str] = "path",
         classes: Any = None,
         below: str = "",
+        folders: Mapping[str, str] | None = None,
+        named: str = "class",
     ) -> None:
+        if named not in ("class", "number"):
+            raise LayoutError(f"named is {named!r}, not 'class' or 'number'", "data.options")
         self.root = root / below
+        self.folders = dict(folders or {})
+        self.by_number = named == "number"
         self.parts = tuple(parts)
         self.ids = dict(ids) if isinstance(ids, Mapping) else dict.fromkeys(parts, ids)
         for part in parts:
@@ -57,38 +67,46 @@ class ImageFolder:
         self._wanted = classes
 
     def missing(self) -> str:
-        not_found = [str(self.root / part) for part in self.parts if not _has_folders(self.root / part)]
+        not_found = [str(self._folder(part)) for part in self.parts if not _has_folders(self._folder(part))]
         return f"class folders {', '.join(not_found)}" if not_found else ""
+
+    def _folder(self, part: str) -> Path:
+        return self.root / self.folders.get(part, part)
 
     def classes(self) -> Sequence[str]:
         return self._classes
 
     @cached_property
     def _classes(self) -> tuple[str, ...]:
-        folders = {part: list(_class_folders(self.root / part)) for part in self.parts}
+        folders = {part: list(_class_folders(self._folder(part))) for part in self.parts}
         if self._wanted is not None:
             standard = Classes.of_option(self._wanted)
+            there = Classes.of_option(len(standard)) if self.by_number else standard
             for part, names in folders.items():
-                standard.check_same(names, str(self.root / part))
+                there.check_same(names, str(self._folder(part)), self.partial)
             return standard.names
         all_names = sorted(set().union(*folders.values()))
         for part, names in folders.items():
             missing = sorted(set(all_names) - set(names))
-            if missing:
+            if missing and not self.partial:
                 raise LayoutError(
-                    f"{self.root / part} has no class folder {a_few(missing)}, but another part does"
+                    f"{self._folder(part)} has no class folder {a_few(missing)}, but another part does"
                 )
         return tuple(all_names)
 
     def part(self, name: str) -> Part:
-        """List `root/name`; raises LayoutError for a class folder without images."""
+        """List the folder of a part; raises LayoutError for a class folder without images."""
         files: list[tuple[str, int, int]] = []
         labels: list[int] = []
         empty: list[str] = []
+        folder, inner = self._folder(name), self.folders.get(name, name)
         for label, class_name in enumerate(self._classes):
-            images = sorted(scan(self.root / name / class_name, f"{name}/{class_name}/"))
-            if not images:
-                empty.append(str(self.root / name / class_name))
+            own = str(label) if self.by_number else class_name
+            if self.partial and not (folder / own).is_dir():
+                continue
+            images = sorted(scan(folder / own, f"{own}/" if inner == "." else f"{inner}/{own}/"))
+            if not images and not self.partial:
+                empty.append(str(folder / own))
             files += images
             labels += [label] * len(images)
         if empty:

@@ -37,6 +37,8 @@ def _classes() -> Classes:
 class _Official:
     """Base class of both layouts: the classes, and the labels of val."""
 
+    partial = False
+
     def __init__(self, root: Path, parts: Sequence[str]) -> None:
         unknown = set(parts) - {"train", "val"}
         if unknown:
@@ -84,7 +86,7 @@ class Archives(_Official):
             synsets.append(image_id(archive, "name"))
             label = _classes().label(synsets[-1], str(path))
             labelled += [(label, member) for member in inner]
-        _classes().check_same(synsets, str(path))
+        _classes().check_same(synsets, str(path), self.partial)
         return labelled
 
 
@@ -110,7 +112,7 @@ class Unpacked(_Official):
         entries = sorted(scan(folder))
         if name == "train":
             synsets = [path.partition("/")[0] for path, _, _ in entries]
-            _classes().check_same(synsets, str(folder))
+            _classes().check_same(synsets, str(folder), self.partial)
             labels = [_classes().label(synset, str(folder)) for synset in synsets]
         else:
             labels = [self._truth.label(path) for path, _, _ in entries]

@@ -27,6 +27,8 @@ class Competition:
         annotations: part -> JSON file.
     """
 
+    partial = False
+
     def __init__(self, root: Path, parts: Sequence[str], annotations: Mapping[str, str]) -> None:
         self.root = root
         self.parts = tuple(parts)
@@ -75,9 +77,11 @@ class Competition:
         except (KeyError, TypeError) as error:
             raise LayoutError(f"{where}: an entry is not an object or has no {error}") from error
         images = Files(self.root, paths)
-        images.check_listed(where)
+        if not self.partial:
+            images.check_listed(where)
         ids = [image_id(path, "class/name") for path in paths]
-        return Part(np.array(ids), np.array(labels, dtype=np.int64), images)
+        part = Part(np.array(ids), np.array(labels, dtype=np.int64), images)
+        return part.take(images.there()) if self.partial else part
 
     def _list(self, content: Mapping[str, Any], where: str) -> tuple[list[str], list[int]]:
         """Return the path and label of each image."""

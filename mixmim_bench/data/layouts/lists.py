@@ -32,6 +32,8 @@ class TextLists:
         ids: as in `ImageFolder`, or `scene/name`: the class named by the folders, and the file name.
     """
 
+    partial = False
+
     def __init__(
         self,
         root: Path,
@@ -124,7 +126,8 @@ class TextLists:
         # some lists include the folder in their paths
         paths = [path if path.startswith(folder) else folder + path for path, _ in rows]
         images = Files(self.root, paths)
-        images.check_listed(where)
+        if not self.partial:
+            images.check_listed(where)
         scenes = [scene_of(path.removeprefix(folder)) for path in paths]
         labels = [self._label(scene, label, where) for scene, (_, label) in zip(scenes, rows, strict=True)]
         if self.ids == SCENE:
@@ -132,7 +135,8 @@ class TextLists:
             ids = [f"{scene}/{stem}" if scene else stem for scene, stem in zip(scenes, stems, strict=True)]
         else:
             ids = [image_id(path, self.ids) for path in paths]
-        return Part(np.array(ids), np.array(labels, dtype=np.int64), images)
+        part = Part(np.array(ids), np.array(labels, dtype=np.int64), images)
+        return part.take(images.there()) if self.partial else part
 
     def _label(self, scene: str, label: int, where: str) -> int:
         if self.by_folder:

@@ -43,6 +43,8 @@ class Parquet:
         classes: the standard order of the classes.
     """
 
+    partial = False
+
     def __init__(
         self,
         root: Path,

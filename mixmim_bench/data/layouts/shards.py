@@ -33,6 +33,8 @@ class Shards:
         classes: the standard order of the classes.
     """
 
+    partial = False
+
     def __init__(
         self,
         root: Path,
