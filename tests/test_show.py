@@ -13,7 +13,7 @@ from PIL import Image
 from mixmim_bench.cli import main
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.errors import BenchError
-from mixmim_bench.report.pictures import Drawn, color_of, path_of, picture
+from mixmim_bench.report.pictures import Drawn, color_of, picture
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.taskfile import read_task
 
@@ -43,7 +43,7 @@ def test_every_run_gets_a_picture_that_the_leaderboard_links(results):
     records = RunStore(results).finished()
     assert len(records) == 3
     for run_id, record in records.items():
-        with Image.open(path_of(RunStore(results), run_id)) as image:
+        with Image.open(RunStore(results).picture_of(run_id)) as image:
             assert image.width > 1000 and image.height > 500
         assert f"({record.weights}) · {record.task} · {record.protocol}](pictures/{run_id}.png)" in board
 

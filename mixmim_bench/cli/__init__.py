@@ -16,6 +16,7 @@ from mixmim_bench.cli.catalog import models, tasks
 from mixmim_bench.cli.doctor import doctor
 from mixmim_bench.cli.inference import embed, export, predict
 from mixmim_bench.cli.pretraining import pretrain, reconstruct
+from mixmim_bench.cli.results import results
 from mixmim_bench.cli.show import show
 from mixmim_bench.cli.suite import compare, report, run
 from mixmim_bench.errors import BenchError
@@ -67,6 +68,7 @@ def main(context: click.Context) -> None:
 
 
 for command in (
-    run, report, compare, show, models, tasks, doctor, cache, predict, embed, export, pretrain, reconstruct
+    run, report, compare, show, results, models, tasks, doctor, cache, predict, embed, export, pretrain,
+    reconstruct,
 ):  # fmt: skip
     main.add_command(command)

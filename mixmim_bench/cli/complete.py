@@ -5,6 +5,7 @@ A command is completed in a fraction of a second, so nothing here imports torch 
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
@@ -47,6 +48,11 @@ def suite_names() -> Iterable[str]:
     from mixmim_bench.suite.selection import load_tasks
 
     return (suite for task in load_tasks().values() for suite in task.suites)
+
+
+def run_ids() -> Iterable[str]:
+    """Ids of the runs in the default results folder."""
+    return (path.stem for path in Path("results", "runs").glob("*.json"))
 
 
 def protocol_names() -> Iterable[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from mixmim_bench.cli.complete import Names, completing, model_names, suite_names, task_names
+from mixmim_bench.errors import BenchError
 from mixmim_bench.hyperparameters import parse_settings
 from mixmim_bench.specs import AUTO, ENGINES
 
@@ -25,8 +26,10 @@ class ByName(click.Option):
 
 
 def _find_roots(context: click.Context, _: click.Parameter, texts: tuple[str, ...]) -> Any:
+    from mixmim_bench.cli.suitefile import raw
     from mixmim_bench.data.roots import find_roots
 
+    context.meta[raw("roots")] = list(texts)
     return find_roots(texts, context.meta.get(_TRUST, False))
 
 
@@ -66,7 +69,19 @@ RESULTS = click.option(
     show_default=True,
     help="Folder for records, tables and plots.",
 )
+LIMIT = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="Smoke run: use at most so many images each of train, val and test. Results are kept apart "
+    "(limited.md); `mixmim-bench results prune --limited` removes them.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+JSON_LINES = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the record of each finished run as one line of JSON, and everything else to standard error.",
+)
 MODELS = click.option(
     "-m",
     "--model",
@@ -74,8 +89,9 @@ MODELS = click.option(
     multiple=True,
     default=["mixmim-b"],
     show_default=True,
-    shell_complete=completing(model_names),
-    help="Model from `mixmim-bench models`, or any timm model. Repeatable.",
+    shell_complete=completing(model_names, files=True),
+    help="Model from `mixmim-bench models`, any timm model, or the path of a model file (.toml); append @96 "
+    "for another image size, =PATH for weights of its own. Repeatable.",
 )
 
 
@@ -86,7 +102,7 @@ def model_option(help_text: str) -> Any:
         "--model",
         default="mixmim-b",
         show_default=True,
-        shell_complete=completing(model_names),
+        shell_complete=completing(model_names, files=True),
         help=help_text,
     )
 
@@ -101,7 +117,7 @@ TASKS = click.option(
     multiple=True,
     shell_complete=completing(task_names, files=True),
     help="Task name, glob, or path of a .toml file; append @5shot or @train800val200 for fewer training "
-    "images. Repeatable.",
+    "images, @subset or @CLASSES.txt for some of its classes. Repeatable.",
 )
 SUITES = click.option(
     "-s",
@@ -218,3 +234,19 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 def examples(*commands: str) -> str:
     """Return the examples at the end of a help text, one command per line."""
     return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def existing(results: Path) -> Path:
+    """Return a results folder that exists; raises BenchError."""
+    if not results.is_dir():
+        raise BenchError(f"no results folder {results}; choose another with --results")
+    return results
+
+
+def show_report(written: Any, err: bool = False, table: bool = True) -> None:
+    """Print what was written of a leaderboard, with or without the table itself."""
+    if table:
+        click.echo(f"{written.markdown}\n", err=err)
+    for path in written.broken:
+        click.echo(f"Skipped, not a valid record: {path}", err=True)
+    click.echo(f"Written: {', '.join(map(str, written.paths))}", err=err)

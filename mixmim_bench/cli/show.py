@@ -41,7 +41,7 @@ def show(
     from mixmim_bench.data.dataset import open_task
     from mixmim_bench.data.roots import DataRoots
     from mixmim_bench.modelfile import open_model
-    from mixmim_bench.report.pictures import path_of, picture, save_picture
+    from mixmim_bench.report.pictures import picture, save_picture
     from mixmim_bench.suite.records import RunStore
     from mixmim_bench.suite.selection import select_tasks
 
@@ -73,6 +73,6 @@ def show(
         )
     data = open_task(spec, roots)
     for record in records:
-        path = out or path_of(store, record.run_id)
+        path = out or store.picture_of(record.run_id)
         save_picture(path, picture(record, store.arrays(record.run_id), data, images))
         click.echo(f"{record.model} ({record.weights}) · {record.task} · {record.protocol}: {path}")

@@ -1,7 +1,8 @@
 """`run` and `report`: the suite and its leaderboard."""
 
+import json
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mixmim_bench.cli.options import (
     DEVICE,
     ENGINE,
     JSON,
+    JSON_LINES,
+    LIMIT,
     MODELS,
     PRECISION,
     RESULTS,
@@ -26,18 +29,33 @@ from mixmim_bench.cli.options import (
     WORKERS,
     ByName,
     examples,
+    existing,
     print_table,
+    show_report,
 )
+from mixmim_bench.cli.suitefile import suite_file as suite_text
+from mixmim_bench.cli.suitefile import use_suite_file
 from mixmim_bench.data import EXACT, RESIZES
-from mixmim_bench.errors import BenchError, counted
+from mixmim_bench.errors import counted
 
 
 @click.command(
     epilog=examples(
         "mixmim-bench run -m mixmim-b -t digits -p linear",
         "mixmim-bench run -m mixmim-b -m resnet50 -s paper --data-root /data --workers 8",
-        "mixmim-bench run -m vit_base_patch16_224 --weights mine.pth -t imagenet1k@5shot --dry-run",
+        "mixmim-bench run -m vit_base_patch16_224=a.pth -m vit_base_patch16_224=b.pth -t imagenet1k@5shot",
+        "mixmim-bench run -m mixmim-base_3rdparty_in1k -t imagenet1k -p own-head",
+        "mixmim-bench run -m my_model.toml -t my_task.toml --limit 100",
+        "mixmim-bench run -m mixmim-b -m mixmim-b@96 -s embedded --print-suite > suite.toml",
+        "mixmim-bench run suite.toml --device cuda",
     )
+)
+@click.argument(
+    "suite_file",
+    required=False,
+    is_eager=True,
+    callback=use_suite_file,
+    type=click.Path(path_type=Path, dir_okay=False),
 )
 @MODELS
 @TASKS
@@ -104,14 +122,16 @@ from mixmim_bench.errors import BenchError, counted
     "255; reduced: JPEGs of twice the size or more are also decoded at a reduced scale. Other than exact, "
     "results have their own rows.",
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    help="Smoke run: use at most so many images each of train, val and test. Results are kept apart "
-    "(limited.md); `mixmim-bench results prune --limited` removes them.",
-)
+@LIMIT
 @click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
+@click.option(
+    "--print-suite", is_flag=True, help="Print the options as a suite file, for SUITE_FILE, and do nothing."
+)
+@JSON_LINES
+@click.pass_context
 def run(
+    context: click.Context,
+    suite_file: Path | None,
     results: Path,
     device: str,
     precision: str,
@@ -125,22 +145,29 @@ def run(
     trackers: tuple[str, ...],
     save_weights: bool,
     dry_run: bool,
+    print_suite: bool,
+    as_json: bool,
     **selected: Any,
 ) -> None:
     """Evaluate models on tasks and write the leaderboard.
 
-    Finished runs are skipped, so the same command resumes after an interruption. Started by torchrun or
-    accelerate launch, trainings use all devices of the job. `--set finetune.epochs=3` changes a value of a
-    protocol's recipe.
+    SUITE_FILE holds options as TOML, which those of the command line replace. Finished runs are skipped, so
+    the same command resumes after an interruption. Started by torchrun or accelerate launch, trainings use
+    all devices of the job. `--set finetune.epochs=3` changes a value of a protocol's recipe.
     """
+    del suite_file  # its values are defaults
+    if print_suite:
+        click.echo(suite_text(context))
+        return
     from rich.console import Console
 
     from mixmim_bench import processes
-    from mixmim_bench.progress import View, download_bar, line_printer
+    from mixmim_bench.report.write import report_session
     from mixmim_bench.specs import AUTO
-    from mixmim_bench.suite.estimate import finished_runs, nothing_to_do
+    from mixmim_bench.suite.outcome import ignore
     from mixmim_bench.suite.records import RunStore
-    from mixmim_bench.suite.resolve import Selection, resolve
+    from mixmim_bench.suite.resolve import Selection
+    from mixmim_bench.suite.session import Session
 
     @cache
     def machine() -> Any:  # imports torch, which a finished suite does not need
@@ -162,42 +189,32 @@ def run(
             follow(selected["roots"], machine())
             return
         click.get_current_context().with_resource(leading())
-    console = Console(highlight=False)
     store = RunStore(results)
-    if not dry_run:
-        store.prepare()
-    selection = Selection(precision=machine().precision if precision == AUTO else precision, **selected)
-    resolved = resolve(selection, line_printer(console), None if dry_run else download_bar(console))
-    with View(console, 0) as view:
-        finished = finished_runs(resolved, store, None if dry_run else view)
-    if save_weights:
-        for each in resolved.planned:
-            path = store.weights_of(each.run.run_id)
-            if each.protocol.trains and each.run.run_id in finished and not path.exists():
-                click.echo(f"{each.run.label} was finished without --save-weights; there is no {path}")
-    if not dry_run and nothing_to_do(resolved, finished, store):
-        total = len(resolved.planned)
-        click.echo(f"{total} of {counted(total, 'run')} finished already.\n")
-        _write_report(store)
-        return
-    from mixmim_bench.report.pictures import draw_finished
-    from mixmim_bench.suite.engines import with_engines
-    from mixmim_bench.suite.runner import Suite
-
-    suite = Suite(
-        with_engines(resolved, finished, machine(), engine), store, machine(), console, trackers, save_weights
+    session = Session(
+        Selection(precision=machine().precision if precision == AUTO else precision, **selected),
+        store,
+        machine,
+        Console(highlight=False, stderr=as_json),
+        engine,
+        trackers,
+        save_weights,
+        planning=dry_run,
     )
     if dry_run:
-        _show_plan(suite.estimates(finished))
+        _show_plan(session.estimates(), as_json)
         return
-    outcome = suite.run(finished)
-    done = [store.result(each.run.run_id) for each in resolved.planned]
-    draw_finished(
-        store, [record for record in done if record is not None], resolved.data.values(), click.echo
-    )
-    click.echo()
-    _write_report(store)
+    if not as_json and session.is_finished():
+        total = len(session.resolved.planned)
+        click.echo(f"{total} of {counted(total, 'run')} finished already.")
+    outcome = session.run(_print_line if as_json else ignore)
+    click.echo(err=as_json)
+    show_report(report_session(session, partial(click.echo, err=as_json)), err=as_json)
     _exit_unless_complete(outcome, results)
+
+
+def _print_line(record: Any, new: bool) -> None:
+    """Print a record as one line of JSON, with whether the run was done now."""
+    click.echo(json.dumps({"new": new, **json.loads(record.to_json())}, sort_keys=True))
 
 
 def _exit_unless_complete(outcome: Any, results: Path) -> None:
@@ -217,11 +234,16 @@ def _exit_unless_complete(outcome: Any, results: Path) -> None:
         sys.exit(1)
 
 
-def _show_plan(estimates: list[Any]) -> None:
+def _show_plan(estimates: list[Any], as_json: bool) -> None:
     """Print the planned runs, their estimated time and the features they would write."""
     from mixmim_bench.cache import cache_folder, free_bytes
 
-    print_table([_plan_row(estimate) for estimate in estimates])
+    rows = [_plan_row(estimate) for estimate in estimates]
+    if as_json:
+        for estimate, row in zip(estimates, rows, strict=True):
+            click.echo(json.dumps({"run_id": estimate.planned.run.run_id, **row}))
+        return
+    print_table(rows)
     seconds = sum(estimate.seconds for estimate in estimates if not estimate.finished)
     needed = sum(estimate.features_bytes for estimate in estimates) / 1e9
     free = free_bytes(cache_folder()) / 1e9
@@ -250,17 +272,6 @@ def _plan_row(estimate: Any) -> dict[str, Any]:
     }
 
 
-def _write_report(store: Any) -> None:
-    """Write the report and show it."""
-    from mixmim_bench.report.write import write_report
-
-    written = write_report(store)
-    click.echo(f"{written.markdown}\n")
-    for path in written.broken:
-        click.echo(f"Skipped, not a valid record: {path}", err=True)
-    click.echo(f"Written: {', '.join(map(str, written.paths))}")
-
-
 def _duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -286,13 +297,12 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     one, they cover the choice of images only.
     """
     import dataclasses
-    import json
 
     from mixmim_bench.report.compare import compare as compared
     from mixmim_bench.suite.records import RunStore
 
     comparisons = compared(
-        RunStore(_existing(results)), first, second, lambda text: click.echo(text, err=True)
+        RunStore(existing(results)), first, second, lambda text: click.echo(text, err=True)
     )
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in comparisons], indent=1))
@@ -316,17 +326,11 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     )
 
 
-def _existing(results: Path) -> Path:
-    """Return a results folder that exists; raises BenchError."""
-    if not results.is_dir():
-        raise BenchError(f"no results folder {results}; choose another with --results")
-    return results
-
-
-@click.command()
+@click.command(epilog=examples("mixmim-bench report", "mixmim-bench report --results /shared/results"))
 @RESULTS
 def report(results: Path) -> None:
     """Rebuild the leaderboard and the plots from the records."""
+    from mixmim_bench.report.write import write_report
     from mixmim_bench.suite.records import RunStore
 
-    _write_report(RunStore(_existing(results)))
+    show_report(write_report(RunStore(existing(results))))

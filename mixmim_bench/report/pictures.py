@@ -234,11 +234,6 @@ def _cut(text: str, pen: ImageDraw.ImageDraw, font: Any) -> str:
 # -- files -------------------------------------------------------------------------------------------
 
 
-def path_of(store: RunStore, run_id: str) -> Path:
-    """Return where the picture of a run is kept."""
-    return store.folder / "pictures" / f"{run_id}.png"
-
-
 def save_picture(path: Path, image: Image.Image) -> None:
     """Write a PNG whole or not at all."""
     buffer = io.BytesIO()
@@ -252,7 +247,7 @@ def links(store: RunStore, records: Sequence[RunRecord]) -> str:
         f"[{record.model} ({record.weights}) · {record.task} · {record.protocol}]"
         f"(pictures/{record.run_id}.png)"
         for record in records
-        if path_of(store, record.run_id).is_file()
+        if store.picture_of(record.run_id).is_file()
     ]
     if not listed:
         return ""
@@ -266,7 +261,7 @@ def draw_finished(
     """Draw the runs that have no picture yet; one that cannot be drawn is said, and no error."""
     of_fingerprint = {each.source.fingerprint: each for each in data}
     for record in records:
-        path, images = path_of(store, record.run_id), of_fingerprint.get(record.identity["data"])
+        path, images = store.picture_of(record.run_id), of_fingerprint.get(record.identity["data"])
         if path.exists() or images is None:
             continue
         try:

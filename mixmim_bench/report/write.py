@@ -1,5 +1,6 @@
 """Write the leaderboard and plots of a results folder from its records."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,10 +8,11 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
-from mixmim_bench.report.pictures import links
+from mixmim_bench.report.pictures import draw_finished, links
 from mixmim_bench.report.plots import flops_vs_accuracy
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.suite.records import RunStore
+from mixmim_bench.suite.session import Session
 
 NOTHING = "No run is finished yet."
 SMOKE = (
@@ -26,6 +28,12 @@ class Report:
     markdown: str
     paths: list[Path]
     broken: list[str]  # files, with the reason
+
+
+def report_session(session: Session, say: Callable[[str], None]) -> Report:
+    """Draw the runs of a session that have no picture yet, and write the report; raises BenchError."""
+    draw_finished(session.store, session.records(), session.resolved.data.values(), say)
+    return write_report(session.store)
 
 
 def write_report(store: RunStore) -> Report:

@@ -147,7 +147,8 @@ def _look_at_bytes(
         digests = {role: bench.digests(split) for role, split in splits.items()}
     except (OSError, BenchError) as error:
         return {}, "", (f"duplicate images were not counted: {error}",)
-    return count_duplicates(digests), digest_of_bytes(digests), ()
+    duplicates = count_duplicates(digests) if len(digests) > 1 else {}
+    return duplicates, digest_of_bytes(digests), ()
 
 
 def _guessing(run: Run, scores: Mapping[str, Score]) -> list[str]:

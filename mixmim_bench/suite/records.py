@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from mixmim_bench.atomic import write_whole
-from mixmim_bench.errors import BenchError
+from mixmim_bench.errors import BenchError, a_few, nearest
 from mixmim_bench.specs import Cost, RunRecord
 from mixmim_bench.suite.schema import NotARecord, read_cost, read_record
 
@@ -105,6 +106,45 @@ class RunStore:
     def weights_of(self, run_id: str) -> Path:
         """Return where the weights of a fine-tuned network are, if they were saved."""
         return self.folder / "weights" / f"{run_id}.pth"
+
+    def picture_of(self, run_id: str) -> Path:
+        """Return where the picture of a run is."""
+        return self.folder / "pictures" / f"{run_id}.png"
+
+    def logs_of(self, run_id: str) -> Path:
+        """Return the folder of the logs of a training."""
+        return self.folder / "logs" / run_id
+
+    def find(self, start: str) -> RunRecord:
+        """Find a record by the first digits of its run id; raises BenchError."""
+        records = {record.run_id: record for record in self.records()}
+        found = [run_id for run_id in records if run_id.startswith(start)]
+        if len(found) != 1 or not start:
+            reason = f"{len(found)} runs begin with it: {a_few(found)}" if found else nearest(start, records)
+            raise BenchError(f"no single run {start!r} in {self.runs}; {reason}")
+        return records[found[0]]
+
+    def files_of(self, run_id: str) -> list[Path]:
+        """Return what there is of a run: its record, predictions, picture, weights and logs."""
+        paths = [
+            self._predictions(run_id),
+            self.picture_of(run_id),
+            self.weights_of(run_id),
+            self.logs_of(run_id),
+            self._path(run_id),
+        ]
+        return [path for path in paths if path.exists()]
+
+    def remove(self, run_id: str) -> list[Path] | None:
+        """Remove all that there is of a run; None if a process is doing it. Raises BenchError."""
+        with self.claim(run_id) as claimed:
+            if not claimed:
+                return None
+            paths = self.files_of(run_id)
+            with self.writing():
+                for path in reversed(paths):  # the record first: without it, nothing else counts
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            return paths
 
     def _path(self, run_id: str) -> Path:
         return self.runs / f"{run_id}.json"

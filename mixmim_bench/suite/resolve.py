@@ -94,19 +94,22 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
             preprocessing = dataclasses.replace(chosen.preprocessing, resize=selection.resize)
             chosen = dataclasses.replace(chosen, preprocessing=preprocessing)
         models.append(chosen)
+    reasons: list[str] = []
     tasks = [
         TaskChoice(
             spec=each.task,
             data=data.source,
             counts=data.counts,
             protocols=[each.choose(cls.name, data.counts) for cls in each.classes],
-            without=_of_other_classes(each, data, models, say),
+            without=_of_other_classes(each, data, models, reasons),
         )
         for each, data in opened
     ]
     planned = plan(models, tasks, list(dict.fromkeys(selection.seeds)), selection.precision)
     if not planned:
-        raise BenchError("no classifier of these weights is for these tasks, as said above; nothing to run")
+        raise BenchError("; ".join(reasons))
+    for reason in reasons:
+        say(f"{reason}; own-head is skipped")
     _check_weights(planned)
     _check_layers(planned)
     _say_preprocessing(planned, say)
@@ -348,9 +351,9 @@ def _classifier(model: ModelSpec, choice: str, say: Say, bar: Bar | None, must: 
 
 
 def _of_other_classes(
-    wanted: Wanted, data: TaskData, models: Sequence[ModelChoice], say: Say
+    wanted: Wanted, data: TaskData, models: Sequence[ModelChoice], reasons: list[str]
 ) -> list[ModelChoice]:
-    """Return the models whose classifier is not for the classes of a task, and say so."""
+    """Return the models whose classifier is not for the classes of a task; reasons are appended."""
     without = []
     for model in models if any(cls.uses_classifier for cls in wanted.classes) else ():
         if model.classifier is None:
@@ -358,6 +361,6 @@ def _of_other_classes(
         try:
             outputs_of(wanted.task, data.classes, model.classifier.classes)
         except BenchError as error:
-            say(f"{model.spec.name} ({model.classifier.weights.name}): {error}; own-head is skipped")
+            reasons.append(f"{model.spec.name} ({model.classifier.weights.name}): {error}")
             without.append(model)
     return without

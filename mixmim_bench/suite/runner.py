@@ -4,7 +4,6 @@ import dataclasses
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -19,8 +18,9 @@ from mixmim_bench.protocols.workbench import Shelf
 from mixmim_bench.specs import TORCH, Cost, ModelSpec, Run, RunRecord
 from mixmim_bench.suite.engines import network_of, try_engines
 from mixmim_bench.suite.estimate import Estimate, estimate
-from mixmim_bench.suite.execute import check_kept, execute, failed_record, open_run
+from mixmim_bench.suite.execute import blank_record, check_kept, execute, failed_record, open_run
 from mixmim_bench.suite.follow import call_followers
+from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import Resolved
 
@@ -29,15 +29,6 @@ FLOAT32_ON_GPU = (
     "Computing in float32. This GPU also computes in bfloat16, 4 times as fast for MixMIM-B on an H200: "
     "--precision bfloat16, whose results have their own rows."
 )
-
-
-@dataclass
-class Outcome:
-    """The outcome of a suite."""
-
-    failed: list[RunRecord] = field(default_factory=list)
-    lost: list[Run] = field(default_factory=list)  # finished, but the records are missing
-    interrupted: bool = False
 
 
 class Suite:
@@ -74,8 +65,8 @@ class Suite:
         model, machine = _network_at(run, size), self.machine
         return Cost.key(model.arch, model.kwargs, size, machine.precision, machine.describe(), run.engine)
 
-    def run(self, finished: Mapping[str, RunRecord]) -> Outcome:
-        """Do all unfinished runs; finished ones survive Ctrl-C."""
+    def run(self, finished: Mapping[str, RunRecord], on_record: OnRecord = ignore) -> Outcome:
+        """Do all unfinished runs; finished ones survive Ctrl-C. `on_record` receives each record."""
         self.store.prepare()
         outcome = Outcome()
         try:
@@ -90,7 +81,7 @@ class Suite:
                 if len(pending) < len(estimates):
                     already = len(estimates) - len(pending)
                     view.say(f"{already} of {counted(len(estimates), 'run')} finished already.")
-                self._do(pending, view, outcome)
+                self._do(pending, view, outcome, on_record)
         except KeyboardInterrupt:
             outcome.interrupted = True
             line_printer(self.console)("Interrupted. Finished runs are saved; rerun the command to resume.")
@@ -125,7 +116,13 @@ class Suite:
                     self.store.save_cost(key, cost)
                     break
 
-    def _do(self, pending: Sequence[Estimate], view: View, outcome: Outcome) -> None:
+    def _do(
+        self,
+        pending: Sequence[Estimate],
+        view: View,
+        outcome: Outcome,
+        on_record: OnRecord,
+    ) -> None:
         """Do the runs in order; those claimed by another process come last, in case that process dies."""
         shelf = Shelf()
         work = 0.0
@@ -144,8 +141,10 @@ class Suite:
                     continue
                 if self._finished_meanwhile(run):
                     view.say("  finished meanwhile by another process")
+                    on_record(self.store.result(run.run_id) or blank_record(run), False)
                 else:
                     record = self._do_one(estimate, view, shelf)
+                    on_record(record, True)
                     if record.error:
                         outcome.failed.append(record)
             work += estimate.work
@@ -174,7 +173,7 @@ class Suite:
             data = self.resolved.data_of(run)
             bench = open_run(run, data, self.machine, view, shelf, estimate.gmacs)
             bench.note(*filter(None, [self._reasons.get(network_of(run))]))
-            bench.logs, bench.trackers = self.store.folder / "logs" / run.run_id, self.trackers
+            bench.logs, bench.trackers = self.store.logs_of(run.run_id), self.trackers
             if self.save_weights:
                 bench.weights_to = self.store.weights_of(run.run_id)
             call_followers(run)

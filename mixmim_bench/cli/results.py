@@ -1,0 +1,125 @@
+"""`results`: list, show and remove the results of runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mixmim_bench.cli.complete import completing, protocol_names, run_ids
+from mixmim_bench.cli.options import JSON, RESULTS, ByName, examples, existing, print_table, show_report
+
+if TYPE_CHECKING:
+    from mixmim_bench.specs import RunRecord
+    from mixmim_bench.suite.records import RunStore
+
+_RUNS = click.argument("runs", nargs=-1, required=True, shell_complete=completing(run_ids))
+_DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be removed.")
+
+
+@click.group(epilog=examples("mixmim-bench results ls", "mixmim-bench results show 0a1b2c"))
+def results() -> None:
+    """List, show and remove the results of runs."""
+
+
+@results.command(
+    "ls",
+    epilog=examples("mixmim-bench results ls -t digits -p linear", "mixmim-bench results ls --failed --json"),
+)
+@click.option("-m", "--model", "models", multiple=True, help="Only this model, or glob. Repeatable.")
+@click.option("-t", "--task", "tasks", multiple=True, help="Only this task, or glob. Repeatable.")
+@click.option(
+    "-p",
+    "--protocol",
+    "protocols",
+    cls=ByName,
+    names=protocol_names,
+    multiple=True,
+    help="Only this protocol: {names}. Repeatable.",
+)
+@click.option("--failed", is_flag=True, help="Only failed runs.")
+@RESULTS
+@JSON
+def list_results(results: Path, failed: bool, as_json: bool, **wanted: tuple[str, ...]) -> None:
+    """List runs, the newest last: finished ones with their score, failed ones with their error."""
+    from mixmim_bench.report.runs import matching, row_of
+
+    store, broken = _store(results), []  # type: ignore[var-annotated]
+    records = [each for each in matching(store.records(broken), **wanted) if bool(each.error) or not failed]
+    if as_json:
+        click.echo(json.dumps([json.loads(record.to_json()) for record in records], indent=1))
+    else:
+        print_table([row_of(record) for record in records])
+    for path in broken:
+        click.echo(f"Not a valid record: {path}", err=True)
+
+
+@results.command(
+    epilog=examples("mixmim-bench results show 0a1b2c", "mixmim-bench results show 0a1b2c --json")
+)
+@click.argument("run", shell_complete=completing(run_ids))
+@RESULTS
+@JSON
+def show(run: str, results: Path, as_json: bool) -> None:
+    """Show all that is recorded of RUN: the first digits of its id, as `ls` shows it."""
+    from mixmim_bench.report.runs import describe
+
+    store = _store(results)
+    record = store.find(run)
+    click.echo(record.to_json() if as_json else describe(store, record))
+
+
+@results.command(
+    epilog=examples("mixmim-bench results rm 0a1b2c 3d4e5f", "mixmim-bench results rm 0a --dry-run")
+)
+@_RUNS
+@RESULTS
+@_DRY_RUN
+def rm(runs: tuple[str, ...], results: Path, dry_run: bool) -> None:
+    """Remove RUNS for good, with predictions, pictures, weights and logs, and rebuild the leaderboard."""
+    store = _store(results)
+    _remove(store, [store.find(run) for run in runs], dry_run)
+
+
+@results.command(
+    epilog=examples("mixmim-bench results prune --limited", "mixmim-bench results prune --failed --dry-run")
+)
+@click.option("--limited", is_flag=True, help="Remove smoke runs (--limit).")
+@click.option("--failed", is_flag=True, help="Remove failed runs.")
+@RESULTS
+@_DRY_RUN
+def prune(limited: bool, failed: bool, results: Path, dry_run: bool) -> None:
+    """Remove smoke runs or failed runs, and rebuild the leaderboard."""
+    if not limited and not failed:
+        raise click.UsageError("say what to remove: --limited, --failed, or both")
+    store = _store(results)
+    wanted = [each for each in store.records() if (limited and each.limited) or (failed and each.error)]
+    _remove(store, wanted, dry_run)
+
+
+def _store(results: Path) -> "RunStore":
+    from mixmim_bench.suite.records import RunStore
+
+    return RunStore(existing(results))
+
+
+def _remove(store: "RunStore", records: "list[RunRecord]", dry_run: bool) -> None:
+    from mixmim_bench.errors import counted
+
+    kept = 0
+    for record in records:
+        removed: Any = store.files_of(record.run_id) if dry_run else store.remove(record.run_id)
+        if removed is None:
+            kept += 1
+        what = (
+            "would remove" if dry_run else "removed" if removed is not None else "kept, since it is running:"
+        )
+        click.echo(f"{what} {record.run_id} ({record.model} · {record.task} · {record.protocol})")
+    click.echo(f"{counted(len(records) - kept, 'run')} {'would be ' if dry_run else ''}removed")
+    if records and not dry_run:
+        from mixmim_bench.report.write import write_report
+
+        show_report(write_report(store), table=False)
+    if kept:
+        sys.exit(1)

@@ -1,0 +1,203 @@
+"""Suite files: the options of `run` as TOML, read as its defaults and written from its options.
+
+    schema = 1
+    models = ["mixmim-b", "resnet50=weights.pth", "my_model.toml"]
+    tasks = ["cifar100", "imagenet1k@5shot"]
+    protocols = ["linear"]
+    seeds = [0, 1, 2]
+    [set.linear]
+    steps = 30
+    [machine]
+    device = "cuda"
+
+What determines results is at the top, and how a machine computes them in `[machine]`. Paths are relative to
+the file.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from mixmim_bench.errors import BenchError
+from mixmim_bench.specs import AUTO
+from mixmim_bench.tomlfile import Table, read_toml
+
+SCHEMA = 1
+# key of the file -> parameter of the command
+RESULTS = {
+    name: name
+    for name in (
+        "models", "weights", "tasks", "suites", "protocols", "preset", "layers", "seeds", "precision",
+        "resize", "limit",
+    )
+}  # fmt: skip
+MACHINE = {
+    "data_root": "roots",
+    "results": "results",
+    "device": "device",
+    "engine": "engine",
+    "threads": "threads",
+    "workers": "workers",
+    "batch_size": "batch_size",
+    "grad_checkpointing": "grad_checkpointing",
+    "compile": "compile_training",
+    "fsdp": "sharded",
+    "track": "trackers",
+    "save_weights": "save_weights",
+}
+SET = "changes"
+ALWAYS = (
+    "models",
+    "weights",
+    "protocols",
+    "preset",
+    "seeds",
+    "precision",
+)  # written even if they are defaults
+
+
+def use_suite_file(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """Take the values of a suite file as the defaults of a command; an eager callback. Raises BenchError."""
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **read_suite_file(context, path)}
+    return path
+
+
+def read_suite_file(context: click.Context, path: Path) -> dict[str, Any]:
+    """Read and check a file; returns values by parameter. Raises TaskFileError, which names file and key."""
+    top = read_toml(path)
+    schema = top.take("schema", int)
+    if schema != SCHEMA:
+        raise top.error("schema", f"is {schema}, and this version reads schema {SCHEMA}")
+    parameters = {parameter.name: parameter for parameter in context.command.params}
+    machine = top.table("machine", {})
+    values = {}
+    for table, names in ((top, RESULTS), (machine, MACHINE)):
+        for key, name in names.items():
+            table.known.append(key)
+            if key in table.values:
+                value = _checked(context, table, key, parameters[name])
+                values[name] = _beside(path.parent, name, value)
+    values[SET] = _settings(top)
+    top.finish()
+    machine.finish()
+    return {name: value for name, value in values.items() if name != SET or value}
+
+
+def _checked(context: click.Context, table: Table, key: str, parameter: click.Parameter) -> Any:
+    """Take a value of the type that an option takes, and let the option check it."""
+    value = table.values.pop(key)
+    each = value if parameter.multiple and isinstance(value, list) else [value]
+    wanted = _types_of(parameter)
+    if parameter.multiple != isinstance(value, list) or not all(type(item) in wanted for item in each):
+        kind = " or ".join({str: "a string", int: "an integer", bool: "true or false"}[t] for t in wanted)
+        raise table.error(
+            key, f"must be {'a list, each ' if parameter.multiple else ''}{kind}, not {value!r}"
+        )
+    try:
+        parameter.type_cast_value(context, value)
+    except click.BadParameter as error:
+        raise table.error(key, error.message) from error
+    return value
+
+
+def _types_of(parameter: click.Parameter) -> tuple[type, ...]:
+    if isinstance(parameter.type, click.types.BoolParamType):
+        return (bool,)
+    if isinstance(parameter.type, click.types.IntParamType):
+        return (int, str) if parameter.default == AUTO else (int,)
+    return (str,)
+
+
+def _settings(top: Table) -> list[str]:
+    """Take `[set.PROTOCOL]`, as the option --set has it."""
+    texts = []
+    table = top.table("set", {})
+    for protocol in list(table.values):
+        values = table.take(protocol, dict)
+        texts += [
+            f"{protocol}.{key}={_toml(table, f'{protocol}.{key}', item)}" for key, item in values.items()
+        ]
+    return texts
+
+
+def _toml(table: Table, key: str, value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)  # of plain values also TOML
+    except (TypeError, ValueError):
+        raise table.error(key, f"must be a number, a string, true, false or a list, not {value!r}") from None
+
+
+# -- paths ------------------------------------------------------------------------------------------
+
+
+def _beside(folder: Path, name: str, value: Any) -> Any:
+    """Make the paths in the value of a parameter relative to the folder of its file."""
+    if name in ("models", "tasks", "roots"):
+        return [_PATHS[name](folder, text) for text in value]
+    if name == "weights" and value not in (AUTO, "random"):
+        return str(folder / Path(value).expanduser())
+    return str(folder / Path(value).expanduser()) if name == "results" else value
+
+
+def _model(folder: Path, text: str) -> str:
+    name, equals, weights = text.partition("=")
+    if weights and weights not in (AUTO, "random"):
+        weights = str(folder / Path(weights).expanduser())
+    return f"{_if_file(folder, name)}{equals}{weights}"
+
+
+def _task(folder: Path, text: str) -> str:
+    return "@".join(_if_file(folder, part) for part in text.split("@"))
+
+
+def _root(folder: Path, text: str) -> str:
+    name, equals, path = text.rpartition("=")
+    return f"{name}{equals}{folder / Path(path).expanduser()}"
+
+
+def _if_file(folder: Path, text: str) -> str:
+    name = text.partition("@")[0]
+    return str(folder / Path(text).expanduser()) if name.endswith((".toml", ".txt")) else text
+
+
+_PATHS = {"models": _model, "tasks": _task, "roots": _root}
+
+
+# -- writing ----------------------------------------------------------------------------------------
+
+
+def suite_file(context: click.Context) -> str:
+    """Write the options of a command as a suite file that gives the same results.
+
+    Options of the machine, and those that have their defaults, are left out unless they were given.
+    """
+    lines = [f"schema = {SCHEMA}", *_lines(context, RESULTS, ALWAYS)]
+    tables: dict[str, list[str]] = {}
+    for name, value in context.params[SET].items():
+        protocol, dot, key = name.partition(".")
+        if not dot:
+            raise BenchError(f"--set {name}: must be PROTOCOL.KEY=VALUE")
+        tables.setdefault(f"set.{protocol}", []).append(f"{key} = {json.dumps(value)}")
+    tables["machine"] = list(_lines(context, MACHINE))
+    for title, rows in tables.items():
+        lines += ["", f"[{title}]", *rows] if rows else []
+    return "\n".join(lines)
+
+
+def _lines(context: click.Context, names: Mapping[str, str], always: Iterable[str] = ()) -> Iterable[str]:
+    for key, name in names.items():
+        given = context.get_parameter_source(name) != ParameterSource.DEFAULT
+        value = context.meta.get(raw(name), context.params[name])
+        if key in always or (given and value is not None):
+            value = [str(each) for each in value] if name == "roots" else value
+            yield f"{key} = {json.dumps(str(value) if isinstance(value, Path) else value)}"
+
+
+def raw(name: str) -> str:
+    """Return where in a context the text of a parameter is kept that is converted to an object."""
+    return f"{__name__}.{name}"

@@ -1,0 +1,95 @@
+"""A selection from its plan to its records, as the command line and Python run it.
+
+Nothing here imports torch until something has to be computed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from mixmim_bench.progress import View, download_bar, line_printer
+from mixmim_bench.specs import AUTO, Run, RunRecord
+from mixmim_bench.suite.estimate import Estimate, finished_runs, nothing_to_do
+from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
+from mixmim_bench.suite.records import RunStore
+from mixmim_bench.suite.resolve import Selection, resolve
+
+if TYPE_CHECKING:
+    from mixmim_bench.machine import Machine
+    from mixmim_bench.suite.runner import Suite
+
+
+class Session:
+    """A planned selection.
+
+    Args:
+        selection: what to run.
+        store: the results folder.
+        machine: opens the machine, when it is needed.
+        console: shows progress.
+        engine: of frozen features.
+        trackers: of trainings, by name.
+        save_weights: whether fine-tuned networks are saved.
+        planning: whether nothing is downloaded, written or run.
+
+    Raises:
+        BenchError: the selection cannot be run.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        store: RunStore,
+        machine: "Callable[[], Machine]",
+        console: Console,
+        engine: str = AUTO,
+        trackers: Sequence[str] = (),
+        save_weights: bool = False,
+        planning: bool = False,
+    ) -> None:
+        self.store, self.console, self.engine = store, console, engine
+        self.trackers, self.save_weights = trackers, save_weights
+        self._machine = machine
+        if not planning:
+            store.prepare()
+        self.resolved = resolve(selection, line_printer(console), None if planning else download_bar(console))
+        with View(console, 0) as view:
+            self.finished = finished_runs(self.resolved, store, None if planning else view)
+
+    def estimates(self) -> list[Estimate]:
+        """Estimate every run."""
+        return self._suite().estimates(self.finished)
+
+    def is_finished(self) -> bool:
+        """Return whether every run is finished and all its costs are measured."""
+        return nothing_to_do(self.resolved, self.finished, self.store)
+
+    def run(self, on_record: OnRecord = ignore) -> Outcome:
+        """Do all unfinished runs; `on_record` receives the record of each run, of finished ones first."""
+        for each in self.resolved.planned:
+            record = self.finished.get(each.run.run_id)
+            if record is not None:
+                self._warn_of_weights(each.run, trains=each.protocol.trains)
+                on_record(record, False)
+        if self.is_finished():
+            return Outcome()
+        return self._suite().run(self.finished, on_record)
+
+    def records(self) -> list[RunRecord]:
+        """Return the results of the planned runs, in their order; those of failed runs are missing."""
+        records = [self.store.result(each.run.run_id) for each in self.resolved.planned]
+        return [record for record in records if record is not None]
+
+    def _suite(self) -> "Suite":
+        from mixmim_bench.suite.engines import with_engines
+        from mixmim_bench.suite.runner import Suite
+
+        machine = self._machine()
+        resolved = with_engines(self.resolved, self.finished, machine, self.engine)
+        return Suite(resolved, self.store, machine, self.console, self.trackers, self.save_weights)
+
+    def _warn_of_weights(self, run: Run, trains: bool) -> None:
+        path = self.store.weights_of(run.run_id)
+        if self.save_weights and trains and not path.exists():
+            line_printer(self.console)(f"{run.label} was finished without --save-weights; there is no {path}")
