@@ -40,7 +40,8 @@ def resolve_weights(
         return _describe(path)
     weights = _registered(model, bar, finetuned) if model.weights else _from_hub(model, bar)
     if weights is None:
-        raise missing(model, "no pretrained weights on this machine")
+        kind = "fine-tuned" if finetuned and any(each.finetuned for each in model.weights) else "pretrained"
+        raise missing(model, f"no {kind} weights on this machine")
     return weights
 
 
