@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mixmim_bench.cli.options import JSON, print_table
+from mixmim_bench.cli.options import JSON, examples, print_table
 
 
 @click.group()
@@ -14,7 +14,7 @@ def cache() -> None:
     """Manage the features, converted networks and checkpoints of trainings in the cache folder."""
 
 
-@cache.command("ls")
+@cache.command("ls", epilog=examples("mixmim-bench cache ls"))
 @JSON
 def list_features(as_json: bool) -> None:
     """List cached features by model, task and layer, converted networks and unfinished trainings."""
@@ -44,7 +44,7 @@ def list_features(as_json: bool) -> None:
     click.echo(f"\n{store.folder.parent}: {sum(row['bytes'] for row in rows) / 1e6:.1f} MB")
 
 
-@cache.command()
+@cache.command(epilog=examples("mixmim-bench cache verify"))
 @click.option(
     "--trust-task-code",
     is_flag=True,
@@ -71,7 +71,9 @@ def verify(trust_task_code: bool) -> None:
         sys.exit(1)
 
 
-@cache.command()
+@cache.command(
+    epilog=examples("mixmim-bench cache prune --dry-run", "mixmim-bench cache prune --older-than 30")
+)
 @click.argument("keys", nargs=-1)
 @click.option(
     "--older-than", type=click.FloatRange(min=0), help="Remove what was not used for this many days."

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mixmim_bench.cli.options import DATA_ROOT, JSON, print_table
+from mixmim_bench.cli.options import DATA_ROOT, JSON, examples, print_table
 
 if TYPE_CHECKING:
     from mixmim_bench.data.roots import DataRoots
 
 
-@click.command()
+@click.command(epilog=examples("mixmim-bench models", "mixmim-bench models --json"))
 @JSON
 def models(as_json: bool) -> None:
     """List the registered models; any timm model is accepted too."""
@@ -49,7 +49,7 @@ def models(as_json: bool) -> None:
     )
 
 
-@click.command()
+@click.command(epilog=examples("mixmim-bench tasks --data-root /data", "mixmim-bench tasks --json"))
 @DATA_ROOT
 @JSON
 def tasks(roots: "DataRoots", as_json: bool) -> None:
