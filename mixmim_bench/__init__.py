@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixmim_bench.api import make_task, run_suite, wrap_model
     from mixmim_bench.inference import demo_image, get_model, inference_model, list_models
     from mixmim_bench.models.pretraining import pretraining_model
 
@@ -15,10 +16,22 @@ _PUBLIC = {
     "get_model": "mixmim_bench.inference",
     "inference_model": "mixmim_bench.inference",
     "list_models": "mixmim_bench.inference",
+    "make_task": "mixmim_bench.api",
     "pretraining_model": "mixmim_bench.models.pretraining",
+    "run_suite": "mixmim_bench.api",
+    "wrap_model": "mixmim_bench.api",
 }
 
-__all__ = ["demo_image", "get_model", "inference_model", "list_models", "pretraining_model"]
+__all__ = [
+    "demo_image",
+    "get_model",
+    "inference_model",
+    "list_models",
+    "make_task",
+    "pretraining_model",
+    "run_suite",
+    "wrap_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,18 @@ from mixmim_bench.features.engines import Reader, engine_with_version
 from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.machine import Machine, measure_matmul_peak, open_machine
 from mixmim_bench.models.build import create, own_classes
+from mixmim_bench.models.objects import is_object
 from mixmim_bench.specs import COMPILE, OPENVINO, TORCH, Cost, ModelSpec
 
+SAMPLED_EVERY_S = 0.02
 STALLED_S = 3600  # seconds before a measurement is given up
 
 
 def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine, engine: str = TORCH) -> Cost:
-    """Measure a model at one size with an engine, in separate processes; raises BenchError if that fails."""
+    """Measure a model at one size with an engine; raises BenchError if that fails.
+
+    It is done in separate processes, except for a network that only this one has.
+    """
     request = {
         "model": {"name": model.name, "arch": model.arch, "kwargs": dict(model.kwargs)},
         "image_size": list(image_size),
@@ -41,10 +47,20 @@ def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine, eng
     }
     with tempfile.TemporaryDirectory() as folder:
         values: dict[str, Any] = {}
+        if is_object(model.arch):  # another process does not have it
+            if engine != TORCH:
+                raise BenchError(f"the cost of {model.name}, an object of this process, is that of torch")
+            return _as_cost(model, image_size, machine, engine, _measure_here(request))
         if engine == OPENVINO:  # in a process of its own, whose memory does not count
             request["converted"] = folder
             values = _run_in_child(model, "convert", request)
         values |= _run_in_child(model, "measure", request)
+    return _as_cost(model, image_size, machine, engine, values)
+
+
+def _as_cost(
+    model: ModelSpec, image_size: tuple[int, int], machine: Machine, engine: str, values: Mapping[str, Any]
+) -> Cost:
     return Cost(
         model=model.name,
         arch=model.arch,
@@ -53,6 +69,31 @@ def measure(model: ModelSpec, image_size: tuple[int, int], machine: Machine, eng
         engine=engine_with_version(engine),
         **{**machine.describe(), **values, "uncounted": tuple(values["uncounted"])},
     )
+
+
+def _measure_here(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure in this process, whose peak memory may be of other work: on a CPU it is sampled."""
+    process, ended = psutil.Process(), threading.Event()
+    before = highest = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(SAMPLED_EVERY_S):
+            highest = max(highest, process.memory_info().rss)
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        with torch.random.fork_rng():
+            values = _measure(request)
+    except Exception as error:  # whatever a user's network raises
+        raise BenchError(f"could not measure the cost: {type(error).__name__}: {error}") from error
+    finally:
+        ended.set()
+        watching.join()
+    if not request["device"].startswith("cuda"):
+        values["peak_memory_mb"] = (highest - before) / 2**20
+    return values
 
 
 def _run_in_child(model: ModelSpec, step: str, request: dict[str, Any]) -> dict[str, Any]:

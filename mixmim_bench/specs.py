@@ -74,11 +74,12 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: str = ""  # 'fast' or 'reduced'; '': the same pixels as timm's
+    transform: str = ""  # key of an object of this process that does all of it; '': none
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON that run ids are computed from."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
-        return values if self.resize else {name: v for name, v in values.items() if name != "resize"}
+        return {name: v for name, v in values.items() if v or name not in ("resize", "transform")}
 
     def describe(self, dense: bool = False) -> str:
         """Describe the steps in one line, for users to check: checkpoints do not store them.
@@ -86,6 +87,8 @@ class Preprocessing:
         dense: of label maps and objects, whose protocols resize and crop images.
         """
         height, width = self.size
+        if self.transform:
+            return f"a transform object ({self.transform}) to {height} x {width}"
         resized = math.floor(min(height, width) / self.crop_pct)
         how = f", {self.resize}" if self.resize else ""
         mean, std = (", ".join(f"{x:g}" for x in values) for values in (self.mean, self.std))

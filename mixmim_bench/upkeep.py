@@ -18,12 +18,14 @@ from mixmim_bench.errors import BenchError, MissingData, nearest
 from mixmim_bench.features import EXTRACTOR_VERSION
 from mixmim_bench.features.engines.converted import Converted, converted_networks
 from mixmim_bench.features.store import Entry, FeatureStore
+from mixmim_bench.models.objects import SavedWeights, saved_weights
 from mixmim_bench.specs import TaskSpec
 from mixmim_bench.suite.selection import in_variant, is_variant
 from mixmim_bench.suite.taskfile import read_task
 from mixmim_bench.training.checkpoints import UnfinishedTraining, unfinished_trainings
 
-Cached = Entry | Converted | UnfinishedTraining
+Cached = Entry | Converted | UnfinishedTraining | SavedWeights
+WEIGHTS = "(weights of a Python session)"
 TRAINING = "(training)"
 CONVERTED = "(converted network)"  # in the place of a layer
 
@@ -38,10 +40,11 @@ class Finding:
 
 
 def list_entries(store: FeatureStore) -> list[dict[str, Any]]:
-    """Describe every entry, the unfinished ones too, and every converted network and training."""
+    """Describe every entry, also unfinished ones, and every converted network, training and saved weights."""
     return [_row(entry) for entry in store.entries()] + [
         *[_row_of(network) for network in converted_networks()],
         *[_row_of_training(training) for training in unfinished_trainings()],
+        *[_row_of_weights(weights) for weights in saved_weights()],
     ]
 
 
@@ -67,7 +70,11 @@ def _row_of_training(training: UnfinishedTraining) -> dict[str, Any]:
     return {**_BLANK, **_common(training), "layer": TRAINING, "state": "unfinished"}
 
 
-def _common(each: Converted | UnfinishedTraining) -> dict[str, Any]:
+def _row_of_weights(weights: SavedWeights) -> dict[str, Any]:
+    return {**_BLANK, **_common(weights), "model": weights.name, "layer": WEIGHTS, "state": "whole"}
+
+
+def _common(each: Converted | UnfinishedTraining | SavedWeights) -> dict[str, Any]:
     return {
         "key": each.key,
         "bytes": each.bytes(),
@@ -188,7 +195,9 @@ def prune(
     Features that another process is filling stay; a training in progress writes its checkpoint again. Returns
     what was (or with `dry_run` would be) removed. Raises BenchError for a key that does not exist.
     """
-    everything_there: list[Cached] = [*store.entries(), *converted_networks(), *unfinished_trainings()]
+    everything_there: list[Cached] = [
+        *store.entries(), *converted_networks(), *unfinished_trainings(), *saved_weights(),
+    ]  # fmt: skip
     entries = {each.key: each for each in everything_there}
     for key in keys:
         if key not in entries:
@@ -209,7 +218,7 @@ def _reason(entry: Cached, named: bool, older_than: float | None, everything: bo
     if older_than is not None:
         age = datetime.now(UTC) - entry.last_used()
         return f"not used for {age.days} days" if age > timedelta(days=older_than) else ""
-    if isinstance(entry, UnfinishedTraining):
+    if isinstance(entry, UnfinishedTraining | SavedWeights):
         return ""
     if isinstance(entry, Converted):
         state = _state_of(entry)

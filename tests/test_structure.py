@@ -17,6 +17,7 @@ FLOORS = [
         "errors",
         "atomic",
         "cache",
+        "codehash",
         "factcache",
         "seeding",
         "progress",
@@ -31,7 +32,7 @@ FLOORS = [
     ["protocols"],
     ["suite", "inference"],
     ["report", "export", "pretraining", "reconstruction"],
-    ["doctor", "catalog", "upkeep"],
+    ["api", "doctor", "catalog", "upkeep"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

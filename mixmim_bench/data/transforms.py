@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from torchvision import transforms
 
 from mixmim_bench.data import FAST, REDUCED
+from mixmim_bench.errors import BenchError
 from mixmim_bench.specs import Preprocessing
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -50,6 +51,8 @@ def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
     side is at least twice what is needed are decoded at a reduced scale, which smooths differently: 99 % of
     the values of images with the spectrum of photographs are within 20/255.
     """
+    if preprocessing.transform:
+        return EvalTransform([ObjectTransform(preprocessing.transform, preprocessing.size)])
     steps = create_transform(
         input_size=(3, *preprocessing.size),
         interpolation=preprocessing.interpolation,
@@ -70,6 +73,32 @@ def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
         if preprocessing.resize == REDUCED:
             least = resize.size
     return EvalTransform([*geometry, ToNormalised(normalize.mean, normalize.std)], least)
+
+
+# transforms of this process by key
+OBJECTS: dict[str, Callable[[Image.Image], Any]] = {}
+
+
+class ObjectTransform:
+    """A transform that a user made: RGB image -> normalised tensor (3, H, W).
+
+    Raises:
+        BenchError: the object is not in this process, or it returns something else.
+    """
+
+    def __init__(self, key: str, size: tuple[int, int]) -> None:
+        if key not in OBJECTS:
+            raise BenchError(f"the transform {key} is an object of another Python session")
+        self.transform = OBJECTS[key]
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        pixels = self.transform(image)
+        if not isinstance(pixels, torch.Tensor) or tuple(pixels.shape) != (3, *self.size):
+            shape = tuple(pixels.shape) if hasattr(pixels, "shape") else type(pixels).__name__
+            height, width = self.size
+            raise BenchError(f"the transform returned {shape}, not a tensor (3, {height}, {width})")
+        return pixels.float()
 
 
 class ToNormalised:

@@ -34,7 +34,7 @@ def build_network(bench: Workbench, recipe: "Finetune") -> tuple[Any, tuple[str,
             raise processes.InAll(str(error)) from error
         network = bench.backbone(num_classes=bench.num_classes)
         if recipe.drop_path > 0.0:
-            notes.append(f"drop_path {recipe.drop_path} ignored: {bench.run.model.arch} does not support it")
+            notes.append(f"drop_path {recipe.drop_path} ignored: {bench.run.model.name} does not support it")
     if hasattr(network, "layer_ids"):
         network.layer_ids = "openmmlab" if recipe.layer_ids == "openmmlab" else "release"
     if recipe.head_init == "linear" and bench.run.weights.random:

@@ -43,8 +43,8 @@ Say = Callable[[str], None]
 class Selection:
     """The user's selection."""
 
-    models: Sequence[str]
-    tasks: Sequence[str] = ()
+    models: Sequence[str | ModelSpec]
+    tasks: Sequence[str | TaskSpec] = ()
     suites: Sequence[str] = ()
     protocols: Sequence[str] = ("linear", "finetune")
     seeds: Sequence[int] = (0,)
@@ -83,7 +83,11 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         BenchError: the selection cannot be run.
 
     """
-    named = [model_and_weights(text, selection.weights) for text in dict.fromkeys(selection.models)]
+    named = [
+        (each, AUTO) if isinstance(each, ModelSpec) else model_and_weights(each, selection.weights)
+        for place, each in enumerate(selection.models)
+        if each not in selection.models[:place]
+    ]
     wanted = _tasks_and_protocols(selection, say, planning=bar is None)
     opened = [(each, open_task(each.task, selection.roots)) for each in _by_roles(wanted, selection.roots)]
     protocols = [cls for each, _ in opened for cls in each.classes]
@@ -110,6 +114,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         raise BenchError("; ".join(reasons))
     for reason in reasons:
         say(f"{reason}; own-head is skipped")
+    _check_transforms(planned)
     _check_weights(planned)
     _check_layers(planned)
     _say_preprocessing(planned, say)
@@ -248,6 +253,25 @@ def _changes_by_protocol(selection: Selection, kinds: Collection[str]) -> dict[s
             )
         changes.setdefault(protocol, {})[key] = value
     return changes
+
+
+def _check_transforms(planned: Sequence[Planned]) -> None:
+    """Check that transforms which models bring as objects can be used."""
+    for each in planned:
+        run, name = each.run, each.run.model.name
+        if not run.preprocessing.transform:
+            continue
+        if each.protocol.trains:
+            raise BenchError(
+                f"{run.label}: training transforms images itself, so {name} cannot bring a transform; "
+                "give mean, std, interpolation and image_size instead"
+            )
+        own = facts.own_size(run.model)
+        if run.size != own:
+            raise BenchError(
+                f"{run.label}: the transform of {name} returns {own[0]} x {own[1]} pixels, and the task or "
+                f"protocol asks for {run.size[0]} x {run.size[1]}"
+            )
 
 
 def _check_weights(planned: Sequence[Planned]) -> None:

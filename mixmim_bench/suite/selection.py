@@ -64,19 +64,20 @@ def load_tasks() -> dict[str, TaskSpec]:
     return {path.stem: read_task(path) for path in sorted(task_folder().glob("*.toml"))}
 
 
-def select_tasks(wanted: Iterable[str], suites: Iterable[str], limit: int = 0) -> list[TaskSpec]:
+def select_tasks(wanted: Iterable[str | TaskSpec], suites: Iterable[str], limit: int = 0) -> list[TaskSpec]:
     """Pick tasks by name, glob or path of a TOML file, each with or without @VARIANT, and by suite.
 
-    Each comes once, in that order; with a limit, as the variant of so many images.
+    Each comes once, in that order; with a limit, as the variant of so many images. Tasks may be among the
+    names.
 
     Raises:
         BenchError: there is no such task, suite or variant, or a file is named like a task of the suite.
     """
     known = load_tasks()
     picked: dict[str, TaskSpec] = {}
-    for text in wanted:
-        pattern, *variants = text.split("@")
-        for task in _matching(pattern, known):
+    for each in wanted:
+        pattern, *variants = each.split("@") if isinstance(each, str) else [each.name]
+        for task in _matching(pattern, known) if isinstance(each, str) else [each]:
             other = known.get(task.dataset) or next(
                 (found for found in picked.values() if found.dataset == task.dataset), None
             )
