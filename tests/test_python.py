@@ -329,9 +329,12 @@ def test_images_score_the_same_in_every_form(tmp_path):
 def test_several_labels_and_test_images_alone(tmp_path):
     labels = np.stack([Y % 2 == 0, Y > 4, Y % 3 == 0], axis=1).astype(int)
     task = make_task(
-        "odd", train=(X[:300], labels[:300]), test=(X[300:400], labels[300:400]), classes=["even", "large", "third"],
+        "odd",
+        train=(X[:300], labels[:300]),
+        test=(X[300:400], labels[300:400]),
+        classes=["even", "large", "third"],
         image_size=32,
-    )  # fmt: skip
+    )
     frame = run({"mine": mine()}, task, tmp_path, protocols="linear", settings={"linear.steps": 3})
     assert frame["metric"].tolist() == ["mean_ap"]
     alone = make_task("alone", test=(X[:50], Y[:50]))

@@ -32,7 +32,7 @@ FLOORS = [
     ["protocols"],
     ["suite", "inference"],
     ["report", "export", "pretraining", "reconstruction"],
-    ["api", "doctor", "catalog", "upkeep"],
+    ["api", "doctor", "catalog", "fetching", "upkeep"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -14,6 +14,7 @@ from mixmim_bench import __version__
 from mixmim_bench.cli.cache import cache
 from mixmim_bench.cli.catalog import models, tasks
 from mixmim_bench.cli.doctor import doctor
+from mixmim_bench.cli.fetching import fetch_data
 from mixmim_bench.cli.inference import embed, export, predict
 from mixmim_bench.cli.pretraining import pretrain, reconstruct
 from mixmim_bench.cli.results import results
@@ -68,7 +69,7 @@ def main(context: click.Context) -> None:
 
 
 for command in (
-    run, report, compare, show, results, models, tasks, doctor, cache, predict, embed, export, pretrain,
-    reconstruct,
+    run, report, compare, show, results, models, tasks, fetch_data, doctor, cache, predict, embed, export,
+    pretrain, reconstruct,
 ):  # fmt: skip
     main.add_command(command)

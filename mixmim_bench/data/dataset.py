@@ -88,9 +88,11 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
     """
     root = roots.folder(task)
     expected = []
-    for layout, missing in _layouts_at(task, roots, root):
+    can_fetch = False
+    for layout, missing in layouts_at(task, roots, root):
         if not missing:
             return layout
+        can_fetch |= hasattr(layout.layout, "fetch")
         expected.append(f"{missing} ({layout.name})")
     if not root.is_dir():
         folder = root if root.parent.is_dir() or not roots.knows(task) else root.parent
@@ -101,11 +103,12 @@ def find_data(task: TaskSpec, roots: DataRoots) -> Found:
         tasks = {path.stem for path in Path(task.path).parent.glob("*.toml")}
         near = hint(names, root, lambda folder: _holds(task, roots, folder), tasks, ", ".join(expected))
     advice = near if roots.knows(task) else "no data root is set (--data-root FOLDER)"
-    message = "; ".join(filter(None, [f"not found: {', or '.join(expected)}", advice]))
+    by_name = "`mixmim-bench fetch-data` downloads it" if can_fetch else ""
+    message = "; ".join(filter(None, [f"not found: {', or '.join(expected)}", advice, by_name]))
     raise MissingData(f"{task.name}: {message}", expected, near)
 
 
-def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[Found, str]]:
+def layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[Found, str]]:
     """Yield each layout of a task in a folder, with a description of its missing files."""
     parts = sorted({cut.part for cut in slices_of(task).values()})
     beside = Path(task.path).parent.resolve()
@@ -123,7 +126,7 @@ def _layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[
 def _holds(task: TaskSpec, roots: DataRoots, folder: Path) -> bool:
     """Return whether a folder contains any layout of a task."""
     try:
-        return any(not missing for _, missing in _layouts_at(task, roots, folder))
+        return any(not missing for _, missing in layouts_at(task, roots, folder))
     except BenchError:
         return False
 

@@ -16,6 +16,8 @@ from mixmim_bench.data.beside import load_file
 from mixmim_bench.data.images import Part
 from mixmim_bench.errors import BenchError
 
+HUB = "hf:"  # in place of `module:`, before the name of a dataset of the Hugging Face Hub
+HUB_LAYOUT = "hub:HuggingFace"
 BEFORE_LAYOUTS = "mixmim_bench.data."  # the earlier package of the layout modules; still accepted
 
 
@@ -30,6 +32,7 @@ class LayoutError(BenchError):
 class Layout(Protocol):
     """A dataset on disk.
 
+    A layout that can download its dataset has a method `fetch(folder)`, which describes what it has fetched.
     A layout that can list what is there of a dataset has an attribute `partial`; once it is set to True,
     missing classes and images are no errors.
     """
@@ -106,6 +109,8 @@ def build_layout(
     name: str, beside: Path, trusted: bool, root: Path, parts: Sequence[str], options: Mapping[str, Any]
 ) -> Layout:
     """Create a layout; raises LayoutError for unknown options."""
+    if name.startswith(HUB):
+        name, options = HUB_LAYOUT, {"repository": name.removeprefix(HUB), **options}
     cls = find_layout(name, beside, trusted)
     try:
         return cls(root, parts, **options)

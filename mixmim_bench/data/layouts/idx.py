@@ -37,6 +37,7 @@ class IDX:
                 f"the parts are {', '.join(PREFIXES)}, not {', '.join(sorted(unknown))}", "split"
             )
         self.parts = tuple(parts)
+        self.name = name
         self.folders = [root, root / "raw"]
         if name:  # below torchvision's root, which may be the parent folder
             self.folders += [root / name / "raw", root.parent / name / "raw"]
@@ -54,6 +55,15 @@ class IDX:
         names = [f"{PREFIXES[part]}-{KINDS[kind][1]}{end}" for end in ("", ".gz")]
         folders = [*self.folders, *([self.system] if self.system else [])]
         return next((f / n for f in folders for n in names if (f / n).is_file()), None)
+
+    def fetch(self, folder: Path) -> str:
+        """Let torchvision download the files to a folder."""
+        from torchvision import datasets
+
+        if not self.name:
+            raise LayoutError("has no `name`, by which torchvision knows it", "data.options.name")
+        getattr(datasets, self.name)(folder, download=True)
+        return f"torchvision's {self.name}"
 
     def classes(self) -> Sequence[str]:
         return self._classes

@@ -1,4 +1,4 @@
-"""Datasets in the layouts of torchvision, without downloads."""
+"""Datasets in the layouts of torchvision."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +90,12 @@ class Torchvision:
             raise LayoutError(
                 f"torchvision's {self.name} cannot read {self._root}: {type(error).__name__}: {error}"
             ) from error
+
+    def fetch(self, folder: Path) -> str:
+        """Let torchvision download all parts to a folder."""
+        for part in self.parts:
+            self.dataset(folder, download=True, **self.keywords[part])
+        return f"torchvision's {self.name}"
 
     def classes(self) -> Sequence[str]:
         return self._classes.names

@@ -25,7 +25,7 @@ class VOC:
     """
 
     def __init__(self, root: Path, parts: Sequence[str], year: int = 2007) -> None:
-        self.parts = tuple(parts)
+        self.parts, self.year = tuple(parts), year
         folders = [f / "VOCdevkit" / f"VOC{year}" for f in (root, root.parent)] + [root / f"VOC{year}"]
         self.folder = next((folder for folder in folders if folder.is_dir()), folders[0])
 
@@ -39,6 +39,14 @@ class VOC:
 
     def _lists(self, part: str) -> dict[str, Path]:
         return {name: self.folder / "ImageSets" / "Main" / f"{name}_{part}.txt" for name in CLASSES}
+
+    def fetch(self, folder: Path) -> str:
+        """Let torchvision download the parts to a folder."""
+        from torchvision.datasets import VOCDetection
+
+        for part in self.parts:
+            VOCDetection(str(folder), year=str(self.year), image_set=part, download=True)
+        return f"Pascal VOC {self.year}"
 
     def classes(self) -> Sequence[str]:
         return CLASSES
