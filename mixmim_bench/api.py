@@ -37,7 +37,15 @@ Task = str | Path | Mapping[str, Any] | TaskSpec
 
 _NAME = re.compile(r"[\w.+-]+")
 _HELD_OUT = 10  # percent of train that is val, where none is given
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+# preprocessing of a network that has no configuration of timm
+_PLAIN: dict[str, Any] = {
+    "input_size": (3, 224, 224),
+    "mean": (0.485, 0.456, 0.406),  # of ImageNet
+    "std": (0.229, 0.224, 0.225),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
 
 
 def run_suite(
@@ -200,11 +208,12 @@ def wrap_model(
         name: in tables; by default that of the class.
         classifier: the name of the network's last layer, such as 'fc', if that is a classifier (`nn.Linear`):
             features are its inputs, and `own-head` evaluates it.
-        image_size: side in pixels, or (height, width); by default timm's configuration, else 224.
+        image_size: side in pixels, or (height, width), for all tasks; by default that of the task, or timm's
+            configuration, else 224.
         mean: of the channels, of pixels from 0 to 1; by default timm's configuration, else that of ImageNet.
         std: likewise.
         interpolation: 'bicubic', 'bilinear', …; by default timm's configuration, else 'bicubic'.
-        crop_pct: share of the resized image that is cropped; by default timm's configuration, else 0.875.
+        crop_pct: share of the resized image that is cropped, for all tasks; by default likewise, else 0.875.
         crop_mode: 'center', 'squash' or 'border'.
         transform: instead of the above, a callable: PIL image (RGB) -> normalised tensor (3, H, W). Protocols
             that train the network cannot use it.
@@ -222,39 +231,31 @@ def wrap_model(
                 else "may hold letters, digits and ._+-"
             )
         )
-    config: Any = getattr(network, "pretrained_cfg", None)
-    own = dict(config or {})
-    values: dict[str, Any] = {
-        "size": own.get("input_size", (3, 224, 224))[-2:],
-        "mean": own.get("mean", _IMAGENET["mean"]),
-        "std": own.get("std", _IMAGENET["std"]),
-        "interpolation": own.get("interpolation", "bicubic"),
-        "crop_pct": own.get("crop_pct", 0.875),
-        "crop_mode": own.get("crop_mode", "center"),
-    }
-    given = {
-        "size": (image_size, image_size) if isinstance(image_size, int) and image_size else image_size,
+    given: dict[str, Any] = {
+        "size": [image_size, image_size] if isinstance(image_size, int) and image_size else image_size,
         "mean": mean,
         "std": std,
         "interpolation": interpolation,
         "crop_pct": crop_pct,
         "crop_mode": crop_mode,
     }
-    given = {key: value for key, value in given.items() if value}
+    given = {key: _json(value) for key, value in given.items() if value}
     if transform is not None:
         if given:
             raise BenchError(f"{name}: give a transform or {' and '.join(given)}, not both")
-        values |= _of_transform(name, transform)
-    values |= given
-    plain = {
-        key: list(value) if isinstance(value, Sequence | tuple) and not isinstance(value, str) else value
-        for key, value in values.items()
-    }
-    height, width = plain["size"]
-    registered = register_network(network, name, (height, width), classifier)
+        given = _of_transform(name, transform)
+    config: Any = getattr(network, "pretrained_cfg", None)
+    own = {**_PLAIN, **{key: value for key, value in dict(config or {}).items() if key in _PLAIN and value}}
+    if "size" in given:
+        own["input_size"] = (3, *given["size"])
+    registered = register_network(network, name, own, classifier)
     return ModelSpec(
-        name=name, arch=registered.arch, preprocessing=plain, checkpoint=str(registered.checkpoint)
+        name=name, arch=registered.arch, preprocessing=given, checkpoint=str(registered.checkpoint)
     )
+
+
+def _json(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else list(value)
 
 
 def _of_transform(name: str, transform: Callable[[Any], Tensor]) -> dict[str, Any]:
@@ -270,7 +271,7 @@ def _of_transform(name: str, transform: Callable[[Any], Tensor]) -> dict[str, An
     if not isinstance(pixels, Tensor) or pixels.ndim != 3 or len(pixels) != 3:
         shape = tuple(pixels.shape) if hasattr(pixels, "shape") else type(pixels).__name__
         raise BenchError(f"{name}: its transform returns {shape}, not a tensor (3, H, W)")
-    return {"transform": key, "size": tuple(pixels.shape[1:])}
+    return {"transform": key, "size": list(pixels.shape[1:])}
 
 
 def make_task(

@@ -74,7 +74,8 @@ def test_a_model_file_is_a_model_everywhere(run, tmp_path, my_model, my_task):
     picture = next((tmp_path / "images" / "val").rglob("*.png"))
     assert "class" in run("predict", "-m", my_model, picture).output
     assert "mine_too" in run("doctor", "-m", my_model, "-t", my_task).output
-    assert run("show", "mine", "-m", my_model, "--results", tmp_path / "r", code=2)  # the task is a file
+    drawn = run("show", my_task, "-m", my_model, "--results", tmp_path / "r").output
+    assert drawn.count(".png") == 2
 
 
 @pytest.mark.parametrize(
@@ -134,8 +135,6 @@ def test_checkpoints_and_sizes_are_rows_of_one_table(run, tmp_path, my_task):
         torch.save(timm.create_model("test_vit").state_dict(), tmp_path / f"{seed}.pth")
     models = [f"test_vit={tmp_path / '1.pth'}", f"test_vit={tmp_path / '2.pth'}", "test_vit=random"]
     models.append(f"test_vit@96={tmp_path / '1.pth'}")
-    task = my_task.read_text().replace("[image]\nsize = 32\n", "")
-    my_task.write_text(task)
     args = [part for model in models for part in ("-m", model)]
     run("run", *args, "-t", my_task, "-p", "knn", "--results", tmp_path / "r")
     records = RunStore(tmp_path / "r").records()
@@ -144,6 +143,8 @@ def test_checkpoints_and_sizes_are_rows_of_one_table(run, tmp_path, my_task):
     assert rows == {
         ("test_vit", "1.pth"), ("test_vit", "2.pth"), ("test_vit", "random init"), ("test_vit@96", "1.pth"),
     }  # fmt: skip
+    sizes = {each.model: each.identity["preprocessing"]["size"] for each in records}
+    assert sizes == {"test_vit": [32, 32], "test_vit@96": [96, 96]}  # the task's, unless a model has its own
     table = (tmp_path / "r" / "leaderboard.csv").read_text().splitlines()
     assert len(table) == 5
     assert not any("preprocessing" in line for line in table)  # a size of its own is not another setting
@@ -225,6 +226,8 @@ def test_a_subset_has_results_of_its_own(run, tmp_path):
     assert record.provenance["classes"] == [f"digit {k}" for k in range(4)]
     assert "1 of 1 run finished already" in run("run", "-t", f"{task}@subset", *args).output
     assert "whole; 40 images unchanged" in run("cache", "verify").output
+    drawn = run("show", f"{task}@subset", "-m", "test_vit", "--results", tmp_path / "r").output
+    assert ".png" in drawn
 
 
 @pytest.mark.parametrize("layout", ["csv", "lists"])
@@ -342,7 +345,7 @@ results = "here"
     monkeypatch.chdir(elsewhere)
     run("run", "../suite.toml")
     records = RunStore(tmp_path / "here").records()
-    assert {record.model for record in records} == {"mine_too"}  # three of one network are one run
+    assert {record.model for record in records} == {"mine_too", "test_vit"}  # two of one network are one run
     assert not list(elsewhere.iterdir())
     output = run("run", "../suite.toml", "-m", "test_vit", "--results", "mine", "--dry-run").output
     assert "mine_too" not in output  # options replace the file's values

@@ -19,7 +19,7 @@ from torchvision import transforms
 
 import mixmim_bench
 from mixmim_bench import make_task, run_suite, wrap_model
-from mixmim_bench.api import _IMAGENET
+from mixmim_bench.api import _PLAIN
 from mixmim_bench.codehash import code_digest
 from mixmim_bench.errors import BenchError
 from mixmim_bench.suite.records import RunStore
@@ -111,7 +111,7 @@ def test_features_of_a_network_are_its_outputs(tmp_path, task):
             transforms.Resize(36, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(32),
             transforms.ToTensor(),
-            transforms.Normalize(_IMAGENET["mean"], _IMAGENET["std"]),
+            transforms.Normalize(_PLAIN["mean"], _PLAIN["std"]),
         ]
     )
     images = torch.stack([transform(Image.fromarray(x).convert("RGB")) for x in X[300:400]])
@@ -253,8 +253,9 @@ def test_a_transform_of_its_own(tmp_path, task):
     assert planned(wrap_model(mine(), "mine", transform=transform), plain) != first
     with pytest.raises(BenchError, match="cannot bring a transform; give mean, std"):
         run(model, plain, tmp_path, protocols="finetune")
-    with pytest.raises(BenchError, match="returns 16 x 16 pixels, and the task or protocol asks for 32 x 32"):
-        run(model, task, tmp_path)  # whose images have another size
+    run(model, task, tmp_path)  # which sets an image size for models that have none of their own
+    sizes = {tuple(r.identity["preprocessing"]["size"]) for r in RunStore(tmp_path / "results").records()}
+    assert sizes == {(16, 16)}
 
 
 @pytest.mark.parametrize(

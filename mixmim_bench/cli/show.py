@@ -1,11 +1,22 @@
 """`show`: what a run predicted for some test images."""
 
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mixmim_bench.cli.options import DATA_ROOT, MODELS, RESULTS, examples
 from mixmim_bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from mixmim_bench.specs import RunRecord, TaskSpec
+
+
+def _as_run(task: "TaskSpec", record: "RunRecord") -> "TaskSpec":
+    """Return a task with the roles, and of a subset the classes, that it had in a run."""
+    subset = tuple(record.provenance.get("classes", ()))
+    return dataclasses.replace(task.for_roles(record.identity["task"]["split"]), subset=subset)
 
 
 @click.command(
@@ -71,8 +82,10 @@ def show(
             f"--out is for one run, and {len(records)} match: "
             + ", ".join(f"{record.model} {record.protocol} {record.run_id}" for record in records)
         )
-    data = open_task(spec, roots)
+    opened: dict[str, Any] = {}  # by fingerprint: protocols may need the images of other roles
     for record in records:
-        path = out or store.picture_of(record.run_id)
-        save_picture(path, picture(record, store.arrays(record.run_id), data, images))
+        path, key = out or store.picture_of(record.run_id), record.identity["data"]
+        if key not in opened:
+            opened[key] = open_task(_as_run(spec, record), roots)
+        save_picture(path, picture(record, store.arrays(record.run_id), opened[key], images))
         click.echo(f"{record.model} ({record.weights}) · {record.task} · {record.protocol}: {path}")

@@ -102,15 +102,13 @@ class Registered:
     checkpoint: Path
 
 
-def register_network(
-    network: nn.Module, name: str, image_size: tuple[int, int], classifier: str
-) -> Registered:
+def register_network(network: nn.Module, name: str, config: Mapping[str, Any], classifier: str) -> Registered:
     """Register a network, and write its weights to the cache folder.
 
     Args:
         network: with timm's interface, or any module that maps images (B, 3, H, W) to features.
         name: of the model.
-        image_size: (h, w) that the network is tried with.
+        config: its preprocessing, with the keys of timm's; it is tried with images of its `input_size`.
         classifier: the name of the submodule that is its classifier, whose inputs are the features; '' if its
             outputs are the features.
 
@@ -118,19 +116,18 @@ def register_network(
         BenchError: the network does not run on images of that size, or returns no features.
     """
     network = copy.deepcopy(network).cpu().float().eval()
-    template = _as_timm(network, name, image_size, classifier)
+    template = _as_timm(network, name, config["input_size"][-2:], classifier)
     state = template.state_dict()
     buffers = dict(template.named_buffers())
     loose = {key: value for key, value in buffers.items() if key not in state}
-    # the code that the network came with, not that of the adapter
-    key = digest(
-        [code_digest(network), classifier, _hash(loose), [[k, list(v.shape)] for k, v in state.items()]]
-    )
+    shapes = [[key, list(value.shape)] for key, value in state.items()]
+    about = {key: str(value) for key, value in config.items()}
+    key = digest([code_digest(network), classifier, _hash(loose), shapes, about])
     arch = f"object_{key}"
-    sized = hasattr(template, "set_input_size")
     if arch not in _TEMPLATES:
+        sized = hasattr(template, "set_input_size")
         _TEMPLATES[arch] = _Template(template, sized)
-        _register(arch, template, image_size, sized)
+        _register(arch, template, config, sized)
     content = save({name: value.detach().clone().contiguous() for name, value in sorted(state.items())})
     path = cache_folder() / FOLDER / hashlib.sha256(content).hexdigest()[:16] / f"{name}.safetensors"
     if path.is_file():
@@ -172,13 +169,12 @@ def _as_timm(network: Any, name: str, image_size: tuple[int, int], classifier: s
     return WithHead(network, width, head, head.out_features if head is not None else 0)
 
 
-def _register(arch: str, template: Any, image_size: tuple[int, int], sized: bool) -> None:
+def _register(arch: str, template: Any, config: Mapping[str, Any], sized: bool) -> None:
     own = dict(getattr(template, "pretrained_cfg", None) or {})
-    known = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "classifier", "first_conv", "pool_size")
     default_cfgs[arch] = {
-        "classifier": "head",
-        **{key: own[key] for key in known if own.get(key) is not None},
-        "input_size": (3, *image_size),
+        **config,
+        "classifier": own.get("classifier") or "head",
+        "first_conv": own.get("first_conv"),
         "num_classes": template.num_classes,
         "fixed_input_size": sized,
     }

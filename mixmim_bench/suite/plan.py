@@ -145,12 +145,16 @@ def _as_pyramid(run: Run) -> Run:
 
 
 def _preprocessing(model: ModelChoice, task: TaskSpec, protocol: Protocol) -> Preprocessing:
-    """Return the model's preprocessing with the image size and crop of protocol or task, if they set one."""
-    own = model.preprocessing
-    side = protocol.input_size() or task.image_size
+    """Return the preprocessing of a run.
+
+    Image size and crop are those of the protocol, else those that the user gave the model, else those of the
+    task, else those of the architecture.
+    """
+    own, given = model.preprocessing, model.spec.preprocessing
+    side = protocol.input_size() or (0 if "size" in given else task.image_size)
     return dataclasses.replace(
         own,
         size=(side, side) if side else own.size,
-        crop_pct=task.crop_pct or own.crop_pct,
+        crop_pct=own.crop_pct if "crop_pct" in given else task.crop_pct or own.crop_pct,
         resize="" if protocol.dense else own.resize,  # dense transforms resize with Pillow
     )
