@@ -22,6 +22,7 @@ from mixmim_bench.data.roots import find_roots
 from mixmim_bench.data.transforms import OBJECTS
 from mixmim_bench.errors import BenchError, counted, nearest
 from mixmim_bench.machine import open_machine
+from mixmim_bench.modelfile import checked_preprocessing
 from mixmim_bench.models.objects import register_network
 from mixmim_bench.registry import MODELS, by_name
 from mixmim_bench.report.frame import to_long
@@ -113,6 +114,10 @@ def run_suite(
         KeyboardInterrupt: the runs were interrupted; finished ones are saved.
     """
     named_models, named_tasks = _named(models), _named(tasks)
+    if workers is None and _of_session(models, tasks):
+        workers = 0  # other processes may not be able to import what a session defines
+    if precision == AUTO:
+        precision = open_machine(device, precision, threads).precision
     selection = Selection(
         models=[_model(model, name) for name, model in named_models],
         tasks=[_task(task, name) for name, task in named_tasks],
@@ -153,6 +158,11 @@ def _named(values: Any) -> list[tuple[str, Any]]:
     return [("", value) for value in (values if several else [values])]
 
 
+def _of_session(*groups: Any) -> bool:
+    """Return whether there are objects among models and tasks, and not only names."""
+    return any(not isinstance(value, str | Path) for group in groups for _, value in _named(group))
+
+
 def _list(values: str | Sequence[str]) -> list[str]:
     return [values] if isinstance(values, str) else list(values)
 
@@ -188,12 +198,12 @@ def wrap_model(
     name: str = "",
     *,
     classifier: str = "",
-    image_size: int | tuple[int, int] = 0,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
-    interpolation: str = "",
-    crop_pct: float = 0.0,
-    crop_mode: str = "",
+    image_size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
     transform: Callable[[Any], Tensor] | None = None,
 ) -> ModelSpec:
     """Make a model of a network and its preprocessing, for `run_suite`.
@@ -231,15 +241,20 @@ def wrap_model(
                 else "may hold letters, digits and ._+-"
             )
         )
-    given: dict[str, Any] = {
-        "size": [image_size, image_size] if isinstance(image_size, int) and image_size else image_size,
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-        "crop_pct": crop_pct,
-        "crop_mode": crop_mode,
-    }
-    given = {key: _json(value) for key, value in given.items() if value}
+    given: dict[str, Any] = {}
+    for key, value in (
+        ("image_size", image_size),
+        ("mean", mean),
+        ("std", std),
+        ("interpolation", interpolation),
+        ("crop_pct", crop_pct),
+        ("crop_mode", crop_mode),
+    ):
+        if value is not None:
+            try:
+                given["size" if key == "image_size" else key] = checked_preprocessing(key, value)
+            except ValueError as error:
+                raise BenchError(f"{name}: {key}: {error}") from None
     if transform is not None:
         if given:
             raise BenchError(f"{name}: give a transform or {' and '.join(given)}, not both")
@@ -252,10 +267,6 @@ def wrap_model(
     return ModelSpec(
         name=name, arch=registered.arch, preprocessing=given, checkpoint=str(registered.checkpoint)
     )
-
-
-def _json(value: Any) -> Any:
-    return value if isinstance(value, str | int | float) else list(value)
 
 
 def _of_transform(name: str, transform: Callable[[Any], Tensor]) -> dict[str, Any]:

@@ -5,24 +5,38 @@ identified by their versions; that of the user (scripts, notebooks, editable ins
 from each function to the functions, classes and values that it uses.
 """
 
+import datetime
+import enum
 import functools
+import hashlib
+import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import metadata
+from pathlib import PurePath
 from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 from mixmim_bench.specs import digest
 
+# types whose representation says all about a value
+_DESCRIBED = (
+    *(np.generic, np.dtype, torch.dtype, torch.device, torch.Size),
+    *(range, slice, re.Pattern, enum.Enum, PurePath, datetime.timedelta),
+)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _INSTALLED = tuple({sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib", "platstdlib")})
 
 
 def code_digest(*objects: Any) -> str:
-    """Hash functions, classes and instances, with the plain values in them.
+    """Hash functions, classes and instances, with the values in them: numbers, texts, arrays, tensors.
 
-    Tensors and arrays are described by their shape only: hash the weights themselves as well.
+    Of modules, parameters and buffers are described by their shapes only: hash the weights as well.
     """
     seen: dict[int, Any] = {}
     return digest(list(_lines(objects, seen)))
@@ -49,6 +63,7 @@ def _lines(objects: Iterable[Any], seen: dict[int, Any]) -> Iterator[str]:
         elif isinstance(each, type):
             yield f"class {each.__qualname__} {_version(each.__module__)}"
             if not _version(each.__module__):
+                yield _plain(_attributes(each))
                 todo += [*each.__bases__, *_members(each)]
         elif isinstance(each, types.ModuleType | types.BuiltinFunctionType):
             yield f"{getattr(each, '__name__', each)} {_version(getattr(each, '__name__', ''))}"
@@ -118,8 +133,7 @@ def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         if name in function.__globals__:
             value = function.__globals__[name]
             yield name, value
-            if isinstance(value, types.ModuleType) and not _version(value.__name__):
-                yield from ((each, vars(value)[each]) for each in sorted(names) if each in vars(value))
+            yield from _of_module(value, names)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
@@ -127,11 +141,33 @@ def _names_of(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             continue
 
 
+def _of_module(value: Any, names: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield what code names of a user's module, and of the modules in it."""
+    if not isinstance(value, types.ModuleType) or _version(value.__name__):
+        return
+    for each in sorted(names):
+        if each in vars(value) and vars(value)[each] is not value:
+            yield each, vars(value)[each]
+            yield from _of_module(vars(value)[each], [name for name in names if name != each])
+
+
 def _all_names(code: types.CodeType) -> Iterator[str]:
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _all_names(constant)
+
+
+_NOT_CODE = ("__module__", "__doc__", "__qualname__", "__firstlineno__", "__static_attributes__")
+
+
+def _attributes(cls: type) -> dict[str, Any]:
+    """Return the values among the attributes of a class."""
+    return {
+        name: value
+        for name, value in vars(cls).items()
+        if name not in _NOT_CODE and not callable(value) and not hasattr(value, "__get__")
+    }
 
 
 def _members(cls: type) -> list[Any]:
@@ -148,13 +184,17 @@ def _state(instance: Any) -> dict[str, Any]:
         for key, value in state.items()
         if key not in ("training", "_version")
     }
+    if isinstance(instance, nn.Module):
+        for key in ("_parameters", "_buffers"):
+            shapes = {name: None if t is None else [*t.shape] for name, t in state.get(key, {}).items()}
+            state[key] = shapes
     slots = getattr(type(instance), "__slots__", ())
     slots = (slots,) if isinstance(slots, str) else slots
     return {**state, **{name: getattr(instance, name) for name in slots if hasattr(instance, name)}}
 
 
 def _plain(value: Any) -> str:
-    """Describe the plain values in a value, in an order that does not depend on the process."""
+    """Describe a value, in an order that does not depend on the process."""
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Mapping):
@@ -163,5 +203,11 @@ def _plain(value: Any) -> str:
         return "[" + ", ".join(map(_plain, value)) + "]"
     if isinstance(value, set | frozenset):
         return "{" + ", ".join(sorted(map(_plain, value))) + "}"
-    shape = getattr(value, "shape", None)
-    return f"{type(value).__qualname__}{'' if shape is None else tuple(shape)}"
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {_plain(value.detach().cpu().float().numpy())}"
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return (
+            f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+        )
+    text = repr(value) if isinstance(value, _DESCRIBED) else ""
+    return f"{type(value).__qualname__} {text}"

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixmim_bench.models.build import create, own_classes, own_size, try_out
+from mixmim_bench.models.objects import device_to_count
 from mixmim_bench.specs import ModelSpec
 
 # Operations with multiply-adds; a count that omits one of them is flagged.
@@ -52,7 +53,7 @@ class Count:
 
 def count_parameters(model: ModelSpec) -> int:
     """Count the parameters of a model at its own size, classifier and frozen tables included."""
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         return parameters_in(create(model, own_size(model), own_classes(model)))
 
 
@@ -68,7 +69,7 @@ def parameters_in(network: nn.Module) -> int:
 def count_on_meta(model: ModelSpec, image_size: tuple[int, int]) -> Count:
     """Count with torch's counter on the meta device, without memory or compute; raises BenchError."""
     try_out(model, image_size)
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         network = create(model, image_size, own_classes(model)).eval()
         return count_forward(lambda: network(torch.empty(1, 3, *image_size)))
 

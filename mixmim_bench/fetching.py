@@ -1,6 +1,7 @@
 """Download datasets by name, when a user asks for it; nothing else in this package does."""
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def fetch_data(task: TaskSpec, roots: DataRoots, bar: Bar, say: Callable[[str], 
     if layout is None:
         ways = "; ".join(task.download).replace("DATA_ROOT", str(folder.parent))
         raise BenchError(f"{task.name} cannot be downloaded by name" + (f": {ways}" if ways else ""))
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BenchError(
             f"{task.name}: {folder} exists and does not hold it (see `mixmim-bench doctor`); remove it, or "
             "choose another data root"
@@ -54,11 +55,11 @@ def fetch_data(task: TaskSpec, roots: DataRoots, bar: Bar, say: Callable[[str], 
     try:
         arriving.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{arriving}.lock", timeout=0):
+            if folder.is_dir() and any(folder.iterdir()):  # another process was faster
+                return open_task(task, roots)
             what = _download(task, layout, arriving, bar)
             data = _checked(task, roots, arriving)
-            if folder.exists():
-                folder.rmdir()
-            arriving.rename(folder)
+            _move(arriving, folder)
         Path(f"{arriving}.lock").unlink(missing_ok=True)
     except Timeout:
         raise BenchError(f"{task.name}: another process is downloading it") from None
@@ -93,6 +94,19 @@ def _download(task: TaskSpec, layout: Any, folder: Path, bar: Bar) -> str:
             f"{task.name} was not downloaded: {reason}. What has arrived is kept in {folder}; run the "
             "command again"
         ) from error
+
+
+def _move(arriving: Path, folder: Path) -> None:
+    """Rename a folder; into an empty one that cannot be replaced, such as a mount point, move its content."""
+    try:
+        if folder.exists():
+            folder.rmdir()
+        arriving.rename(folder)
+    except OSError:
+        folder.mkdir(exist_ok=True)
+        for each in sorted(arriving.iterdir()):
+            shutil.move(each, folder / each.name)
+        arriving.rmdir()
 
 
 def _checked(task: TaskSpec, roots: DataRoots, folder: Path) -> TaskData:

@@ -24,6 +24,7 @@ from mixmim_bench.tomlfile import Table, read_toml
 SCHEMA = 1
 SUFFIX = ".toml"
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "box", "hamming")  # of Pillow
+PREPROCESSING = ("image_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 CROP_MODES = ("center", "squash", "border")  # of timm
 _SIZED = re.compile(r"(?P<name>.+)@(?P<height>[1-9]\d*)(x(?P<width>[1-9]\d*))?")
 
@@ -43,6 +44,13 @@ def open_model(text: str) -> ModelSpec:
     )
 
 
+def is_model_file(text: str, folder: Path = Path()) -> bool:
+    """Return whether a text is the path of a file, with or without a size, and not MODEL=WEIGHTS."""
+    sized = _SIZED.fullmatch(text)
+    path = sized["name"] if sized else text
+    return path.endswith(SUFFIX) and (folder / Path(path).expanduser()).is_file()
+
+
 def model_and_weights(text: str, otherwise: str = AUTO) -> tuple[ModelSpec, str]:
     """Split `MODEL=WEIGHTS` into a model and its weights (a path, 'auto', 'random').
 
@@ -53,7 +61,7 @@ def model_and_weights(text: str, otherwise: str = AUTO) -> tuple[ModelSpec, str]
     Raises:
         BenchError: there is no such model.
     """
-    if "=" not in text or (text.endswith(SUFFIX) and Path(text).is_file()):
+    if "=" not in text or is_model_file(text):
         return open_model(text), otherwise
     name, _, weights = text.partition("=")
     if not name or not weights:
@@ -76,11 +84,7 @@ def read_model(path: Path) -> ModelSpec:
     arguments = top.take("arguments", dict, {})
     preprocessing = _preprocessing(top)
     name = path.stem
-    known = by_name(MODELS).get(name)
-    if known is not None and known.arch != base.arch:
-        raise top.error("", f"a registered model is called {name!r}; rename the file")
-    if "/" in name or "@" in name or "=" in name or name == RANDOM_INIT:
-        raise top.error("", f"{name!r} is not a name for a model: no @ and no =; rename the file")
+    _check_name(top, name, base)
     model = dataclasses.replace(
         base,
         name=name,
@@ -92,6 +96,20 @@ def read_model(path: Path) -> ModelSpec:
     )
     top.finish()
     return model
+
+
+def _check_name(top: Table, name: str, base: ModelSpec) -> None:
+    """Check that a file is not named like another model; raises TaskFileError."""
+    if "@" in name or "=" in name or name == RANDOM_INIT:
+        raise top.error("", f"{name!r} is not a name for a model: no @ and no =; rename the file")
+    if name in by_name(MODELS):
+        raise top.error("", f"a registered model is called {name!r}; rename the file")
+    try:
+        other = find_model(name)
+    except BenchError:
+        return
+    if other.arch != base.arch:
+        raise top.error("", f"{name!r} is the name of another model of timm; rename the file")
 
 
 def _architecture(top: Table) -> ModelSpec:
@@ -114,39 +132,47 @@ def _checkpoint(top: Table, folder: Path) -> str:
 
 def _preprocessing(top: Table) -> dict[str, Any]:
     """Take what differs from the architecture's own preprocessing."""
-    values: dict[str, Any] = {}
-    if "image_size" in top.values:
-        values["size"] = _size(top)
-    for key, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-        if key in top.values:
-            values[key] = top.take(key, str)
-            if values[key] not in known:
-                raise top.error(key, f"no {values[key]!r}; {nearest(values[key], known)}")
-    if "crop_pct" in top.values:
-        values["crop_pct"] = top.take("crop_pct", float)
-        if not 0.0 < values["crop_pct"] <= 1.0:
-            raise top.error("crop_pct", f"must be above 0 and at most 1, not {values['crop_pct']}")
-    for key in ("mean", "std"):
-        if key in top.values:
-            values[key] = _of_channels(top, key)
-    top.known += ["image_size", "interpolation", "crop_mode", "crop_pct", "mean", "std"]
-    return values
+    top.known += PREPROCESSING
+    given = {key: top.values.pop(key) for key in PREPROCESSING if key in top.values}
+    for key, value in given.items():
+        try:
+            given[key] = checked_preprocessing(key, value)
+        except ValueError as error:
+            raise top.error(key, str(error)) from None
+    return {"size" if key == "image_size" else key: value for key, value in given.items()}
 
 
-def _size(top: Table) -> list[int]:
-    """Take a side in pixels, or [height, width]."""
-    value = top.values.pop("image_size")
-    sides = [value, value] if type(value) is int else value
-    if not isinstance(sides, list) or len(sides) != 2 or not all(type(s) is int and s > 0 for s in sides):
-        raise top.error("image_size", f"must be a side in pixels or [height, width], not {value!r}")
+def checked_preprocessing(key: str, value: Any) -> Any:
+    """Return a value of PREPROCESSING as the JSON of `ModelSpec.preprocessing`; raises ValueError."""
+    if key == "image_size":
+        return _size(value)
+    if key in ("mean", "std"):
+        return _of_channels(key, value)
+    if key == "crop_pct":
+        if type(value) not in (int, float) or not 0.0 < value <= 1.0:
+            raise ValueError(f"must be above 0 and at most 1, not {value!r}")
+        return float(value)
+    known = INTERPOLATIONS if key == "interpolation" else CROP_MODES
+    if value not in known:
+        raise ValueError(f"no {value!r}; {nearest(str(value), known)}")
+    return value
+
+
+def _size(value: Any) -> list[int]:
+    """Convert a side in pixels, or (height, width)."""
+    sides = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"must be a side in pixels or [height, width], not {value!r}")
     return sides
 
 
-def _of_channels(top: Table, key: str) -> list[float]:
-    values = top.values.pop(key)
-    numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+def _of_channels(key: str, value: Any) -> list[float]:
+    values = value.tolist() if hasattr(value, "tolist") else value  # an array or a tensor
+    numbers = isinstance(values, list | tuple) and all(type(each) in (int, float) for each in values)
     if not numbers or len(values) != 3:
-        raise top.error(key, f"must be three numbers, of red, green and blue, not {values!r}")
-    if max(abs(value) for value in values) > 1.0 or (key == "std" and min(values) <= 0.0):
-        raise top.error(key, f"is {values}; pixels are scaled to 0 to 1, so divide values of 0 to 255 by 255")
-    return [float(value) for value in values]
+        raise ValueError(f"must be three numbers, of red, green and blue, not {value!r}")
+    if max(abs(each) for each in values) > 1.0 or (key == "std" and min(values) <= 0.0):
+        raise ValueError(
+            f"is {list(values)}; pixels are scaled to 0 to 1, so divide values of 0 to 255 by 255"
+        )
+    return [float(each) for each in values]

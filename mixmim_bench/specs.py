@@ -17,6 +17,7 @@ RANDOM_INIT = "random init"  # the name of untrained weights in tables and plots
 
 TORCH, OPENVINO, COMPILE = ENGINES = ("torch", "openvino", "compile")  # that compute frozen features
 
+PRECISIONS = ("float32", "bfloat16", "float16")
 ROLES = ("train", "val", "test")
 LIMITED = "limit"  # begins the variant of a task with so many images, for smoke runs
 
@@ -239,8 +240,10 @@ class Run:
     # any size, and the size that it computes where that is not the image size
     arguments: Mapping[str, Any] = field(default_factory=dict)
     computes: tuple[int, ...] = ()
-    # number of classes of the weights' own classifier, for protocols that use it; 0: the network has none
+    # of protocols that use the weights' own classifier: the number of its classes, 0 if the network has none,
+    # and a digest of which outputs are those of the task
     classes: int = 0
+    outputs: str = ""
 
     def identity(self) -> dict[str, Any]:
         """Return everything that determines the result, and nothing else: no path, machine or commit."""
@@ -270,6 +273,7 @@ class Run:
             "protocol": dict(self.protocol),
             "seed": self.seed,
             "precision": self.precision,
+            **({"outputs": self.outputs} if self.outputs else {}),
         }
 
     @property

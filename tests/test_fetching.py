@@ -83,6 +83,16 @@ def test_a_dataset_of_torchvision_is_downloaded(run, tmp_path, cifar):
     assert len(server.requests) == before
 
 
+def test_an_empty_folder_that_is_a_link_is_filled(run, tmp_path, cifar):
+    _, task = cifar
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "small-cifar").symlink_to(tmp_path / "disk")
+    run("fetch-data", task, "--data-root", tmp_path / "data")
+    assert (tmp_path / "disk" / "cifar-10-batches-py").is_dir()
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["small-cifar"]
+
+
 def test_an_interrupted_download_goes_on(run, tmp_path, cifar, monkeypatch):
     from mixmim_bench.weights import download
 
@@ -257,7 +267,7 @@ def test_another_dataset_in_its_folder_is_not_taken_for_it(run, tmp_path, hf):
     copies.write(
         folder / "source.json", json.dumps({"repository": "you/digits", "config": "", "revision": "main"})
     )
-    assert "it holds another" in run(*args, code=2).output
+    assert "which holds another" in run(*args, code=2).output
 
 
 def test_the_suites_own_sets_have_what_it_takes(tmp_path):

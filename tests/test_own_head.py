@@ -152,6 +152,35 @@ def test_of_the_outputs_those_of_the_classes_are_compared(run, tmp_path, weights
     assert "only 200 of the classifier's 1,000 outputs are compared" in record.notes
 
 
+MINE = """schema = 1
+version = 1
+kind = "classification"
+title = "x"
+num_classes = 3
+metrics = ["top1"]
+classifier = "imagenet"
+[data]
+root = "."
+layouts = ["csvlist:CSVList"]
+options = { files = { test = "t.csv" } }
+[split]
+test = "test"
+"""
+
+
+def test_which_outputs_are_compared_is_part_of_a_run(run, tmp_path, weights):
+    """A class whose synset is corrected in a list is another output of the classifier."""
+    for place in range(3):
+        copies.write(tmp_path / "images" / f"{place}.jpg", copies.jpegs()[place])
+    (tmp_path / "mine.toml").write_text(MINE)
+    args = ("-t", tmp_path / "mine.toml", "-m", f"test_vit={weights / '1000.pth'}", "-p", "own-head")
+    for synsets in (copies.synsets()[:3], (*copies.synsets()[:2], copies.synsets()[200])):
+        rows = [f"images/{place}.jpg,{synset}" for place, synset in enumerate(synsets)]
+        (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+        run("run", *args, "--results", tmp_path / "r")
+    assert len(RunStore(tmp_path / "r").records()) == 2
+
+
 def classes_of(name):
     from mixmim_bench.data.classes import Classes
 

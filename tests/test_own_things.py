@@ -22,7 +22,7 @@ from mixmim_bench.modelfile import model_and_weights, open_model, read_model
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.selection import load_tasks, select_tasks
 from tests import copies
-from tests.conftest import write_digits
+from tests.conftest import TASK, write_digits
 
 # -- models -----------------------------------------------------------------------------------------
 
@@ -111,6 +111,9 @@ def test_a_model_file_is_not_called_like_another_model(tmp_path):
     (tmp_path / "a@b.toml").write_text('schema = 1\narch = "test_vit"\n')
     with pytest.raises(TaskFileError, match="is not a name for a model"):
         read_model(tmp_path / "a@b.toml")
+    (tmp_path / "resnet18.toml").write_text('schema = 1\narch = "test_vit"\n')
+    with pytest.raises(TaskFileError, match="'resnet18' is the name of another model of timm"):
+        read_model(tmp_path / "resnet18.toml")
 
 
 def test_models_are_named_with_a_size_and_weights(my_model):
@@ -213,8 +216,6 @@ def test_a_subset_has_results_of_its_own(run, tmp_path):
     write_digits(tmp_path / "images" / "train", per_class=20, classes=5)
     write_digits(tmp_path / "images" / "val", per_class=10, classes=4, start=20)
     task = tmp_path / "mine.toml"
-    from tests.conftest import TASK
-
     task.write_text(TASK.replace("num_classes = 3", "num_classes = 10"))
     args = ["-m", "test_vit=random", "-p", "knn", "--results", tmp_path / "r"]
     assert "no class folder" in run("run", "-t", task, *args, code=2).output
@@ -261,6 +262,49 @@ def test_lists_of_which_some_images_are_missing(tmp_path, layout):
     assert data.counts == {"train": 6, "val": 2, "test": 4}
 
 
+def test_a_subset_is_the_same_for_all_protocols(run, tmp_path):
+    write_digits(tmp_path / "images" / "train", per_class=20, classes=3)
+    write_digits(tmp_path / "images" / "val", per_class=10, classes=4, start=20)
+    task = tmp_path / "mine.toml"
+    task.write_text(TASK)
+    torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "w.pth")
+    for protocols in (("-p", "own-head"), ("-p", "own-head", "-p", "knn")):
+        run(
+            "run",
+            "-t",
+            f"{task}@subset",
+            "-m",
+            f"test_vit={tmp_path / 'w.pth'}",
+            *protocols,
+            "--results",
+            tmp_path / "r",
+        )
+    records = RunStore(tmp_path / "r").records()
+    assert sorted(record.protocol for record in records) == ["knn", "own-head"]
+    assert {record.identity["task"]["num_classes"] for record in records} == {3}
+    assert sum("outputs are taken to be" in note for r in records for note in r.notes) == 1
+
+
+def test_classes_of_a_list_in_a_layout_that_is_whole(tmp_path):
+    (tmp_path / "some.txt").write_text("1\n7\n")
+    (task,) = select_tasks([f"digits@{tmp_path / 'some.txt'}"], ())
+    data = open_task(task)
+    assert data.classes == ("1", "7")
+    whole = open_task(load_tasks()["digits"])
+    for role, part in data.parts.items():
+        rows = np.isin(whole.parts[role].labels, [1, 7])
+        assert part.ids.tolist() == whole.parts[role].ids[rows].tolist()
+    (limited,) = select_tasks([f"digits@{tmp_path / 'some.txt'}@limit6"], ())
+    assert np.bincount(open_task(limited).parts["test"].labels).tolist() == [3, 3]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "some.txt").write_text("1\n8\n")
+    with pytest.raises(BenchError, match="two different tasks are called 'digits@some'"):
+        select_tasks([f"digits@{tmp_path / name}" for name in ("some.txt", "other/some.txt")], ())
+    (subset,) = select_tasks(["digits@subset"], ())
+    with pytest.raises(TaskFileError, match="is whole or missing; for some of its classes, list them"):
+        open_task(subset)
+
+
 # -- smoke runs -------------------------------------------------------------------------------------
 
 
@@ -286,6 +330,11 @@ def test_a_smoke_run_is_kept_apart_and_removed(run, tmp_path, my_task):
     run("results", "prune", "--limited", "--results", results)
     assert [record.task for record in RunStore(results).records()] == ["mine"]
     assert not (results / "limited.md").exists()
+
+
+def test_a_limit_that_leaves_one_class_is_named(run, my_task):
+    said = run("run", "-m", "test_vit=random", "-t", my_task, "-p", "linear", "--limit", 1, code=2).output
+    assert "--limit 1 leaves one class to train on" in said
 
 
 def test_a_limit_above_the_number_of_images_takes_all(my_task):
@@ -351,6 +400,32 @@ results = "here"
     assert "mine_too" not in output  # options replace the file's values
 
 
+def test_options_replace_values_of_a_suite_file_one_by_one(run, tmp_path):
+    path = tmp_path / "lr=0.1" / "s.toml"
+    path.parent.mkdir()
+    (path.parent / "m.toml").write_text('schema = 1\narch = "test_vit"\nweights = "random"\n')
+    path.write_text(
+        'schema = 1\nmodels = ["m.toml"]\nsuites = ["embedded"]\nprotocols = ["linear", "knn"]\n'
+        "[set.linear]\nsteps = 9\npatience = 3\n[set.knn]\nk = [5]\n"
+    )
+    read = tomllib.loads(run("run", path, "--set", "linear.steps=3", "--print-suite").output)
+    assert read["set"] == {"linear": {"steps": 3, "patience": 3}, "knn": {"k": [5]}}
+    assert read["models"] == [str(path.parent / "m.toml")]
+    read = tomllib.loads(run("run", path, "-p", "knn", "-t", "digits", "--print-suite").output)
+    assert read["set"] == {"knn": {"k": [5]}}
+    assert (read["tasks"], read.get("suites")) == (["digits"], None)
+    assert "knn" in run("run", path, "-p", "knn", "-t", "digits", "--dry-run").output
+    assert open_model(f"{path.parent / 'm.toml'}@64").name == "m@64"
+    assert model_and_weights(f"{path.parent / 'm.toml'}@64")[0].name == "m@64"
+
+
+def test_any_value_of_a_recipe_is_written_as_toml(run):
+    text = run(
+        "run", "--set", "linear.a=inf", "--set", "linear.b=😀", "--set", "linear.c=[1.5, -2]", "--print-suite"
+    ).output
+    assert tomllib.loads(text)["set"]["linear"] == {"a": float("inf"), "b": "😀", "c": [1.5, -2]}
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -387,6 +462,7 @@ def test_each_finished_run_is_a_line_of_json(tmp_path, my_task):
         (True, "knn"), (True, "linear"),
     ]  # fmt: skip
     assert "top1" in lines[0]["scores"]
+    assert (lines[0]["task"], lines[0]["protocol"], lines[0]["seed"]) == ("mine", "knn", 0)
     assert "Written:" in first.stderr
     again = CliRunner().invoke(main, [str(arg) for arg in args])
     assert [json.loads(line)["new"] for line in again.stdout.splitlines()] == [False, False]
@@ -410,7 +486,7 @@ def test_results_are_listed_shown_and_removed(run, tmp_path, my_task):
     assert "2 runs begin with it" in run("results", "rm", "", *at, code=2).output
     with RunStore(tmp_path / "r").claim(knn.run_id):  # as by a process that does it
         assert "kept, since it is running" in run("results", "rm", knn.run_id, *at, code=1).output
-    run("results", "rm", knn.run_id[:6], *at)
+    assert "1 run removed" in run("results", "rm", knn.run_id[:6], knn.run_id, *at).output
     assert [record.protocol for record in RunStore(tmp_path / "r").records()] == ["linear"]
     assert not list((tmp_path / "r").rglob(f"{knn.run_id}*.npz"))
     assert "knn" not in (tmp_path / "r" / "leaderboard.md").read_text()

@@ -264,7 +264,7 @@ def test_a_transform_of_its_own(tmp_path, task):
         (lambda: wrap_model(nn.Flatten(0), "x"), "returns .*, not features"),
         (
             lambda: wrap_model(nn.Linear(7, 3), "x"),
-            r"does not run on images \(2, 3, 224, 224\): RuntimeError",
+            r"does not run on images \(2, 3, 224, 224\) in float32: RuntimeError",
         ),
         (lambda: wrap_model(mine(), "x", classifier="fc"), "no submodule 'fc'"),
         (lambda: wrap_model(mine(), "x", classifier="conv"), "is a Conv2d, not nn.Linear"),
@@ -426,3 +426,98 @@ def test_comments_and_docstrings_are_not_code():
     assert compiled("def f(x):\n    return x + 2\n") != plain
     inner = "def g(x):\n    return x + {}\ndef f(x):\n    return [g(y) for y in x]\n"
     assert compiled(inner.format(1)) != compiled(inner.format(2))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (transforms.Normalize([0.5] * 3, [0.5] * 3), transforms.Normalize([0.4] * 3, [0.5] * 3)),
+        (
+            transforms.Normalize(torch.tensor([0.5] * 3), torch.ones(3)),
+            transforms.Normalize(torch.tensor([9.0] * 3), torch.ones(3)),
+        ),
+        ([np.float32(1)], [np.float32(2)]),
+        ([np.arange(3)], [np.arange(3) + 1]),
+        ([torch.float16], [torch.float32]),
+        ([range(2)], [range(3)]),
+        ([Path("a")], [Path("b")]),
+        (
+            type("C", (), {"use": 8, "__module__": "__main__"}),
+            type("C", (), {"use": 1, "__module__": "__main__"}),
+        ),
+    ],
+)
+def test_values_are_part_of_the_code(one, other):
+    assert code_digest(one) == code_digest(one)
+    assert code_digest(one) != code_digest(other)
+
+
+def test_code_is_followed_through_modules(tmp_path, monkeypatch):
+    digests = []
+    for number in (1, 2):
+        package = tmp_path / str(number) / "pk"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("from pk import sub\n")
+        (package / "sub.py").write_text(f"def f(x):\n    return x + {number}\n")
+        monkeypatch.syspath_prepend(str(package.parent))
+        for name in ("pk", "pk.sub"):
+            sys.modules.pop(name, None)
+        names: dict[str, object] = {"__name__": "__main__"}
+        exec("import pk\ndef g(x):\n    return pk.sub.f(x)\n", names)
+        digests.append(code_digest(names["g"]))
+    assert digests[0] != digests[1]
+
+
+class Unusual(Mine):
+    """A tensor that is no buffer, and a forward pass that looks at values."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.full((1,), 2.0)
+
+    def forward(self, images):
+        maps = super().forward(images) * self.scale
+        return maps if maps.sum() > 0 else -maps
+
+
+def test_networks_need_not_run_without_values(tmp_path, task):
+    torch.manual_seed(0)
+    frame = run({"unusual": Unusual(), "parallel": nn.DataParallel(mine())}, task, tmp_path)
+    assert set(frame["model"]) == {"unusual", "parallel"}
+    assert (frame["gmacs"] > 0).all()
+
+
+def test_what_cannot_be_copied_is_named():
+    network = mine()
+    network.last = network.conv(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(BenchError, match="mine cannot be copied"):
+        wrap_model(network, "mine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"mean": (0.5,)}, "mean: must be three numbers"),
+        ({"std": (0, 0, 0)}, "std: is"),
+        ({"interpolation": "cubic"}, "interpolation: no 'cubic'; did you mean bicubic"),
+        ({"image_size": 0}, "image_size: must be a side"),
+        ({"crop_pct": 2}, "crop_pct: must be above 0"),
+    ],
+)
+def test_what_is_wrong_with_preprocessing_is_named(arguments, said):
+    with pytest.raises(BenchError, match=said):
+        wrap_model(mine(), "mine", **arguments)
+    wrap_model(mine(), "mine", mean=np.array([0.5, 0.5, 0.5]))
+
+
+def test_choices_are_checked_and_equal_models_keep_their_names(tmp_path, task):
+    for arguments, said in (
+        ({"precision": "fp16"}, "no precision 'fp16'; did you mean float16"),
+        ({"resize": "foo"}, "no resize 'foo'"),
+        ({"engine": "foo"}, "no engine 'foo'"),
+    ):
+        with pytest.raises(BenchError, match=said):
+            run({"a": mine()}, task, tmp_path, **arguments)
+    assert run({"a": mine()}, task, tmp_path)["model"].tolist() == ["a"]
+    assert run({"b": mine()}, task, tmp_path)["model"].tolist() == ["b"]
+    assert len(RunStore(tmp_path / "results").records()) == 1

@@ -440,7 +440,7 @@ def test_two_processes_share_one_results_folder(finished, costs, tmp_path, start
         (("-p", "liner"), "no protocol 'liner' for classification tasks; did you mean linear"),
         (("-s", "embed"), "no suite 'embed'; did you mean embedded"),
         (("--preset", "papr"), "no preset 'papr'; did you mean paper"),
-        (("--weights", "none.pth"), "mixmim-b: no checkpoint none.pth"),
+        (("--weights", "none.pth"), "mixmim-b: weights none.pth: no such file"),
         (("--device", "cuda:9"), "device 'cuda:9' cannot be used"),
         (("--seed", "-1"), "Invalid value for '--seed'"),
         (("--precision", "float8"), "Invalid value for '--precision'"),

@@ -513,7 +513,7 @@ def test_a_compiled_training_has_the_same_losses():
 def test_an_architecture_without_stochastic_depth_is_trained_without_it():
     resnet = ModelSpec(name="resnet", arch="test_resnet")
     vgg = ModelSpec(name="vgg", arch="vgg11")
-    for model, notes in ((resnet, ()), (vgg, ("drop_path 0.5 ignored: vgg11 does not support it",))):
+    for model, notes in ((resnet, ()), (vgg, ("drop_path 0.5 ignored: vgg does not support it",))):
         bench, _ = bench_for(digits(drop_path=0.5), model=model)
         recipe = build_protocol(bench.run.protocol, "classification")
         assert build_network(bench, recipe)[1] == notes

@@ -9,7 +9,7 @@ import click
 from mixmim_bench.cli.complete import Names, completing, model_names, suite_names, task_names
 from mixmim_bench.errors import BenchError
 from mixmim_bench.hyperparameters import parse_settings
-from mixmim_bench.specs import AUTO, ENGINES
+from mixmim_bench.specs import AUTO, ENGINES, PRECISIONS
 
 
 class ByName(click.Option):
@@ -80,7 +80,8 @@ JSON_LINES = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print the record of each finished run as one line of JSON, and everything else to standard error.",
+    help="Print the record of each run as one line of JSON when it ends (of a failed one with `error`), and "
+    "everything else to standard error.",
 )
 MODELS = click.option(
     "-m",
@@ -131,7 +132,7 @@ SUITES = click.option(
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …")
 PRECISION = click.option(
     "--precision",
-    type=click.Choice(["float32", "bfloat16", "float16", "auto"]),
+    type=click.Choice([*PRECISIONS, AUTO]),
     default="float32",
     show_default=True,
     help="Precision of the backbone; auto: bfloat16 if the device supports it natively; float16: on a GPU.",

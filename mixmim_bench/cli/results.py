@@ -79,7 +79,8 @@ def show(run: str, results: Path, as_json: bool) -> None:
 def rm(runs: tuple[str, ...], results: Path, dry_run: bool) -> None:
     """Remove RUNS for good, with predictions, pictures, weights and logs, and rebuild the leaderboard."""
     store = _store(results)
-    _remove(store, [store.find(run) for run in runs], dry_run)
+    found = {record.run_id: record for record in map(store.find, runs)}
+    _remove(store, list(found.values()), dry_run)
 
 
 @results.command(

@@ -33,8 +33,8 @@ from mixmim_bench.cli.options import (
     print_table,
     show_report,
 )
+from mixmim_bench.cli.suitefile import merged, use_suite_file
 from mixmim_bench.cli.suitefile import suite_file as suite_text
-from mixmim_bench.cli.suitefile import use_suite_file
 from mixmim_bench.data import EXACT, RESIZES
 from mixmim_bench.errors import counted
 
@@ -46,7 +46,7 @@ from mixmim_bench.errors import counted
         "mixmim-bench run -m vit_base_patch16_224=a.pth -m vit_base_patch16_224=b.pth -t imagenet1k@5shot",
         "mixmim-bench run -m mixmim-base_3rdparty_in1k -t imagenet1k -p own-head",
         "mixmim-bench run -m my_model.toml -t my_task.toml --limit 100",
-        "mixmim-bench run -m mixmim-b -m mixmim-b@96 -s embedded --print-suite > suite.toml",
+        "mixmim-bench run -m mixmim-b -m mixmim-b@96 -s embedded --print-suite",
         "mixmim-bench run suite.toml --device cuda",
     )
 )
@@ -159,6 +159,7 @@ def run(
     if print_suite:
         click.echo(suite_text(context))
         return
+    selected = merged(context, selected)
     from rich.console import Console
 
     from mixmim_bench import processes
@@ -214,7 +215,8 @@ def run(
 
 def _print_line(record: Any, new: bool) -> None:
     """Print a record as one line of JSON, with whether the run was done now."""
-    click.echo(json.dumps({"new": new, **json.loads(record.to_json())}, sort_keys=True))
+    about = {"new": new, "task": record.task, "protocol": record.protocol, "seed": record.identity["seed"]}
+    click.echo(json.dumps({**about, **json.loads(record.to_json())}, sort_keys=True))
 
 
 def _exit_unless_complete(outcome: Any, results: Path) -> None:

@@ -15,6 +15,7 @@ the file.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import click
 from click.core import ParameterSource
 
 from mixmim_bench.errors import BenchError
+from mixmim_bench.modelfile import is_model_file
 from mixmim_bench.specs import AUTO
 from mixmim_bench.tomlfile import Table, read_toml
 
@@ -50,6 +52,7 @@ MACHINE = {
     "save_weights": "save_weights",
 }
 SET = "changes"
+_SETTINGS = f"{__name__}.settings"  # of the file, in the context
 ALWAYS = (
     "models",
     "weights",
@@ -63,8 +66,25 @@ ALWAYS = (
 def use_suite_file(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
     """Take the values of a suite file as the defaults of a command; an eager callback. Raises BenchError."""
     if path is not None:
-        context.default_map = {**(context.default_map or {}), **read_suite_file(context, path)}
+        values = read_suite_file(context, path)
+        context.meta[_SETTINGS] = values.pop(SET)
+        context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+def merged(context: click.Context, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a command with what its suite file says beside them.
+
+    --set replaces single values of the file. Values of protocols that the command line does not select are
+    left out; -t and -s of the command line replace both tasks and suites of the file.
+    """
+    given = {name for name in values if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+    settings = context.meta.get(_SETTINGS, {})
+    if "protocols" in given:
+        settings = {key: v for key, v in settings.items() if key.partition(".")[0] in values["protocols"]}
+    others = {"tasks": "suites", "suites": "tasks"}
+    replaced = {others[name]: () for name in given & set(others) if others[name] not in given}
+    return {**values, **replaced, SET: {**settings, **values[SET]}}
 
 
 def read_suite_file(context: click.Context, path: Path) -> dict[str, Any]:
@@ -85,7 +105,7 @@ def read_suite_file(context: click.Context, path: Path) -> dict[str, Any]:
     values[SET] = _settings(top)
     top.finish()
     machine.finish()
-    return {name: value for name, value in values.items() if name != SET or value}
+    return values
 
 
 def _checked(context: click.Context, table: Table, key: str, parameter: click.Parameter) -> Any:
@@ -113,23 +133,31 @@ def _types_of(parameter: click.Parameter) -> tuple[type, ...]:
     return (str,)
 
 
-def _settings(top: Table) -> list[str]:
+def _settings(top: Table) -> dict[str, Any]:
     """Take `[set.PROTOCOL]`, as the option --set has it."""
-    texts = []
     table = top.table("set", {})
+    settings = {}
     for protocol in list(table.values):
-        values = table.take(protocol, dict)
-        texts += [
-            f"{protocol}.{key}={_toml(table, f'{protocol}.{key}', item)}" for key, item in values.items()
-        ]
-    return texts
+        for key, value in table.take(protocol, dict).items():
+            try:
+                as_toml(value)
+            except TypeError:
+                raise table.error(
+                    f"{protocol}.{key}", f"must be a number, a string, true, false or a list, not {value!r}"
+                ) from None
+            settings[f"{protocol}.{key}"] = value
+    return settings
 
 
-def _toml(table: Table, key: str, value: Any) -> str:
-    try:
-        return json.dumps(value, allow_nan=False)  # of plain values also TOML
-    except (TypeError, ValueError):
-        raise table.error(key, f"must be a number, a string, true, false or a list, not {value!r}") from None
+def as_toml(value: Any) -> str:
+    """Write a value as TOML; raises TypeError for other ones than those of a recipe."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf, -inf, nan
+    if not isinstance(value, str | int | float):
+        raise TypeError(type(value).__name__)
+    return json.dumps(value, ensure_ascii=False)
 
 
 # -- paths ------------------------------------------------------------------------------------------
@@ -145,6 +173,8 @@ def _beside(folder: Path, name: str, value: Any) -> Any:
 
 
 def _model(folder: Path, text: str) -> str:
+    if is_model_file(text, folder):
+        return str(folder / Path(text).expanduser())
     name, equals, weights = text.partition("=")
     if weights and weights not in (AUTO, "random"):
         weights = str(folder / Path(weights).expanduser())
@@ -176,26 +206,28 @@ def suite_file(context: click.Context) -> str:
 
     Options of the machine, and those that have their defaults, are left out unless they were given.
     """
-    lines = [f"schema = {SCHEMA}", *_lines(context, RESULTS, ALWAYS)]
+    values = merged(context, context.params)
+    lines = [f"schema = {SCHEMA}", *_lines(context, values, RESULTS, ALWAYS)]
     tables: dict[str, list[str]] = {}
-    for name, value in context.params[SET].items():
+    for name, value in values[SET].items():
         protocol, dot, key = name.partition(".")
         if not dot:
             raise BenchError(f"--set {name}: must be PROTOCOL.KEY=VALUE")
-        tables.setdefault(f"set.{protocol}", []).append(f"{key} = {json.dumps(value)}")
-    tables["machine"] = list(_lines(context, MACHINE))
+        tables.setdefault(f"set.{protocol}", []).append(f"{key} = {as_toml(value)}")
+    tables["machine"] = list(_lines(context, values, MACHINE))
     for title, rows in tables.items():
         lines += ["", f"[{title}]", *rows] if rows else []
     return "\n".join(lines)
 
 
-def _lines(context: click.Context, names: Mapping[str, str], always: Iterable[str] = ()) -> Iterable[str]:
+def _lines(
+    context: click.Context, values: Mapping[str, Any], names: Mapping[str, str], always: Iterable[str] = ()
+) -> Iterable[str]:
     for key, name in names.items():
         given = context.get_parameter_source(name) != ParameterSource.DEFAULT
-        value = context.meta.get(raw(name), context.params[name])
-        if key in always or (given and value is not None):
-            value = [str(each) for each in value] if name == "roots" else value
-            yield f"{key} = {json.dumps(str(value) if isinstance(value, Path) else value)}"
+        value = context.meta.get(raw(name), values[name])
+        if key in always or (given and value not in (None, ())):
+            yield f"{key} = {as_toml(str(value) if isinstance(value, Path) else value)}"
 
 
 def raw(name: str) -> str:

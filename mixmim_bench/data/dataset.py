@@ -1,5 +1,6 @@
 """Find, list, check and split the images of a task on this machine."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,12 +8,12 @@ from functools import cached_property
 from pathlib import Path
 
 from mixmim_bench.data.images import Part
-from mixmim_bench.data.index import Index, indexed, stamp
+from mixmim_bench.data.index import Index, index_of_rows, indexed, stamp
 from mixmim_bench.data.layout import Layout, LayoutError, build_layout
 from mixmim_bench.data.nearby import hint
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.slices import Slice
-from mixmim_bench.data.subsets import of_classes, relabelled
+from mixmim_bench.data.subsets import of_classes, relabelled, rows_of_classes
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, counted
 from mixmim_bench.specs import DataSource, TaskSpec
 
@@ -116,9 +117,13 @@ def layouts_at(task: TaskSpec, roots: DataRoots, root: Path) -> Iterator[tuple[F
         with naming_the_file(task, spec.key):
             layout = build_layout(spec.name, beside, roots.trusts(beside), root, parts, spec.options)
             if task.partial:
-                if not hasattr(layout, "partial"):
-                    raise LayoutError(f"{spec.name} cannot be read in part; use the whole of {task.dataset}")
-                layout.partial = True
+                if hasattr(layout, "partial"):
+                    layout.partial = True
+                elif not task.subset:
+                    raise LayoutError(
+                        f"{spec.name} is whole or missing; for some of its classes, list them: "
+                        f"{task.dataset}@CLASSES.txt"
+                    )
             missing = layout.missing()
         yield Found(spec.name, layout, root, spec.key), missing
 
@@ -180,8 +185,12 @@ def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str,
         if task.labels:
             beside = Path(task.path).parent
             listed = {part: relabelled(each, task.labels, beside, classes) for part, each in listed.items()}
-        if task.partial:
+        if task.partial and hasattr(found.layout, "partial"):
             listed, classes = of_classes(listed, classes, task.subset)
+        elif task.partial:  # slices are those of the whole dataset, of which nothing is missing
+            whole = indexed(dataclasses.replace(task, limit=0), str(found.root), listed, slices, problems)
+            listed, classes, rows = rows_of_classes(listed, classes, task.subset, slices, whole.rows)
+            return listed, classes, index_of_rows(task, listed, slices, rows, whole.problems)
         index = indexed(task, str(found.root), listed, slices, problems)
     return listed, classes, index
 

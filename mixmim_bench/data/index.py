@@ -86,16 +86,34 @@ def _compute(
             continue
         if not len(chosen):
             errors.append(LayoutError(f"{task.split[role]!r} selects no images", f"split.{role}"))
-        chosen = chosen[: task.limit] if task.limit else chosen
-        rows[role] = chosen[np.argsort(part.ids[chosen], kind="stable")]
+        rows[role] = chosen
     if len(rows) < len(slices):
         return Index(rows, problems=errors)
     shared = shared_rows(slices, rows)
     if shared and not any(problem.key == "split" for problem in errors):
         errors.append(LayoutError(shared, "split"))
-    parts = {role: listed[cut.part].take(rows[role]) for role, cut in slices.items()}
+    return index_of_rows(task, listed, slices, rows, errors)
+
+
+def index_of_rows(
+    task: TaskSpec,
+    listed: Mapping[str, Part],
+    slices: Mapping[str, Slice],
+    rows: Mapping[str, np.ndarray],
+    problems: Sequence[LayoutError],
+) -> Index:
+    """Return the index of the rows of each role, given in a stratified order that a limit cuts."""
+    errors = list(problems)
+    sorted_rows = {}
+    for role, cut in slices.items():
+        ids, chosen = listed[cut.part].ids, rows[role][: task.limit or None]
+        sorted_rows[role] = chosen[np.argsort(ids[chosen], kind="stable")]
+    parts = {role: listed[cut.part].take(sorted_rows[role]) for role, cut in slices.items()}
+    strata = parts["train"].targets.strata() if task.limit and "train" in parts else None
+    if strata is not None and len(np.unique(strata)) < 2:
+        errors.append(LayoutError(f"--limit {task.limit} leaves one class to train on", "split.train"))
     stamps = {role: stamp(part) for role, part in parts.items()}
-    return Index(rows, fingerprint(parts), stamps, errors)
+    return Index(sorted_rows, fingerprint(parts), stamps, errors)
 
 
 def _problems(listed: Mapping[str, Part], slices: Mapping[str, Slice]) -> Iterator[LayoutError]:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.layout import LayoutError
+from mixmim_bench.data.slices import Slice, stratified_order
 from mixmim_bench.errors import a_few, counted
 
 LABELS = "data.labels"  # the key that names a file of labels
@@ -78,15 +79,51 @@ def of_classes(
     Raises:
         LayoutError: a wanted class does not exist or has no images in a part, or fewer than two are left.
     """
+    relabel, names = _some(listed, classes, wanted)
+    kept = {name: relabel(part) for name, part in listed.items()}
+    return {name: part.take(np.flatnonzero(part.labels >= 0)) for name, part in kept.items()}, names
+
+
+def rows_of_classes(
+    listed: Mapping[str, Part],
+    classes: Sequence[str],
+    wanted: Sequence[str],
+    slices: Mapping[str, Slice],
+    rows: Mapping[str, np.ndarray],
+) -> tuple[dict[str, Part], tuple[str, ...], dict[str, np.ndarray]]:
+    """Return all images, with the label -1 where they are of other classes, and the rows of the others.
+
+    Args:
+        listed: parts with one label per image.
+        classes: names in label order.
+        wanted: the names of the classes.
+        slices: of each role.
+        rows: of each role, of all classes.
+
+    Raises:
+        LayoutError: as in `of_classes`.
+    """
+    relabel, names = _some(listed, classes, wanted)
+    kept = {name: relabel(part) for name, part in listed.items()}
+    chosen = {}
+    for role, cut in slices.items():
+        part = kept[cut.part]
+        own = rows[role][part.labels[rows[role]] >= 0]
+        chosen[role] = own[stratified_order(part.ids[own], part.labels[own])]
+    return kept, names, chosen
+
+
+def _some(
+    listed: Mapping[str, Part], classes: Sequence[str], wanted: Sequence[str]
+) -> tuple[Callable[[Part], Part], tuple[str, ...]]:
+    """Return what labels images of some classes from 0, and others -1, and the names of these classes."""
     present = [set(np.unique(part.labels).tolist()) for part in listed.values()]
     if unknown := sorted(set(wanted) - set(classes)):
         raise LayoutError(f"no class {a_few(unknown)} in the data", "split")
-    names = set(wanted)
-    chosen = [
-        k for k, name in enumerate(classes) if (name in names if wanted else all(k in p for p in present))
-    ]
-    for name, there in zip(listed, present, strict=True):
-        if absent := [classes[label] for label in chosen if label not in there]:
+    there = set(range(len(classes))).intersection(*present)
+    chosen = [k for k, name in enumerate(classes) if (name in set(wanted) if wanted else k in there)]
+    for name, labels in zip(listed, present, strict=True):
+        if absent := [classes[label] for label in chosen if label not in labels]:
             raise LayoutError(f"part {name!r} has no images of {a_few(absent)}", "split")
     if len(chosen) < 2:
         raise LayoutError(
@@ -96,9 +133,5 @@ def of_classes(
         )
     table = np.full(len(classes), -1, dtype=np.int64)
     table[chosen] = np.arange(len(chosen))
-    kept = {}
-    for name, part in listed.items():
-        rows = np.flatnonzero(table[part.labels] >= 0)
-        taken = part.take(rows)
-        kept[name] = Part(taken.ids, table[taken.labels], taken.images)
-    return kept, tuple(classes[label] for label in chosen)
+    names = tuple(classes[label] for label in chosen)
+    return (lambda part: Part(part.ids, table[part.labels], part.images)), names

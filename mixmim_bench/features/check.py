@@ -8,6 +8,7 @@ import torch
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features.layers import Taps, choose_layers
 from mixmim_bench.models.build import create
+from mixmim_bench.models.objects import device_to_count
 from mixmim_bench.specs import ModelSpec
 
 
@@ -16,7 +17,7 @@ def resolve_layers(model: ModelSpec, image_size: tuple[int, int], layers: Sequen
 
     Raises BenchError for a layer that the model does not have; it suggests similar names.
     """
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         network = create(model, image_size).eval()
         try:
             names = [name for layer in layers for name in choose_layers(network, layer)]

@@ -9,6 +9,7 @@ from torch import nn
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.checkpoints import classes_in, load_weights, state_with_notes
+from mixmim_bench.models.objects import device_to_count
 from mixmim_bench.specs import ModelSpec, Preprocessing, Weights, restored
 
 
@@ -59,14 +60,14 @@ def create(model: ModelSpec, image_size: tuple[int, int], num_classes: int = 0, 
 
 def feature_width(model: ModelSpec) -> int:
     """Return the feature width of the layer that the model's own head reads."""
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         network: Any = create(model, own_size(model))
     return int(network.num_features)
 
 
 def try_out(model: ModelSpec, image_size: tuple[int, int]) -> None:
     """Check that a model can be built and run for an image size, on the meta device; raises BenchError."""
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         network: Any = create(model, image_size).eval()
         try:
             network.forward_head(network.forward_features(torch.empty(2, 3, *image_size)), pre_logits=True)
@@ -83,7 +84,7 @@ def classes_of(model: ModelSpec, weights: Weights) -> int:
     """Return the number of classes of the classifier in weights, 0 if they have none."""
     if weights.kind != "file":
         return own_classes(model)
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         network = create(model, own_size(model))
     return classes_in(network, weights.path, model.arch)
 
@@ -95,7 +96,7 @@ def check_weights(model: ModelSpec, weights: Weights, image_size: tuple[int, int
     """
     if weights.kind != "file":
         return []
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         network = create(model, image_size or own_size(model))
     return state_with_notes(network, weights.path, model.arch)[1]
 

@@ -91,7 +91,7 @@ class _Template:
             network.set_input_size(img_size=img_size)
         if num_classes is not None and num_classes != network.num_classes:
             network.reset_classifier(num_classes)
-        return network.to("meta") if torch.empty(0).is_meta else network
+        return network
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,19 @@ def register_network(network: nn.Module, name: str, config: Mapping[str, Any], c
     Raises:
         BenchError: the network does not run on images of that size, or returns no features.
     """
-    network = copy.deepcopy(network).cpu().float().eval()
+    network = _copied(network, name)
     template = _as_timm(network, name, config["input_size"][-2:], classifier)
-    state = template.state_dict()
+    state = {key: value for key, value in template.state_dict().items() if isinstance(value, Tensor)}
     buffers = dict(template.named_buffers())
     loose = {key: value for key, value in buffers.items() if key not in state}
     shapes = [[key, list(value.shape)] for key, value in state.items()]
     about = {key: str(value) for key, value in config.items()}
     key = digest([code_digest(network), classifier, _hash(loose), shapes, about])
     arch = f"object_{key}"
+    sized = hasattr(template, "set_input_size")
     if arch not in _TEMPLATES:
-        sized = hasattr(template, "set_input_size")
-        _TEMPLATES[arch] = _Template(template, sized)
         _register(arch, template, config, sized)
+    _TEMPLATES[arch] = _Template(template, sized)
     content = save({name: value.detach().clone().contiguous() for name, value in sorted(state.items())})
     path = cache_folder() / FOLDER / hashlib.sha256(content).hexdigest()[:16] / f"{name}.safetensors"
     if path.is_file():
@@ -135,6 +135,19 @@ def register_network(network: nn.Module, name: str, config: Mapping[str, Any], c
     else:
         write_whole(path, content)
     return Registered(arch, path)
+
+
+def _copied(network: Any, name: str) -> Any:
+    """Copy a network to the CPU, in float32 and without what parallelises it."""
+    while isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        network = network.module
+    try:
+        return copy.deepcopy(network).cpu().float().eval()
+    except Exception as error:  # locks, tensors of a computation, and so on
+        raise BenchError(
+            f"{name} cannot be copied ({type(error).__name__}: {error}); build it again without tensors of a "
+            "computation, locks or open files in it, and load its weights"
+        ) from error
 
 
 def _as_timm(network: Any, name: str, image_size: tuple[int, int], classifier: str) -> Any:
@@ -160,7 +173,8 @@ def _as_timm(network: Any, name: str, image_size: tuple[int, int], classifier: s
     except Exception as error:  # whatever a user's network raises
         height, other = image_size
         raise BenchError(
-            f"{name}: it does not run on images (2, 3, {height}, {other}): {type(error).__name__}: {error}"
+            f"{name}: it does not run on images (2, 3, {height}, {other}) in float32: "
+            f"{type(error).__name__}: {error}"
         ) from error
     if head is not None and head.in_features != width:
         raise BenchError(
@@ -236,6 +250,14 @@ def saved_weights() -> list[SavedWeights]:
 def is_object(arch: str) -> bool:
     """Return whether an architecture is a network of this process."""
     return arch in _TEMPLATES
+
+
+def device_to_count(arch: str) -> torch.device:
+    """Return where a network is built to be looked at: without memory, but for those of this process.
+
+    Their forward passes may look at values, and they may hold tensors that are no buffers.
+    """
+    return torch.device("cpu" if is_object(arch) else "meta")
 
 
 def checkpoint_filter_fn(state: Mapping[str, Tensor], network: Any) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import build, create, own_size, timm_config
+from mixmim_bench.models.objects import device_to_count
 from mixmim_bench.specs import ModelSpec, Weights
 
 STRIDES = (4, 8, 16, 32)
@@ -27,7 +28,7 @@ def dense_arguments(model: ModelSpec) -> dict[str, Any]:
     if not timm_config(model).get("fixed_input_size"):
         return {}
     for arguments in ANY_SIZE:
-        with torch.device("meta"):
+        with device_to_count(model.arch):
             try:
                 network: Any = create(model, own_size(model), **arguments).eval()
                 side = 2 * math.lcm(32, *(info["reduction"] for info in network.feature_info))
@@ -188,7 +189,7 @@ def build_pyramid(
 def size_computed(model: ModelSpec, size: tuple[int, int], arguments: Mapping[str, Any]) -> tuple[int, int]:
     """Return the size that a network computes for images of a size; raises BenchError without a pyramid."""
     built_at, only = _sizes(model, size, arguments)
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         pyramid = Pyramid(create(model, built_at, **arguments), only)
     _check(model, pyramid, size)
     return pyramid.computed_size(size)
@@ -200,7 +201,7 @@ def _sizes(
     """Return the size a network is built for, and the only one it accepts, None if it accepts any."""
     if not timm_config(model).get("fixed_input_size") or arguments:
         return own_size(model), None
-    with torch.device("meta"):
+    with device_to_count(model.arch):
         network: Any = create(model, own_size(model))
     reductions = {info["reduction"] for info in network.feature_info}
     height, width = (side + -side % MULTIPLE for side in size)

@@ -10,15 +10,17 @@ from mixmim_bench.protocols.workbench import Workbench
 from mixmim_bench.scoring.calibration import confidences
 from mixmim_bench.scoring.predictions import ClassifierScores
 
+OF_IMAGENET1K = 1000  # classes, whose order all libraries share
+
 
 def fit_own_head(bench: Workbench) -> Fitted:
     """Classify with the weights' own classifier; nothing is trained."""
     run = bench.run
     outputs = outputs_of(run.task, bench.classes, run.classes)
     notes = []
-    if run.task.classifier != IMAGENET:
+    if len(outputs) == run.classes and not (run.task.classifier == IMAGENET and run.classes == OF_IMAGENET1K):
         notes.append("the classifier's outputs are taken to be the classes of the task, in the same order")
-    elif len(outputs) < run.classes:
+    if len(outputs) < run.classes:
         notes.append(f"only {len(outputs)} of the classifier's {run.classes:,} outputs are compared")
 
     def predict(split: Split) -> ClassifierScores:

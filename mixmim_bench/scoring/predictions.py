@@ -90,14 +90,17 @@ class ClassScores:
 class ClassifierScores(ClassScores):
     """Scores of a classifier, with the probability (n,) that it gives to its best class.
 
-    The expected calibration error is scored as well, as `ece`.
+    Where the best class is scored, so is the expected calibration error, as `ece`.
     """
 
     confidence: np.ndarray
 
     def scores_by(self, names: Sequence[str]) -> dict[str, Score]:
-        (hits,) = metrics.items_of("top1", self.y, self.scores)
-        return {**super().scores_by(names), ECE: score_calibration(self.confidence, hits)}
+        scores = super().scores_by(names)
+        if "top1" in names:
+            (hits,) = metrics.items_of("top1", self.y, self.scores)
+            scores[ECE] = score_calibration(self.confidence, hits)
+        return scores
 
     def kept(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         return {**super().kept(names), "confidence": self.confidence.astype(np.float32)}

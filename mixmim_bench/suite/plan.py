@@ -74,15 +74,15 @@ def choose_protocol(
 class TaskChoice:
     """A task with its data, the number of images per role, and its protocols.
 
-    Protocols of other roles are those of another choice of the same task. `without` names the models whose
-    classifier is of other classes.
+    Protocols of other roles are those of another choice of the same task. `outputs` holds, for each model, a
+    digest of the outputs of its classifier that are the classes of the task; '' if it is of other classes.
     """
 
     spec: TaskSpec
     data: DataSource
     counts: Mapping[str, int]
     protocols: Sequence[ProtocolChoice]
-    without: Sequence[ModelChoice] = ()
+    outputs: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +103,16 @@ def plan(
     the seeds.
     """
     planned: dict[str, Planned] = {}
-    for model in models:
+    for place, model in enumerate(models):
         for task in tasks:
             for choice in task.protocols:
                 protocol = choice.for_model(model)
-                weights, classes = model.weights, 0
+                weights, classes, outputs = model.weights, 0, ""
                 if protocol.uses_classifier:
-                    if model.classifier is None or model in task.without:
+                    if model.classifier is None or not task.outputs[place]:
                         continue
                     weights, classes = model.classifier.weights, model.classifier.classes
+                    outputs = task.outputs[place]
                 random = protocol.stochastic or weights.random
                 for seed in seeds if random else [None]:
                     run = Run(
@@ -124,6 +125,7 @@ def plan(
                         seed=seed,
                         precision=precision,
                         classes=classes,
+                        outputs=outputs,
                     )
                     if protocol.dense:
                         run = _as_pyramid(run)

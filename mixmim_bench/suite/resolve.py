@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixmim_bench import facts
-from mixmim_bench.data import EXACT
+from mixmim_bench.data import EXACT, RESIZES
 from mixmim_bench.data.dataset import TaskData, find_data, open_task
 from mixmim_bench.data.roots import DataRoots
-from mixmim_bench.errors import BenchError, MissingData, MissingWeights
+from mixmim_bench.errors import BenchError, MissingData, MissingWeights, nearest
 from mixmim_bench.features import OWN
 from mixmim_bench.modelfile import model_and_weights
 from mixmim_bench.protocols import find_protocol, replaced, split_by_kind
 from mixmim_bench.protocols.contract import Protocol
 from mixmim_bench.protocols.outputs import outputs_of
-from mixmim_bench.specs import AUTO, RANDOM, ROLES, ModelSpec, Run, TaskSpec
+from mixmim_bench.specs import AUTO, PRECISIONS, RANDOM, ROLES, ModelSpec, Run, TaskSpec, Weights, digest
 from mixmim_bench.suite.plan import (
     Classifier,
     ModelChoice,
@@ -56,6 +56,14 @@ class Selection:
     changes: Mapping[str, Any] = field(default_factory=dict)  # 'PROTOCOL.KEY' -> value
     limit: int = 0  # images of each role, for smoke runs; 0: all
     roots: DataRoots = field(default_factory=DataRoots)
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("precision", self.precision, PRECISIONS),
+            ("resize", self.resize, RESIZES),
+        ):
+            if value not in known:
+                raise BenchError(f"no {what} {value!r}; {nearest(value, known)}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
             data=data.source,
             counts=data.counts,
             protocols=[each.choose(cls.name, data.counts) for cls in each.classes],
-            without=_of_other_classes(each, data, models, reasons),
+            outputs=_outputs(each, data, models, reasons),
         )
         for each, data in opened
     ]
@@ -114,6 +122,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
         raise BenchError("; ".join(reasons))
     for reason in reasons:
         say(f"{reason}; own-head is skipped")
+    _say_same(planned, models, say)
     _check_transforms(planned)
     _check_weights(planned)
     _check_layers(planned)
@@ -188,7 +197,7 @@ def _protocols(task: TaskSpec, selection: Selection, say: Say) -> list[type[Prot
     available, unavailable = split_by_kind(list(dict.fromkeys(selection.protocols)), task.kind)
     for asked, instead in replaced(selection.protocols, task.kind).items():
         say(f"{task.name}: {instead} instead of {asked}, which {task.kind} tasks do not have")
-    if unavailable and available:
+    if unavailable:
         say(f"{task.name}: no {' and no '.join(unavailable)} for {task.kind} tasks; skipped")
     classes = [find_protocol(name, task.kind) for name in available]
     usable = [cls for cls in classes if set(cls.roles) <= set(task.roles)]
@@ -227,12 +236,20 @@ def _with_hint(error: MissingData, task: TaskSpec, roots: DataRoots) -> MissingD
     return MissingData(f"{error}; {hint}", error.looked_for, error.near)
 
 
+def _classes_there(task: TaskSpec, classes: Sequence[type[Protocol]], roots: DataRoots) -> tuple[str, ...]:
+    """Return the classes of a subset: the same for all protocols, unless this machine lacks parts."""
+    try:
+        return open_task(task, roots).classes
+    except MissingData:
+        return open_task(_for_protocols(task, classes), roots).classes
+
+
 def _by_roles(wanted: Sequence[Wanted], roots: DataRoots) -> Iterator[Wanted]:
     """Split tasks by the roles that their protocols need; name the classes of subsets that are there."""
     for each in wanted:
         task = each.task
         if task.partial:
-            found = open_task(_for_protocols(task, each.classes), roots).classes
+            found = _classes_there(task, each.classes, roots)
             task = dataclasses.replace(task, subset=found, num_classes=len(found))
         for roles in dict.fromkeys(cls.roles for cls in each.classes):
             classes = [cls for cls in each.classes if cls.roles == roles]
@@ -253,6 +270,21 @@ def _changes_by_protocol(selection: Selection, kinds: Collection[str]) -> dict[s
             )
         changes.setdefault(protocol, {})[key] = value
     return changes
+
+
+def _say_same(planned: Sequence[Planned], models: Sequence[ModelChoice], say: Say) -> None:
+    """Say which models have no runs, since one before is the same network with the same weights."""
+    shown = {(each.run.model.name, each.run.weights.name) for each in planned}
+    for place, model in enumerate(models):
+        names = {(model.spec.name, weights.name) for weights in (model.weights, *_of_classifier(model))}
+        if not names & shown and any(
+            other.spec.arch == model.spec.arch and other.weights == model.weights for other in models[:place]
+        ):
+            say(f"{model.spec.name} is the same as a model before it, under whose name its results are shown")
+
+
+def _of_classifier(model: ModelChoice) -> list[Weights]:
+    return [] if model.classifier is None else [model.classifier.weights]
 
 
 def _check_transforms(planned: Sequence[Planned]) -> None:
@@ -374,17 +406,20 @@ def _classifier(model: ModelSpec, choice: str, say: Say, bar: Bar | None, must: 
     return Classifier(weights, classes)
 
 
-def _of_other_classes(
-    wanted: Wanted, data: TaskData, models: Sequence[ModelChoice], reasons: list[str]
-) -> list[ModelChoice]:
-    """Return the models whose classifier is not for the classes of a task; reasons are appended."""
-    without = []
-    for model in models if any(cls.uses_classifier for cls in wanted.classes) else ():
-        if model.classifier is None:
+def _outputs(wanted: Wanted, data: TaskData, models: Sequence[ModelChoice], reasons: list[str]) -> list[str]:
+    """Return a digest of the outputs of each model's classifier that are the classes of a task.
+
+    '' if it has none, or is of other classes, for which a reason is appended.
+    """
+    digests = []
+    used = any(cls.uses_classifier for cls in wanted.classes)
+    for model in models:
+        digests.append("")
+        if model.classifier is None or not used:
             continue
         try:
-            outputs_of(wanted.task, data.classes, model.classifier.classes)
+            outputs = outputs_of(wanted.task, data.classes, model.classifier.classes)
+            digests[-1] = digest([model.classifier.classes, outputs.tolist()])
         except BenchError as error:
             reasons.append(f"{model.spec.name} ({model.classifier.weights.name}): {error}")
-            without.append(model)
-    return without
+    return digests

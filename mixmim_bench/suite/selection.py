@@ -86,7 +86,8 @@ def select_tasks(wanted: Iterable[str | TaskSpec], suites: Iterable[str], limit:
                     f"{pattern}: another task is called {task.name!r} ({other.path}); rename the file"
                 )
             chosen = in_variant(task, "@".join(variants))
-            picked[chosen.name] = chosen
+            if picked.setdefault(chosen.name, chosen) != chosen:
+                raise BenchError(f"two different tasks are called {chosen.name!r}; rename one of their files")
     all_suites = {suite for task in known.values() for suite in task.suites}
     for suite in suites:
         if suite not in all_suites:

@@ -3,13 +3,15 @@
 Nothing here imports torch until something has to be computed.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.progress import View, download_bar, line_printer
-from mixmim_bench.specs import AUTO, Run, RunRecord
+from mixmim_bench.specs import AUTO, ENGINES, Run, RunRecord
 from mixmim_bench.suite.estimate import Estimate, finished_runs, nothing_to_do
 from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
 from mixmim_bench.suite.records import RunStore
@@ -48,6 +50,8 @@ class Session:
         save_weights: bool = False,
         planning: bool = False,
     ) -> None:
+        if engine not in (AUTO, *ENGINES):
+            raise BenchError(f"no engine {engine!r}; {nearest(engine, [AUTO, *ENGINES])}")
         self.store, self.console, self.engine = store, console, engine
         self.trackers, self.save_weights = trackers, save_weights
         self._machine = machine
@@ -78,8 +82,12 @@ class Session:
 
     def records(self) -> list[RunRecord]:
         """Return the results of the planned runs, in their order; those of failed runs are missing."""
-        records = [self.store.result(each.run.run_id) for each in self.resolved.planned]
-        return [record for record in records if record is not None]
+        records = []
+        for run in [each.run for each in self.resolved.planned]:
+            record = self.store.result(run.run_id)
+            if record is not None:  # an equal model may have done it under another name
+                records.append(dataclasses.replace(record, model=run.model.name))
+        return records
 
     def _suite(self) -> "Suite":
         from mixmim_bench.suite.engines import with_engines

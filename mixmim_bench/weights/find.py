@@ -36,7 +36,7 @@ def resolve_weights(
     if choice != AUTO:
         path = Path(choice).expanduser()
         if not path.is_file():
-            raise BenchError(f"{model.name}: no checkpoint {choice} (or use 'auto' or 'random')")
+            raise BenchError(f"{model.name}: weights {choice}: no such file (or use 'auto' or 'random')")
         return _describe(path)
     weights = _registered(model, bar, finetuned) if model.weights else _from_hub(model, bar)
     if weights is None:

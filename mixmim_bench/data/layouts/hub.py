@@ -55,9 +55,14 @@ class HuggingFace(Parquet):
         manifest = read_json(self.root / MANIFEST)
         if not manifest and not super().missing():
             return f"{self.root / MANIFEST}, which fetch-data writes"
-        if manifest and any(manifest.get(key) != value for key, value in self.wanted.items()):
+        splits = manifest.get("splits", {})
+        if manifest and (
+            any(manifest.get(key) != value for key, value in self.wanted.items())
+            or any(splits.get(part) != split for part, split in self.splits.items())
+        ):
             return (
-                f"{self.wanted['repository']} at {self.wanted['revision']} in {self.root}: it holds another"
+                f"{self.wanted['repository']} at {self.wanted['revision']} with these splits in {self.root}, "
+                "which holds another"
             )
         return super().missing()
 
