@@ -258,7 +258,9 @@ def test_values_are_completed(typed, completed):
 
 
 @pytest.mark.parametrize("command", ["run", "predict", "embed", "export", "compare", "doctor"])
-def test_the_help_has_examples_that_parse(run, command):
+def test_the_help_has_examples_that_parse(run, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suite.toml").write_text("schema = 1\n")  # which one of them reads
     lines = run(command, "--help").output.partition("Examples:\n")[2].splitlines()
     commands = [line.split("| ")[-1].strip() for line in lines if line.strip()]
     assert commands
