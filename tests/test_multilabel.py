@@ -233,7 +233,8 @@ def test_a_metric_of_one_label_is_refused(run, tmp_path):
     task = tmp_path / "wrong.toml"
     task.write_text(
         'schema = 1\nversion = 1\nkind = "multilabel"\ntitle = "VOC"\nnum_classes = 20\n'
-        'metrics = ["mean_per_class"]\n[data]\nlayouts = ["voc:VOC"]\n[split]\ntrain = "train"\nval = "val"\ntest = "test"\n'
+        'metrics = ["mean_per_class"]\n[data]\nlayouts = ["voc:VOC"]\n'
+        '[split]\ntrain = "train"\nval = "val"\ntest = "test"\n'
     )
     said = run("run", "-t", task, code=2).output
     assert (
