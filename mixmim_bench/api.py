@@ -30,8 +30,8 @@ from mixmim_bench.report.write import report_session
 from mixmim_bench.scoring.metrics import CLASSIFICATION, METRICS, MULTILABEL
 from mixmim_bench.specs import AUTO, LayoutSpec, ModelSpec, TaskSpec
 from mixmim_bench.suite.records import RunStore
-from mixmim_bench.suite.resolve import Selection
 from mixmim_bench.suite.session import Session
+from mixmim_bench.suite.wanted import Selection
 
 Model = str | Path | nn.Module | ModelSpec
 Task = str | Path | Mapping[str, Any] | TaskSpec

@@ -23,7 +23,8 @@ from mixmim_bench.api import _PLAIN
 from mixmim_bench.codehash import code_digest
 from mixmim_bench.errors import BenchError
 from mixmim_bench.suite.records import RunStore
-from mixmim_bench.suite.resolve import Selection, resolve
+from mixmim_bench.suite.resolve import resolve
+from mixmim_bench.suite.wanted import Selection
 
 DIGITS = load_digits()
 X = (DIGITS.images * 15.9).astype(np.uint8)

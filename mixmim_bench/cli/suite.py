@@ -167,8 +167,8 @@ def run(
     from mixmim_bench.specs import AUTO
     from mixmim_bench.suite.outcome import ignore
     from mixmim_bench.suite.records import RunStore
-    from mixmim_bench.suite.resolve import Selection
     from mixmim_bench.suite.session import Session
+    from mixmim_bench.suite.wanted import Selection
 
     @cache
     def machine() -> Any:  # imports torch, which a finished suite does not need

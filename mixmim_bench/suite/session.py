@@ -15,7 +15,8 @@ from mixmim_bench.specs import AUTO, ENGINES, Run, RunRecord
 from mixmim_bench.suite.estimate import Estimate, finished_runs, nothing_to_do
 from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
 from mixmim_bench.suite.records import RunStore
-from mixmim_bench.suite.resolve import Selection, resolve
+from mixmim_bench.suite.resolve import resolve
+from mixmim_bench.suite.wanted import Selection
 
 if TYPE_CHECKING:
     from mixmim_bench.machine import Machine
