@@ -14,7 +14,7 @@ from records import cost, made
 from mixmim_bench.report import drawing, plots
 from mixmim_bench.report.frame import COLUMNS, to_long
 from mixmim_bench.report.leaderboard import leaderboard
-from mixmim_bench.report.plots import flops_vs_accuracy
+from mixmim_bench.report.plots import write_plots
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.metrics import METRICS
@@ -34,16 +34,17 @@ def test_several_models_make_rows_columns_and_points(tmp_path):
     assert frame["digits linear"].tolist() == [0.95, 0.9, 0.8]
     assert frame["digits finetune"].isna().tolist() == [True, False, True]
     assert not [name for name in frame if name.startswith("mean ")]  # of one task there is nothing to average
-    paths = flops_vs_accuracy(board, costs, tmp_path)
+    paths = write_plots(board, costs, tmp_path)
     svg = paths[1].read_text()
-    assert svg.count(">a<") == svg.count(">b<") == svg.count(">c<") == 1  # one key each
+    assert [svg.count(f">{name}<") for name in "abc"] == [2, 1, 1]  # beside each point
+    assert len(paths) == 9  # against FLOPs, parameters and speed
     assert svg.count(">digits<") == svg.count(">linear<") + svg.count(">finetune<") == 2
 
 
 def test_a_score_of_a_hundred_percent_is_drawn_and_shown(tmp_path):
     board = leaderboard([made(value=1.0)])
     assert "100.0 (98.0 to 100.0)" in to_markdown(board, {})
-    assert flops_vs_accuracy(board, {"a-run": cost()}, tmp_path)
+    assert write_plots(board, {"a-run": cost()}, tmp_path)
 
 
 def test_a_plot_is_drawn_again_only_where_it_changes(tmp_path):
@@ -51,7 +52,7 @@ def test_a_plot_is_drawn_again_only_where_it_changes(tmp_path):
         return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def times():
-        return [path.stat().st_mtime_ns for path in flops_vs_accuracy(board, costs, tmp_path)]
+        return [path.stat().st_mtime_ns for path in write_plots(board, costs, tmp_path)]
 
     board, costs = leaderboard([made(value=0.9)]), {"a-run": cost()}
     first, drawn = times(), files()
@@ -111,11 +112,11 @@ def test_the_plot_tells_weights_and_precisions_apart(tmp_path):
         made(weights="tuned", sha256="2", **LATER),
         made(weights="tuned", sha256="2", precision="bfloat16", **LATER),
     ]
-    flops_vs_accuracy(leaderboard(records), {"a-run": cost()}, tmp_path)
+    write_plots(leaderboard(records), {"a-run": cost()}, tmp_path)
     svg = (tmp_path / "flops_vs_accuracy.svg").read_text()
     for label in ("a (pretrained)", "a (tuned)", "a (tuned, bfloat16)"):
         assert svg.count(f">{label}<") == 1
-    assert flops_vs_accuracy(leaderboard([]), {}, tmp_path) == []
+    assert write_plots(leaderboard([]), {}, tmp_path) == []
     assert not list(tmp_path.iterdir())  # no plot of results that are gone
 
 
@@ -341,7 +342,7 @@ def test_names_cannot_break_tables_and_plots(tmp_path):
     unescaped = re.compile(r"(?<!\\)\|")
     assert len(unescaped.findall(head)) == len(unescaped.findall(rule)) == len(unescaped.findall(row))
     assert "<script>" not in text and "\x1b" not in text and "\\$" in text
-    svg = flops_vs_accuracy(board, {"a-run": cost()}, tmp_path)[1]
+    svg = write_plots(board, {"a-run": cost()}, tmp_path)[1]
     ElementTree.fromstring(svg.read_text())
 
 
@@ -358,28 +359,36 @@ def test_rows_are_sorted_best_first_and_other_settings_follow_their_model():
     assert found[1][0] == "b" and found[1][1]
 
 
-def test_nothing_is_printed_over_something_else():
-    """Titles, ticks and keys of a figure with many long names."""
-    models = {"a": 0.3, "b": 16.4, "c": 117.7}
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_nothing_is_printed_over_something_else(count):
+    """Titles, ticks, labels and keys of a figure with many long names."""
+    models = {f"model {i}": (0.3 * 1.17**i, 0.4 + 0.01 * ((i * 7) % 40)) for i in range(count)}
     tasks = ["iNaturalist 2018 (24,426 images)", "Places365 (365 scenes)", "ImageNet-1K", "Food-101"]
     records = [
-        made(model, 0.9 - 0.1 * i, task=task, protocol=protocol, protocol_title=f"{protocol} of features")
-        for i, model in enumerate(models)
+        made(model, value, task=task, protocol=protocol, protocol_title=f"{protocol} of features")
+        for model, (_, value) in models.items()
         for task in tasks
         for protocol in ("linear", "finetune")
     ]
-    costs = {f"{model}-run": cost(model, gmacs) for model, gmacs in models.items()}
+    costs = {f"{model}-run": cost(model, gmacs) for model, (gmacs, _) in models.items()}
     figure = drawing.draw(plots.panels(leaderboard(records), costs))
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.canvas.draw()
-    texts = [figure._supxlabel, figure._supylabel, *figure.legends[0].get_texts()]
-    for axis in figure.axes:
-        texts += [axis.title, *(label for label in axis.get_xticklabels() + axis.get_yticklabels())]
+    texts = [figure._supxlabel, figure._supylabel]
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    assert bool(figure.legends) == (count == 40)
+    drawn = [axis for axis in figure.axes if axis.get_visible()]
+    for axis in drawn:
+        texts += [axis.title, *axis.get_xticklabels(), *axis.get_yticklabels()]
     boxes = [text.get_window_extent(renderer).shrunk(0.99, 0.99) for text in texts if text.get_text()]
-    assert len(boxes) > 60
+    assert len(boxes) > 50
     for i, box in enumerate(boxes):
         assert not [other for other in boxes[i + 1 :] if box.overlaps(other)]
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    for axis in drawn:
+        labels = [text.get_window_extent(renderer).shrunk(0.9, 0.9) for text in axis.texts]
+        assert labels
+        assert not [1 for i, box in enumerate(labels) for other in labels[i + 1 :] if box.overlaps(other)]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.5), (0.14, 260), (7, 36), (0.001, 1e6), (90, 110)])

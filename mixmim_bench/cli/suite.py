@@ -328,11 +328,37 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     )
 
 
-@click.command(epilog=examples("mixmim-bench report", "mixmim-bench report --results /shared/results"))
+@click.command(
+    epilog=examples(
+        "mixmim-bench report",
+        "mixmim-bench report --with-published --results /shared/results",
+        "mixmim-bench report --published-only --results published",
+    )
+)
 @RESULTS
-def report(results: Path) -> None:
+@click.option(
+    "--with-published",
+    "published",
+    is_flag=True,
+    help="Add results that others have published for these tasks: a table of their own with links, and grey "
+    "points. They are in no average and no comparison.",
+)
+@click.option(
+    "--published-only",
+    is_flag=True,
+    help="Only draw and list what is published: MixMIM and others, accuracy against FLOPs. Needs no results.",
+)
+def report(results: Path, published: bool, published_only: bool) -> None:
     """Rebuild the leaderboard and the plots from the records."""
     from mixmim_bench.report.write import write_report
     from mixmim_bench.suite.records import RunStore
 
-    show_report(write_report(RunStore(existing(results))))
+    store = RunStore(results)
+    if published_only:
+        from mixmim_bench.report.claims import write_published
+
+        with store.writing():
+            written = write_published(results)
+        click.echo(f"{written.markdown}\n\nWritten: {', '.join(map(str, written.paths))}")
+        return
+    show_report(write_report(RunStore(existing(results)), published))

@@ -1,24 +1,32 @@
-"""Draw scores against FLOPs in the style of a paper."""
+"""Draw scores against costs in the style of a paper: readable at column width and by colour-blind readers."""
 
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from adjustText import adjust_text
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from mixmim_bench.atomic import write_whole
-from mixmim_bench.report.plots import Panel, Point
+from mixmim_bench.report.panels import Panel, Point
 
-MARKERS = "osD^vP*X<>"
+# Okabe and Ito's colours without yellow, which is pale on white (jfly.uni-koeln.de/color)
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX<>*"
+OTHERS = "#9A9A9A"
 PANELS_IN_A_ROW = 4
 TITLE_WIDTH = 30  # characters that fit above a panel
 TICKS = 4
+DIRECT = 9  # points that are labelled in a panel; of more, those on the front
+KEYS = 24  # in a legend; of more groups, those on a front
+MOVES = 300  # of labels, each time the same
+FORMATS = ("png", "svg", "pdf")
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -29,62 +37,95 @@ STYLE: Any = {
     "grid.color": "0.9",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "legend.fontsize": 8,
     "svg.fonttype": "none",
     "svg.hashsalt": "mixmim-bench",
+    "pdf.fonttype": 42,
 }
 
 
 @matplotlib.rc_context(STYLE)
-def draw(panels: Sequence[Panel]) -> Figure:
-    """Draw one panel per task and protocol, with one point and interval per row.
+def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
+    """Draw one panel per task and protocol, with one point and interval per model.
 
-    A line joins the Pareto-optimal models. Random weights have open markers.
+    A line joins the Pareto-optimal models: no other is better at the same cost or less. Points are labelled
+    directly where they are few, else those on the front. Random weights have open markers, points in the
+    background are grey.
     """
     across = min(len(panels), PANELS_IN_A_ROW)
     down = math.ceil(len(panels) / across)
-    figure = Figure(figsize=(max(2.6 * across, 5.2), 0.8 + 2.5 * down), layout="constrained")
+    wide, tall = (6.2, 4.2) if len(panels) == 1 else (max(2.7 * across, 5.2), 0.9 + 2.5 * down)
+    figure = Figure(figsize=(wide, tall), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).flatten()
+    looks = _looks(panels)
     for axis, panel in zip(axes, panels, strict=False):
-        _draw_panel(axis, panel)
+        _draw_panel(axis, panel, looks)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    figure.supxlabel("FLOPs of one image at the size of the run (billion multiply-adds)", fontsize=9)
-    figure.supylabel("Score (%)", fontsize=9)
-    keys = _legend(panels)
-    legend = figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 4))
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    _label_axes(figure, panels, caption)
+    keys = _legend(panels, looks)
+    if keys:
+        legend = figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 2 * across, 5))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    figure.draw_without_rendering()  # sizes are known, and labels can be placed
+    figure.set_layout_engine("none")
+    for axis, panel in zip(axes, panels, strict=False):
+        _label_points(axis, panel, looks)
     return figure
 
 
 @matplotlib.rc_context(STYLE)
 def save(figure: Figure, paths: Sequence[Path]) -> None:
-    """Save a figure in the formats given by the suffixes, each file atomically."""
+    """Save a figure in the formats given by the suffixes, each file atomically and without a date."""
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
     for path in paths:
         kind, drawn = path.suffix[1:], io.BytesIO()
-        figure.savefig(drawn, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(drawn, format=kind, dpi=200, metadata=dates[kind])
         write_whole(path, drawn.getvalue())
 
 
-def _draw_panel(axis: Any, panel: Panel) -> None:
+def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
     points = panel.points
+    for group in dict.fromkeys(point.group for point in points if point.joined):
+        line = sorted((p.x, 100 * p.value) for p in points if p.group == group and p.joined)
+        axis.plot(*zip(*line, strict=True), color=looks[group]["color"], linewidth=1.0, alpha=0.55, zorder=2)
     for point in points:
-        look = _look(panel.labels.index(point.label), point.random_init)
-        error = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
-        x, y = point.gmacs, 100 * point.value
-        axis.errorbar(x, y, yerr=error, fmt="none", ecolor=look["color"], capsize=2.5, elinewidth=1)
-        axis.plot(x, y, linestyle="none", **look)
-    front = _front(points)
-    axis.plot(*front, color="0.6", linewidth=0.8, zorder=1)
+        look = {**looks[point.group], **({"markersize": 7.5} if point.bold else {})}
+        if point.low < point.value or point.high > point.value:
+            error = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
+            axis.errorbar(
+                point.x,
+                100 * point.value,
+                yerr=error,
+                fmt="none",
+                ecolor=look["color"],
+                capsize=2,
+                elinewidth=0.9,
+            )
+        if point.hollow:
+            look["markerfacecolor"] = "white"
+        axis.plot(point.x, 100 * point.value, linestyle="none", zorder=3, **look)
+    front = front_of(panel)
+    axis.plot(
+        [p.x for p in front],
+        [100 * p.value for p in front],
+        color="0.55",
+        linewidth=0.9,
+        linestyle="--",
+        zorder=1,
+    )
     title = "\n".join(textwrap.fill(line, TITLE_WIDTH, break_on_hyphens=False) for line in panel.title)
     axis.set_title(title, parse_math=False)
-    values = [point.gmacs for point in points]
+    values = [point.x for point in points]
     axis.set_xscale("log")
-    limits = min(values) / 2.2, max(values) * 2.2
+    limits = min(values) / 1.8, max(values) * 1.8
     axis.set_xlim(*limits)
+    axis.margins(y=0.12)
     axis.xaxis.set_major_locator(FixedLocator(_ticks(*limits)))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -98,32 +139,102 @@ def _ticks(low: float, high: float) -> list[float]:
     return ticks[:: math.ceil(len(ticks) / TICKS)]
 
 
-def _front(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    """Return the Pareto front: GMACs and scores in percent."""
-    xs: list[float] = []
-    ys: list[float] = []
-    for point in sorted(points, key=lambda p: (p.gmacs, -p.value)):
-        if not ys or 100 * point.value > ys[-1]:
-            xs.append(point.gmacs)
-            ys.append(100 * point.value)
-    return xs, ys
+def front_of(panel: Panel) -> list[Point]:
+    """Return the Pareto-optimal points of a panel, the cheapest first."""
+    sign = -1.0 if panel.more_is_better else 1.0
+    front: list[Point] = []
+    for point in sorted(panel.points, key=lambda p: (sign * p.x, -p.value)):
+        if not front or point.value > front[-1].value:
+            front.append(point)
+    return front
 
 
-def _look(place: int, random_init: bool) -> dict[str, Any]:
-    colour = f"C{place % 10}"
-    return {
-        "marker": MARKERS[(place + place // 10) % len(MARKERS)],
-        "color": colour,
-        "markerfacecolor": "white" if random_init else colour,
-        "markersize": 6,
-    }
+def _label_axes(figure: Figure, panels: Sequence[Panel], caption: str) -> None:
+    metrics = sorted({panel.metric for panel in panels})
+    figure.supylabel(f"{metrics[0]} (%)" if len(metrics) == 1 else "Score (%)", fontsize=9)
+    characters = round(16 * figure.get_figwidth())
+    below = panels[0].cost if not caption else f"{panels[0].cost}\n\n{textwrap.fill(caption, characters)}"
+    figure.supxlabel(below, fontsize=9 if not caption else 7)
 
 
-def _legend(panels: Sequence[Panel]) -> list[Line2D]:
-    """Make one key per label."""
-    labels = panels[0].labels
-    kinds = sorted({(point.label, point.random_init) for panel in panels for point in panel.points})
+def _label_points(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write names beside points, and move them apart."""
+    named = [point for point in panel.points if point.named]
+    if len(named) > DIRECT and not any(point.joined for point in named):
+        front = front_of(panel)
+        named = front if len(front) <= DIRECT else [front[0], front[-1]]
+    texts = [
+        axis.text(
+            point.x, 100 * point.value, textwrap.shorten(point.label, 34, placeholder="…"),
+            fontsize=8 if point.bold else 7, fontweight="bold" if point.bold else "normal",
+            color=_darker(looks[point.group]["color"]), parse_math=False, zorder=4,
+            bbox={"facecolor": "white", "alpha": 0.6, "pad": 0.4, "linewidth": 0},
+        )
+        for point in named
+    ]  # fmt: skip
+    if texts:
+        adjust_text(
+            texts,
+            x=[point.x for point in panel.points],
+            y=[100 * point.value for point in panel.points],
+            ax=axis,
+            iter_lim=MOVES,
+            expand=(1.15, 1.35),
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5},
+        )
+
+
+def _darker(colour: str) -> str:
+    """Return a colour that is dark enough for text on white."""
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    luminance = (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255
+    share = min(1.0, 0.40 / luminance) if luminance else 1.0
+    return "#" + "".join(f"{round(channel * share):02x}" for channel in (red, green, blue))
+
+
+def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
+    """Choose the marker of each group, in the order of the panels: colour and shape both differ."""
+    groups = list(dict.fromkeys(group for panel in panels for group in panel.groups))
+    places = {group: place for place, group in enumerate(g for g in groups if not _is_pale(panels, g))}
+    looks = {}
+    for group in groups:
+        place = places.get(group)
+        if place is None:
+            looks[group] = {"marker": "o", "color": OTHERS, "markersize": 3.5}
+        else:
+            colour = COLOURS[place % len(COLOURS)]
+            marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
+            looks[group] = {"marker": marker, "color": colour, "markersize": 5.5}
+    return looks
+
+
+def _is_pale(panels: Sequence[Panel], group: str) -> bool:
+    points = [point for panel in panels for point in panel.points if point.group == group]
+    return bool(points) and all(point.pale for point in points)
+
+
+def _speaks_for_itself(panel: Panel) -> bool:
+    """Return whether every group of a panel has a label in it."""
+    named = {point.group for point in panel.points if point.named}
+    few = len(panel.points) <= DIRECT or any(point.joined for point in panel.points)
+    return few and all(point.pale or point.group in named for point in panel.points)
+
+
+def _legend(panels: Sequence[Panel], looks: Mapping[str, Mapping[str, Any]]) -> list[Line2D]:
+    """Make one key per group, unless every point is labelled in its panel."""
+    if all(_speaks_for_itself(panel) for panel in panels):
+        return []
+    kinds = dict.fromkeys(
+        (point.group, point.hollow) for panel in panels for point in panel.points if not point.pale
+    )
+    if len(kinds) > KEYS:
+        on_front = {point.group for panel in panels for point in front_of(panel)}
+        kinds = {kind: None for kind in kinds if kind[0] in on_front}
+    order = list(looks)
     return [
-        Line2D([], [], linestyle="none", label=label, **_look(labels.index(label), random_init))
-        for label, random_init in kinds
-    ]
+        Line2D(
+            [], [], linestyle="none", label=group,
+            **{**looks[group], **({"markerfacecolor": "white"} if hollow else {})},
+        )
+        for group, hollow in sorted(kinds, key=lambda kind: (order.index(kind[0]), kind[1]))
+    ]  # fmt: skip

@@ -54,6 +54,17 @@ class Row:
         values = [cell.value for cell in cells if cell is not None]
         return sum(values) / len(values) if values and len(values) == len(cells) else None
 
+    def mean_cell(self, tasks: Sequence[str], protocol: str) -> Cell | None:
+        """Return the average over some tasks, with the interval of independent scores, None if one misses."""
+        cells = [self.cells.get((task, protocol)) for task in tasks]
+        there = [cell for cell in cells if cell is not None]
+        if not there or len(there) < len(cells):
+            return None
+        value = sum(cell.value for cell in there) / len(there)
+        below = sum((cell.value - cell.low) ** 2 for cell in there) ** 0.5 / len(there)
+        above = sum((cell.high - cell.value) ** 2 for cell in there) ** 0.5 / len(there)
+        return Cell(value, value - below, value + above, there[0].records)
+
     def cost(self, costs: Mapping[str, Cost]) -> Cost | None:
         """Return the cost of the model at its own image size, on the machine of the results."""
         keys = [cell.record.costs.get("own", "") for cell in self.cells.values()]

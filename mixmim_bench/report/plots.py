@@ -1,59 +1,75 @@
-"""The content of the accuracy-FLOPs plot; `drawing` draws it when it has changed."""
+"""The plots of a results folder: scores against costs, drawn only when they have changed."""
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from mixmim_bench.atomic import read_json, write_whole
-from mixmim_bench.report.leaderboard import Column, Leaderboard, Row
+from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
+from mixmim_bench.report.panels import Panel, Point
+from mixmim_bench.report.published import of_task
 from mixmim_bench.report.text import one_line
 from mixmim_bench.specs import RANDOM_INIT, Cost, digest
 
-VERSION = 1  # raised when `drawing` draws the same panels in another way
+VERSION = 2  # raised when `drawing` draws the same panels in another way
+FORMATS = ("png", "svg", "pdf")
+GREY = "Grey: published by others, not measured here."
 
 
 @dataclass(frozen=True)
-class Point:
-    """A row in a panel: the GMACs of one image at the size of the run, and the score as a fraction."""
+class Axis:
+    """A cost that scores are plotted against."""
 
-    label: str
-    random_init: bool
-    gmacs: float
-    value: float
-    low: float
-    high: float
+    title: str
+    of_cost: Callable[[Cost], float]
+    more_is_better: bool = False
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A task and protocol; `labels` are those of all panels, which determine the colours."""
+AXES: Mapping[str, Axis] = {
+    "flops": Axis(
+        "FLOPs of one image at the size of the run (billion multiply-adds)", lambda cost: cost.gmacs
+    ),
+    "params": Axis("Parameters (million)", lambda cost: cost.params_m),
+    "speed": Axis("Images per second at the size of the run", lambda cost: cost.images_per_s, True),
+}
 
-    title: Sequence[str]
-    points: Sequence[Point]
-    labels: Sequence[str]
+
+def write_plots(
+    board: Leaderboard, costs: Mapping[str, Cost], folder: Path, published: bool = False
+) -> list[Path]:
+    """Draw scores against each cost as PNG, SVG and PDF; returns their paths, or none without scores.
+
+    published: whether results of others are drawn in grey.
+    """
+    written = []
+    for name in AXES:
+        written += draw_if_changed(
+            panels(board, costs, name, published), folder, f"{name}_vs_accuracy", GREY if published else ""
+        )
+    return written
 
 
-def flops_vs_accuracy(board: Leaderboard, costs: Mapping[str, Cost], folder: Path) -> list[Path]:
-    """Draw scores against FLOPs as PNG and SVG; returns their paths, or none without scores.
+def draw_if_changed(drawn: Sequence[Panel], folder: Path, name: str, caption: str = "") -> list[Path]:
+    """Draw panels into `folder/NAME.*`, or remove these files if there are none.
 
     Files that were drawn from the same panels and not modified since are left as they are.
     """
-    paths = [folder / f"flops_vs_accuracy.{kind}" for kind in ("png", "svg")]
-    note = folder / ".flops_vs_accuracy.json"
-    drawn = panels(board, costs)
+    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
+    note = folder / f".{name}.json"
     if not drawn:
         for path in (*paths, note):
             path.unlink(missing_ok=True)  # of removed results
         return []
-    drawn_from = digest([VERSION, metadata.version("matplotlib"), *map(dataclasses.asdict, drawn)], 32)
+    versions = [VERSION, metadata.version("matplotlib"), metadata.version("adjustText")]
+    drawn_from = digest([*versions, caption, *map(dataclasses.asdict, drawn)], 32)
     if read_json(note) != {"drawn_from": drawn_from, "files": _stats(paths)}:
         from mixmim_bench.report.drawing import draw, save
 
         note.unlink(missing_ok=True)
-        save(draw(drawn), paths)
+        save(draw(drawn, caption), paths)
         write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
     return paths
 
@@ -64,12 +80,40 @@ def _stats(paths: Sequence[Path]) -> list[list[int]]:
     return [[stat.st_size, stat.st_mtime_ns] if stat else [] for stat in stats]
 
 
-def panels(board: Leaderboard, costs: Mapping[str, Cost]) -> list[Panel]:
-    """List the panels that have points, by protocol and task."""
-    points = {column: _points(board, column, costs) for column in board.columns}
-    labels = sorted({point.label for group in points.values() for point in group})
-    order = sorted(filter(points.get, points), key=lambda column: (column[1], column[0]))
-    return [Panel(_title(board, column), points[column], labels) for column in order]
+def panels(
+    board: Leaderboard, costs: Mapping[str, Cost], axis: str = "flops", published: bool = False
+) -> list[Panel]:
+    """List the panels that have points, by protocol and task, and then one of the mean of each suite.
+
+    Args:
+        board: rows and columns.
+        costs: measurements by key.
+        axis: a key of AXES.
+        published: whether to add results of others.
+    """
+    found: list[tuple[list[str], str, list[Point]]] = []
+    for column in sorted(board.columns, key=lambda column: (column[1], column[0])):
+        points = _points(board, costs, axis, lambda row, column=column: row.cells.get(column))  # type: ignore[misc]
+        if points:
+            others = _published(column, _metric(board, column), axis) if published else []
+            found.append((_title(board, column), _metric(board, column), [*points, *others]))
+    for mean in board.means():
+        points = _points(board, costs, axis, lambda row, mean=mean: row.mean_cell(mean.tasks, mean.protocol))  # type: ignore[misc]
+        if points:
+            found.append(([f"mean of {mean.suite or 'all'}", mean.protocol], mean.metric, points))
+    groups = sorted({point.group for _, _, points in found for point in points})
+    shown = AXES[axis]
+    return [
+        Panel(
+            title=title,
+            points=points,
+            groups=groups,
+            cost=shown.title,
+            metric=metric,
+            more_is_better=shown.more_is_better,
+        )
+        for title, metric, points in found
+    ]
 
 
 def _title(board: Leaderboard, column: Column) -> list[str]:
@@ -77,20 +121,59 @@ def _title(board: Leaderboard, column: Column) -> list[str]:
     return [one_line(record.task_title), one_line(record.protocol_title)]
 
 
-def _points(board: Leaderboard, column: Column, costs: Mapping[str, Cost]) -> list[Point]:
-    """Collect rows with a score in a column and a measured cost at the size of the run."""
+def _metric(board: Leaderboard, column: Column) -> str:
+    return next(row.cells[column].record.metric for row in board.rows if column in row.cells)
+
+
+def _points(
+    board: Leaderboard, costs: Mapping[str, Cost], axis: str, cell_of: Callable[[Row], Cell | None]
+) -> list[Point]:
+    """Collect rows with a score and a measured cost at the size of the run."""
     points = []
     for row in board.rows:
-        cell = row.cells.get(column)
+        cell = cell_of(row)
         cost = costs.get(cell.record.costs.get("run", "")) if cell else None
         if cell and cost and not row.settings:
-            label = _label(row, board.rows)
-            points.append(Point(label, row.random_init, cost.gmacs, cell.value, cell.low, cell.high))
+            label = label_of(row, board.rows)
+            points.append(
+                Point(
+                    label=label,
+                    group=label,
+                    x=AXES[axis].of_cost(cost),
+                    value=cell.value,
+                    low=cell.low,
+                    high=cell.high,
+                    hollow=row.random_init,
+                )
+            )
     return points
 
 
-def _label(row: Row, rows: Sequence[Row]) -> str:
-    """Return the legend label of a row, including its weights if its model has several."""
+def _published(column: Column, metric: str, axis: str) -> list[Point]:
+    """Return published results as points in the background, where their cost is published."""
+    points = []
+    for row in of_task(*column, metric, ()):
+        cost = {"flops": row.gmacs, "params": row.params_m}.get(axis)
+        if cost:
+            value = row.value / 100
+            name = f"{row.model} (published)"
+            points.append(
+                Point(
+                    label=name,
+                    group="published",
+                    x=cost,
+                    value=value,
+                    low=value,
+                    high=value,
+                    pale=True,
+                    named=False,
+                )
+            )
+    return points
+
+
+def label_of(row: Row, rows: Sequence[Row]) -> str:
+    """Return the label of a row, including its weights if its model has several."""
     others = {other.weights for other in rows if other.model == row.model and not other.random_init}
     about = []
     if row.random_init:

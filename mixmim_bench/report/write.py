@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixmim_bench.atomic import write_whole
+from mixmim_bench.report.claims import beside
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.pictures import draw_finished, links
-from mixmim_bench.report.plots import flops_vs_accuracy
+from mixmim_bench.report.plots import write_plots
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.session import Session
@@ -36,10 +37,14 @@ def report_session(session: Session, say: Callable[[str], None]) -> Report:
     return write_report(session.store)
 
 
-def write_report(store: RunStore) -> Report:
+def write_report(store: RunStore, published: bool = False) -> Report:
     """Write leaderboard.csv, leaderboard.md, results.csv and the plots; raises BenchError on failure.
 
     Smoke runs (`--limit`) are in limited.md only.
+
+    Args:
+        store: the results folder.
+        published: whether results that others have published are added, apart from the measured ones.
     """
     broken: list[str] = []
     every = [with_current_intervals(store, record) for record in store.records(broken)]
@@ -49,11 +54,13 @@ def write_report(store: RunStore) -> Report:
     costs = store.read_costs(broken)
     paths = [store.folder / name for name in ("leaderboard.csv", "leaderboard.md", "results.csv")]
     markdown = to_markdown(board, costs) if board.rows else NOTHING
+    if published and (others := beside(board)):
+        markdown = f"{markdown}\n\n{others}"
     with store.writing():
         write_whole(paths[0], to_frame(board, costs).to_csv(index=False).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
         write_whole(paths[2], to_long(records, costs).to_csv(index=False).encode())
-        paths += flops_vs_accuracy(board, costs, store.folder / "plots")
+        paths += write_plots(board, costs, store.folder / "plots", published)
         limited = store.folder / "limited.md"
         if smoke.rows:
             table = f"{SMOKE}\n\n{to_markdown(smoke, costs)}"
