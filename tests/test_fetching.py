@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tarfile
 
+import copies
+import hub
 import pytest
 from torchvision import datasets
 
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.suite.selection import select_tasks
-from tests import copies, hub
 
 HEAD = 'schema = 1\nversion = 1\nkind = "classification"\ntitle = "x"\nnum_classes = {}\nmetrics = ["top1"]\n'
 

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import shutil
 
+import copies
 import numpy as np
 import pytest
 import timm
 import torch
+from test_layouts import IMAGENET
 from timm.data import RealLabelsImagenet, create_transform, resolve_data_config
 
 from mixmim_bench import registry
@@ -21,8 +23,6 @@ from mixmim_bench.scoring.predictions import ClassScores
 from mixmim_bench.specs import ModelSpec, WeightsSpec
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.selection import load_tasks, task_folder
-from tests import copies
-from tests.test_layouts import IMAGENET
 
 
 @pytest.fixture(scope="module")

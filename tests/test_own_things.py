@@ -6,11 +6,13 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import copies
 import numpy as np
 import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from conftest import TASK, write_digits
 
 from mixmim_bench import facts
 from mixmim_bench.cli import main
@@ -21,8 +23,6 @@ from mixmim_bench.inference import get_model
 from mixmim_bench.modelfile import model_and_weights, open_model, read_model
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.selection import load_tasks, select_tasks
-from tests import copies
-from tests.conftest import TASK, write_digits
 
 # -- models -----------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from records import cost, made
 
 from mixmim_bench.registry import MODELS
 from mixmim_bench.report.claims import CLAIM, SHOWN, TRANSFER, points_of, write_published
@@ -13,7 +14,6 @@ from mixmim_bench.report.published import MIXMIM, SAME_IMAGES, load_published, o
 from mixmim_bench.report.write import write_report
 from mixmim_bench.specs import Weights
 from mixmim_bench.suite.records import RunStore
-from tests.records import cost, made
 
 
 def test_published_values_are_plausible_and_have_sources():
