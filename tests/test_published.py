@@ -1,18 +1,24 @@
 """Results that others have published: read, drawn, and never mixed with measured ones."""
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from records import cost, made
 
-from mixmim_bench.registry import MODELS
+from mixmim_bench import registry
+from mixmim_bench.registry import MODELS, weights_folder
 from mixmim_bench.report.claims import CLAIM, SHOWN, TRANSFER, points_of, write_published
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import panels
 from mixmim_bench.report.published import MIXMIM, SAME_IMAGES, load_published, of_task, of_weights
+from mixmim_bench.report.reproduction import reproductions
 from mixmim_bench.report.write import write_report
-from mixmim_bench.specs import Weights
+from mixmim_bench.specs import ModelSpec, Weights, WeightsSpec
 from mixmim_bench.suite.records import RunStore
 
 
@@ -107,3 +113,48 @@ def test_the_table_in_the_docs_is_that_of_the_file(tmp_path):
     """`mixmim-bench report --published-only --results results/shown` writes it again."""
     shown = Path(__file__).parent.parent / "results" / "shown" / "published.md"
     assert shown.read_text() == f"{write_published(tmp_path).markdown}\n"
+
+
+# -- reproduction -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("published", "value", "verdict"),
+    [(84.6, 0.847, "within"), (84.6, 0.83, "below"), (84.6, 0.87, "above"), (82.95, 0.83, "within")],
+)
+def test_a_published_score_is_within_the_interval_or_not(published, value, verdict):
+    checkpoint = WeightsSpec(
+        name="w", file="w.pth", published={"top1": published, "top5": 97.0}, finetuned=True
+    )
+    model = ModelSpec(name="a", arch="a", weights=(checkpoint,))
+    record = made("a", value, task="imagenet1k", protocol="own-head")
+    score = {"value": value, "low": value - 0.003, "high": value + 0.003, "n": 50_000}
+    (found,) = reproductions([dataclasses.replace(record, scores={"top1": score})], [model])
+    assert found.verdict == verdict
+    assert found.measured == pytest.approx(100 * value)
+    assert not reproductions([made("b", value)], [model])
+
+
+def test_the_command_runs_the_classifier_of_published_weights(run, tmp_path, monkeypatch, my_task):
+    torch.manual_seed(1)
+    network = timm.create_model("test_vit", num_classes=3)
+    weights_folder().mkdir(parents=True, exist_ok=True)
+    at = ("-t", my_task, "--results", tmp_path / "r")
+
+    def publish(score):
+        published = WeightsSpec(name="ft", file="ft.pth", finetuned=True, published={"top1": score})
+        spec = ModelSpec(name="mine", arch="test_vit", weights=(published,), aliases=("ft",))
+        monkeypatch.setattr(registry, "MODELS", (spec,))
+
+    publish(0.1)
+    assert (
+        "no weights with a published score are on this machine" in run("check-published", *at, code=2).output
+    )
+    torch.save(network.state_dict(), weights_folder() / "ft.pth")
+    said = run("check-published", *at, code=1).stdout
+    assert "above its interval" in said
+    (record,) = RunStore(tmp_path / "r").records()
+    publish(round(100 * record.scores["top1"]["value"], 1))
+    (found,) = json.loads(run("check-published", "-m", "ft", *at, "--json").stdout)
+    assert found["verdict"] == "within"
+    assert found["run_id"] == record.run_id

@@ -17,6 +17,7 @@ from mixmim_bench.cli.doctor import doctor
 from mixmim_bench.cli.fetching import fetch_data
 from mixmim_bench.cli.inference import embed, export, predict
 from mixmim_bench.cli.pretraining import pretrain, reconstruct
+from mixmim_bench.cli.reproduction import check_published
 from mixmim_bench.cli.results import results
 from mixmim_bench.cli.show import show
 from mixmim_bench.cli.suite import compare, report, run
@@ -69,7 +70,7 @@ def main(context: click.Context) -> None:
 
 
 for command in (
-    run, report, compare, show, results, models, tasks, fetch_data, doctor, cache, predict, embed, export,
-    pretrain, reconstruct,
+    run, report, compare, check_published, show, results, models, tasks, fetch_data, doctor, cache,
+    predict, embed, export, pretrain, reconstruct,
 ):  # fmt: skip
     main.add_command(command)
