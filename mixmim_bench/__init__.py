@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from mixmim_bench.api import make_task, run_suite, wrap_model
     from mixmim_bench.inference import demo_image, get_model, inference_model, list_models
     from mixmim_bench.models.pretraining import pretraining_model
+    from mixmim_bench.report.analysis import leaderboard, load_results, plot_pareto
 
 __version__ = "0.1.0"
 
@@ -15,8 +16,11 @@ _PUBLIC = {
     "demo_image": "mixmim_bench.inference",
     "get_model": "mixmim_bench.inference",
     "inference_model": "mixmim_bench.inference",
+    "leaderboard": "mixmim_bench.report.analysis",
     "list_models": "mixmim_bench.inference",
+    "load_results": "mixmim_bench.report.analysis",
     "make_task": "mixmim_bench.api",
+    "plot_pareto": "mixmim_bench.report.analysis",
     "pretraining_model": "mixmim_bench.models.pretraining",
     "run_suite": "mixmim_bench.api",
     "wrap_model": "mixmim_bench.api",
@@ -26,8 +30,11 @@ __all__ = [
     "demo_image",
     "get_model",
     "inference_model",
+    "leaderboard",
     "list_models",
+    "load_results",
     "make_task",
+    "plot_pareto",
     "pretraining_model",
     "run_suite",
     "wrap_model",

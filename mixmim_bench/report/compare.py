@@ -51,7 +51,7 @@ def compare(
     pairs = {}
     for column in shared:
         try:
-            sides = [_side(store, row.cells[column]) for row in (a, b)]
+            sides = [side_of(store, row.cells[column]) for row in (a, b)]
             pairs[column] = Pair(a.cells[column].record.metric, *sides)
         except BenchError as error:
             if column == shared[-1] and not pairs:
@@ -94,7 +94,7 @@ def _find(rows: Sequence[Row], name: str) -> Row:
     return models[0]  # float32 before other precisions
 
 
-def _side(store: RunStore, cell: Cell) -> Side:
+def side_of(store: RunStore, cell: Cell) -> Side:
     """Read what was kept of each seed and draw.
 
     The draws of one random network are not independent, so with several seeds they make one unit.

@@ -76,6 +76,20 @@ def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
+def draw_on(panel: Panel, axes: Any = None) -> Any:
+    """Draw one panel on axes, or on those of a new figure, and return them."""
+    if axes is None:
+        axes = Figure(figsize=(5.2, 3.6), layout="constrained").subplots()
+    looks = _looks([panel])
+    _draw_panel(axes, panel, looks)
+    axes.set_xlabel(panel.cost)
+    axes.set_ylabel(f"{panel.metric} (%)")
+    axes.figure.draw_without_rendering()
+    _label_points(axes, panel, looks)
+    return axes
+
+
+@matplotlib.rc_context(STYLE)
 def save(figure: Figure, paths: Sequence[Path]) -> None:
     """Save a figure in the formats given by the suffixes, each file atomically and without a date."""
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}

@@ -7,11 +7,24 @@ import pandas as pd
 
 from mixmim_bench.specs import Cost, RunRecord
 
+# column -> dtype; results/README.md describes them
+DTYPES = {
+    **dict.fromkeys(
+        ("run_id", "model", "arch", "weights", "task", "suites", "protocol", "precision", "engine"), "object"
+    ),
+    **dict.fromkeys(("image_size", "metric", "interval", "data", "started"), "object"),
+    **dict.fromkeys(("random_init", "ranked"), "bool"),
+    **dict.fromkeys(("seed", "n", "draws"), "Int64"),
+    **dict.fromkeys(("task_version", "metric_version", "protocol_version"), "int64"),
+    **dict.fromkeys(("value", "low", "high", "std", "guess"), "float64"),
+    **dict.fromkeys(("params_m", "gmacs", "images_per_s"), "float64"),
+}
 COLUMNS = (
-    "run_id", "model", "arch", "weights", "random_init", "task", "suites", "protocol", "seed", "precision",
-    "engine", "image_size", "metric", "ranked", "value", "low", "high", "interval", "n", "draws", "std",
-    "guess", "params_m", "gmacs", "task_version", "metric_version", "protocol_version", "data", "started",
-)  # fmt: skip
+    *("run_id", "model", "arch", "weights", "random_init", "task", "suites", "protocol", "seed", "precision"),
+    *("engine", "image_size", "metric", "ranked", "value", "low", "high", "interval", "n", "draws", "std"),
+    *("guess", "params_m", "gmacs", "images_per_s", "task_version", "metric_version", "protocol_version"),
+    *("data", "started"),
+)
 
 
 def to_long(records: Iterable[RunRecord], costs: Mapping[str, Cost]) -> pd.DataFrame:
@@ -22,7 +35,7 @@ def to_long(records: Iterable[RunRecord], costs: Mapping[str, Cost]) -> pd.DataF
         costs: measurements by key; `params_m` and `gmacs` are those at the size of the run.
     """
     rows = [row for record in records if not record.error for row in _rows(record, costs)]
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype(DTYPES)
     return frame.sort_values(["task", "protocol", "model", "weights", "seed", "run_id", "metric"])
 
 
@@ -44,6 +57,7 @@ def _rows(record: RunRecord, costs: Mapping[str, Cost]) -> Iterable[dict[str, An
         "image_size": "x".join(map(str, identity["preprocessing"].get("size", ()))),
         "params_m": cost.params_m if cost else None,
         "gmacs": cost.gmacs if cost else None,
+        "images_per_s": cost.images_per_s if cost else None,
         "task_version": identity["task"]["version"],
         "protocol_version": identity["protocol"]["version"],
         "data": identity["data"],

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, cell_of, column_of
+from mixmim_bench.report.marks import BEST, SECOND, TIED, Marks
 from mixmim_bench.report.text import markdown, one_line
 from mixmim_bench.scoring.metrics import is_a_guess
 from mixmim_bench.specs import Cost
@@ -16,6 +17,7 @@ COST = {
     "images_per_s": "Images/s (own size)",
     "peak_memory_mb": "Memory (MB, own size)",
 }
+MISSING = "-"
 MORE_COST = ("activations_m", "peak_share")  # in the CSV only
 
 
@@ -62,11 +64,17 @@ def _other(board: Leaderboard, row: Row, column: Column, metric: str) -> Cell | 
     return cell_of(cell.records, metric)
 
 
-def to_markdown(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
-    """Show the leaderboard as Markdown: percent, intervals beside the scores, notes below."""
+def to_markdown(
+    board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column, Marks] | None = None
+) -> str:
+    """Show the leaderboard as Markdown: percent, intervals beside the scores, notes below.
+
+    marks: what paired tests show of the scores of each column.
+    """
     rows = []
     others = []
-    for row in board.rows:
+    marks = marks or {}
+    for place, row in enumerate(board.rows):
         cost = row.cost(costs)
         shown = {
             **_named(row),
@@ -74,7 +82,9 @@ def to_markdown(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
         }
         if cost and cost.uncounted:
             shown[COST["gmacs"]] += " †"
-        shown.update({_title(column): _show(row.cells.get(column)) for column in board.columns})
+        for column in board.columns:
+            mark = marks[column].of_row.get(place, "") if column in marks else ""
+            shown[_title(column)] = _marked(_show(row.cells.get(column)), mark)
         for mean in board.means():
             value = row.mean(mean.tasks, mean.protocol)
             shown[markdown(mean.name)] = "" if value is None else f"{100 * value:.1f}"
@@ -86,7 +96,7 @@ def to_markdown(board: Leaderboard, costs: Mapping[str, Cost]) -> str:
             )
     table = _markdown(rows)
     more = f"\n\nFurther metrics of the same runs:\n\n{_markdown(others)}" if others else ""
-    return f"{table}\n\n{_notes(board, costs, table + more)}{more}"
+    return f"{table}\n\n{_notes(board, costs, marks, table + more)}{more}"
 
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
@@ -112,7 +122,7 @@ def _number(value: float | None) -> str:
 
 def _show(cell: Cell | None, metric: str = "") -> str:
     if cell is None:
-        return ""
+        return MISSING
     metric = metric or cell.record.metric
     mark = (" ‡" if _skipped(cell) else "") + (" §" if _guessing(cell, metric) else "")
     if cell.seeds > 1:
@@ -134,12 +144,30 @@ def _guessing(cell: Cell, metric: str) -> bool:
     return all(is_a_guess(score) for score in scores)
 
 
-def _notes(board: Leaderboard, costs: Mapping[str, Cost], table: str) -> str:
+def _marked(text: str, mark: str) -> str:
+    """Mark the score, which comes before its interval; `<u>` underlines in Markdown."""
+    score, space, rest = text.partition(" ")
+    return f"{_MARKED[mark].format(score)}{space}{rest}" if mark else text
+
+
+_MARKED = {BEST: "**{}**", SECOND: "<u>{}</u>", TIED: "{}="}
+
+
+def _notes(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column, Marks], table: str) -> str:
     measured = [cost for cost in (row.cost(costs) for row in board.rows) if cost]
     machines = sorted(
         {f"{cost.device}, {cost.threads} threads, {cost.precision}, {cost.engine}" for cost in measured}
     )
     notes = ["Scores are percent with their 95 % interval."]
+    if marks:
+        notes.append(
+            "**Bold**: better than every other model of the column; underlined: better than all but that; "
+            "= marks the highest score and those that are not shown to be lower (paired tests on the same "
+            "images, Holm-corrected in each column, 5 %)."
+        )
+    undecided = sorted(_title(column) for column, each in marks.items() if each.undecided)
+    if undecided:
+        notes.append(f"Not decided, since predictions are missing: {', '.join(undecided)}.")
     if " ± " in table:
         notes.append("± is one standard deviation over seeds or draws.")
     notes.append(

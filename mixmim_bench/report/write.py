@@ -1,14 +1,20 @@
 """Write the leaderboard and plots of a results folder from its records."""
 
+import importlib.util
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.claims import beside
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
+from mixmim_bench.report.latex import to_latex
 from mixmim_bench.report.leaderboard import leaderboard
+from mixmim_bench.report.marks import Pairs, marks_of
 from mixmim_bench.report.pictures import draw_finished, links
 from mixmim_bench.report.plots import write_plots
 from mixmim_bench.report.tables import to_frame, to_markdown
@@ -31,6 +37,16 @@ class Report:
     broken: list[str]  # files, with the reason
 
 
+def _write_parquet(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the long table with its types, if pyarrow is installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        return []
+    path, written = folder / "results.parquet", io.BytesIO()
+    frame.to_parquet(written, index=False)
+    write_whole(path, written.getvalue())
+    return [path]
+
+
 def report_session(session: Session, say: Callable[[str], None]) -> Report:
     """Draw the runs of a session that have no picture yet, and write the report; raises BenchError."""
     draw_finished(session.store, session.records(), session.resolved.data.values(), say)
@@ -38,7 +54,7 @@ def report_session(session: Session, say: Callable[[str], None]) -> Report:
 
 
 def write_report(store: RunStore, published: bool = False) -> Report:
-    """Write leaderboard.csv, leaderboard.md, results.csv and the plots; raises BenchError on failure.
+    """Write leaderboard.csv, .md and .tex, results.csv and .parquet, and the plots; raises BenchError.
 
     Smoke runs (`--limit`) are in limited.md only.
 
@@ -53,13 +69,18 @@ def write_report(store: RunStore, published: bool = False) -> Report:
     board = leaderboard(records)
     costs = store.read_costs(broken)
     paths = [store.folder / name for name in ("leaderboard.csv", "leaderboard.md", "results.csv")]
-    markdown = to_markdown(board, costs) if board.rows else NOTHING
+    pairs = Pairs(store)
+    marks = marks_of(board, pairs)
+    markdown = to_markdown(board, costs, marks) if board.rows else NOTHING
     if published and (others := beside(board)):
         markdown = f"{markdown}\n\n{others}"
     with store.writing():
         write_whole(paths[0], to_frame(board, costs).to_csv(index=False).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
         write_whole(paths[2], to_long(records, costs).to_csv(index=False).encode())
+        pairs.save()
+        write_whole(store.folder / "leaderboard.tex", f"{to_latex(board, costs, marks)}\n".encode())
+        paths += [store.folder / "leaderboard.tex", *_write_parquet(to_long(records, costs), store.folder)]
         paths += write_plots(board, costs, store.folder / "plots", published)
         limited = store.folder / "limited.md"
         if smoke.rows:

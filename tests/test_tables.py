@@ -1,0 +1,169 @@
+"""Tables that users show others: marks by paired tests, LaTeX, typed frames, and plots from Python."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from records import cost, made
+
+from mixmim_bench import leaderboard, load_results, plot_pareto
+from mixmim_bench.errors import BenchError
+from mixmim_bench.report import marks as marking
+from mixmim_bench.report.frame import COLUMNS, DTYPES
+from mixmim_bench.report.latex import latex, to_latex
+from mixmim_bench.report.leaderboard import leaderboard as board_of
+from mixmim_bench.report.marks import BEST, SECOND, TIED, Pairs, marks_of
+from mixmim_bench.report.write import write_report
+from mixmim_bench.scoring.statistics import holm, mcnemar_mid_p
+from mixmim_bench.suite.records import RunStore
+
+N = 400
+
+
+def saved(folder, hits_of_models, task="digits", costs=True):
+    """A results folder with predictions of models that are right at given places."""
+    store = RunStore(folder)
+    store.prepare()
+    ids = np.array([f"{row:04d}" for row in range(N)])
+    y = np.zeros(N, dtype=np.int32)
+    for place, (model, hits) in enumerate(hits_of_models.items()):
+        best = np.where(hits, 0, 1)[:, None].repeat(5, axis=1).astype(np.int32)
+        arrays = {"ids": ids, "y": y, "best": best, "best_scores": np.ones((N, 5), np.float32)}
+        store.save(made(model, float(hits.mean()), task=task), arrays)
+        if costs:
+            for at in ("own", "run"):
+                store.save_cost(f"{model}-{at}", cost(model, 2.0**place))
+    return store
+
+
+def right(share, seed):
+    return np.random.default_rng(seed).random(N) < share
+
+
+def test_the_best_is_marked_where_the_test_says_so(tmp_path):
+    hits = {"a": right(0.95, 0), "b": right(0.75, 1), "c": right(0.5, 2), "d": right(0.45, 3)}
+    store = saved(tmp_path, hits)
+    board = board_of(store.records())
+    (marks,) = marks_of(board, Pairs(store)).values()
+    names = {board.rows[place].model: mark for place, mark in marks.of_row.items()}
+    assert names == {"a": BEST, "b": SECOND}
+    # as by the tests one by one
+    p = [
+        mcnemar_mid_p(int((hits["a"] & ~o).sum()), int((o & ~hits["a"]).sum()))
+        for o in list(hits.values())[1:]
+    ]
+    assert max(holm(p)) < 0.05
+    text = write_report(store).markdown
+    assert f"**{100 * hits['a'].mean():.1f}** (" in text
+    assert f"<u>{100 * hits['b'].mean():.1f}</u> (" in text
+    assert "Holm-corrected" in text
+
+
+def test_ties_are_marked_and_nothing_is_bold(tmp_path):
+    store = saved(tmp_path, {"a": right(0.80, 0), "b": right(0.79, 1), "c": right(0.4, 2)})
+    board = board_of(store.records())
+    (marks,) = marks_of(board, Pairs(store)).values()
+    assert {board.rows[place].model: mark for place, mark in marks.of_row.items()} == {"a": TIED, "b": TIED}
+    text = write_report(store).markdown
+    assert text.count("= (") == 2
+    assert "**" not in text.split("\n\n")[0]
+
+
+def test_a_missing_pair_leaves_it_undecided(tmp_path):
+    store = saved(tmp_path, {"a": right(0.95, 0), "b": right(0.5, 1)})
+    for path in store.runs.glob("*.npz"):
+        path.unlink()
+    board = board_of(store.records())
+    (marks,) = marks_of(board, Pairs(store)).values()
+    assert marks.undecided
+    assert BEST not in marks.of_row.values()
+    assert "Not decided, since predictions are missing: digits linear" in write_report(store).markdown
+
+
+def test_p_values_are_kept_and_used_again(tmp_path, monkeypatch):
+    store = saved(tmp_path, {"a": right(0.95, 0), "b": right(0.5, 1), "c": right(0.4, 2)})
+    write_report(store)
+    kept = json.loads((tmp_path / "pairs.json").read_text())
+    assert len(kept["p"]) == 3
+    first = (tmp_path / "leaderboard.md").read_bytes()
+
+    def never(*_):
+        raise AssertionError("tested again")
+
+    monkeypatch.setattr(marking, "Pair", never)
+    write_report(store)
+    assert (tmp_path / "leaderboard.md").read_bytes() == first
+    (tmp_path / "pairs.json").write_text("{")
+    with pytest.raises(AssertionError, match="tested again"):
+        write_report(store)
+
+
+def test_latex_shows_every_text_as_it_is():
+    assert latex("a_b & 50 % $x$ {y} #1 ~ ^ \\ <z>") == (
+        r"a\_b \& 50 \% \$x\$ \{y\} \#1 \textasciitilde{} \textasciicircum{} \textbackslash{} "
+        r"\textless{}z\textgreater{}"
+    )
+
+
+def test_the_latex_table_is_grouped_and_marked(tmp_path):
+    store = saved(tmp_path, {"a_1": right(0.95, 0), "b": right(0.5, 1), "c": right(0.2, 2)})
+    saved(tmp_path, {"a_1": right(0.9, 3)}, task="other")
+    board, costs = board_of(store.records()), store.read_costs()
+    text = to_latex(board, costs, marks_of(board, Pairs(store)))
+    assert r"\multicolumn{1}{c}{digits} & \multicolumn{1}{c}{other}" in text
+    assert r"a\_1 & w & 5.0 & 1.0 & \textbf{" in text
+    assert r"\underline{" in text
+    assert text.count("--") == 2  # rows without the other task
+    assert (lines := text.splitlines())[1] == r"\begin{tabular}{llrrrr}"
+    assert all(line.count("&") == 5 for line in lines if line.endswith(r"\\"))
+
+
+# -- from Python ------------------------------------------------------------------------------------
+
+
+def test_results_are_typed_and_the_same_in_every_form(tmp_path):
+    store = saved(tmp_path, {"a": right(0.9, 0), "b": right(0.5, 1)})
+    store.save(made("c", 0.7, seed=3), {"ids": np.array(["a"]), "y": np.zeros(1)})
+    write_report(store)
+    frame = load_results(tmp_path)
+    assert list(frame.columns) == list(COLUMNS) == sorted(DTYPES, key=list(COLUMNS).index)
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == DTYPES
+    read = pd.read_parquet(tmp_path / "results.parquet")  # pandas 3 reads texts as another type
+    pd.testing.assert_frame_equal(read, frame, check_dtype=False)
+    read = pd.read_csv(
+        tmp_path / "results.csv", keep_default_na=False, na_values=[""], dtype={"seed": "Int64"}
+    )
+    assert read["value"].tolist() == frame["value"].tolist()
+    assert read["seed"].tolist() == frame["seed"].tolist()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    write_report(store)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    with pytest.raises(BenchError, match="no results folder"):
+        load_results(tmp_path / "none")
+
+
+def test_a_leaderboard_in_a_notebook(tmp_path):
+    store = saved(tmp_path, {"a": right(0.9, 0), "b": right(0.5, 1)})
+    saved(tmp_path, {"a": right(0.6, 2), "b": right(0.7, 3), "c": right(0.8, 4)}, task="other")
+    frame = load_results(store.folder)
+    table = leaderboard(frame)
+    assert [model for model, *_ in table.index] in (["a", "b", "c"], ["b", "a", "c"])
+    assert table["mean"].isna().tolist() == [False, False, True]
+    assert table.loc[("a", "w", "float32"), ("digits", "linear")] == pytest.approx(right(0.9, 0).mean())
+    assert len(leaderboard(frame, complete=True)) == 2
+    assert leaderboard(frame, tasks=["other"]).index[0][0] == "c"
+
+
+def test_a_pareto_plot_in_a_notebook(tmp_path):
+    store = saved(tmp_path, {"a": right(0.5, 0), "b": right(0.9, 1), "c": right(0.7, 2)})
+    frame = load_results(store.folder)
+    axes = plot_pareto(frame, "digits")
+    assert {text.get_text() for text in axes.texts} == {"a", "b", "c"}
+    front = axes.lines[-1]
+    assert list(front.get_xdata()) == [1.0, 2.0]
+    assert plot_pareto(frame, "digits", x="params_m", ax=axes) is axes
+    with pytest.raises(BenchError, match="no results of digit linear"):
+        plot_pareto(frame, "digit")
+    with pytest.raises(BenchError, match="no cost 'flops'"):
+        plot_pareto(frame, "digits", x="flops")
