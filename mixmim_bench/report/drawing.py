@@ -133,7 +133,8 @@ def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]])
     axis.set_title(title, parse_math=False)
     values = [point.x for point in points]
     axis.set_xscale("log")
-    limits = min(values) / 1.8, max(values) * 1.8
+    space = 1.8 if max(values) > 10 * min(values) else 4.0  # for labels beside a few points
+    limits = min(values) / space, max(values) * space
     axis.set_xlim(*limits)
     axis.margins(y=0.12)
     axis.xaxis.set_major_locator(FixedLocator(_ticks(*limits)))
