@@ -23,21 +23,32 @@ def results() -> None:
     """List, show and remove the results of runs."""
 
 
+_FILTERS = (
+    click.option("-m", "--model", "models", multiple=True, help="Only this model, or glob. Repeatable."),
+    click.option("-t", "--task", "tasks", multiple=True, help="Only this task, or glob. Repeatable."),
+    click.option(
+        "-p",
+        "--protocol",
+        "protocols",
+        cls=ByName,
+        names=protocol_names,
+        multiple=True,
+        help="Only this protocol: {names}. Repeatable.",
+    ),
+)
+
+
+def _filters(command: Any) -> Any:
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command
+
+
 @results.command(
     "ls",
     epilog=examples("mixmim-bench results ls -t digits -p linear", "mixmim-bench results ls --failed --json"),
 )
-@click.option("-m", "--model", "models", multiple=True, help="Only this model, or glob. Repeatable.")
-@click.option("-t", "--task", "tasks", multiple=True, help="Only this task, or glob. Repeatable.")
-@click.option(
-    "-p",
-    "--protocol",
-    "protocols",
-    cls=ByName,
-    names=protocol_names,
-    multiple=True,
-    help="Only this protocol: {names}. Repeatable.",
-)
+@_filters
 @click.option("--failed", is_flag=True, help="Only failed runs.")
 @RESULTS
 @JSON
@@ -97,6 +108,62 @@ def prune(limited: bool, failed: bool, results: Path, dry_run: bool) -> None:
     store = _store(results)
     wanted = [each for each in store.records() if (limited and each.limited) or (failed and each.error)]
     _remove(store, wanted, dry_run)
+
+
+@results.command(
+    epilog=examples(
+        "mixmim-bench results bundle mine.zip -m mixmim-b",
+        "mixmim-bench results bundle mine.zip -t 'imagenet*'",
+    )
+)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
+@_filters
+@RESULTS
+def bundle(out: Path, results: Path, **wanted: tuple[str, ...]) -> None:
+    """Write finished runs with predictions and costs to OUT, a zip file that others can merge."""
+    from mixmim_bench.errors import counted
+    from mixmim_bench.report.runs import matching
+    from mixmim_bench.suite.bundles import write_bundle
+
+    store = _store(results)
+    count = write_bundle(store, matching(store.finished().values(), **wanted), out)
+    click.echo(f"{counted(count, 'result')} written to {out}")
+
+
+@results.command(
+    epilog=examples(
+        "mixmim-bench results merge mine.zip yours.zip", "mixmim-bench results merge other/results"
+    )
+)
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@RESULTS
+def merge(bundles: tuple[Path, ...], results: Path) -> None:
+    """Merge BUNDLES, or other results folders, into the results folder, and rebuild the leaderboard.
+
+    Records are checked, and scores are computed again from their predictions. A result that differs from one
+    that is there is refused: nothing is replaced. The exit status is 1 if something was refused.
+    """
+    from mixmim_bench.report.write import write_report
+    from mixmim_bench.suite.bundles import merge as merge_into
+    from mixmim_bench.suite.bundles import summary
+    from mixmim_bench.suite.records import RunStore
+
+    store, refused = RunStore(results), False
+    for path in bundles:
+        merged = merge_into(store, path, lambda text: click.echo(text, err=True))
+        click.echo(f"{path}: {summary(merged)}")
+        refused |= bool(merged.refused)
+    show_report(write_report(store), table=False)
+    if refused:
+        sys.exit(1)
+
+
+@results.command(epilog=examples("mixmim-bench results schema > record.schema.json"))
+def schema() -> None:
+    """Print the JSON Schema of records."""
+    from mixmim_bench.suite.schema import record_schema
+
+    click.echo(json.dumps(record_schema(), indent=1))
 
 
 def _store(results: Path) -> "RunStore":

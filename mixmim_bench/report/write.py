@@ -18,6 +18,7 @@ from mixmim_bench.report.marks import Pairs, marks_of
 from mixmim_bench.report.pictures import draw_finished, links
 from mixmim_bench.report.plots import write_plots
 from mixmim_bench.report.tables import to_frame, to_markdown
+from mixmim_bench.report.text import safe_csv
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.session import Session
 
@@ -75,9 +76,9 @@ def write_report(store: RunStore, published: bool = False) -> Report:
     if published and (others := beside(board)):
         markdown = f"{markdown}\n\n{others}"
     with store.writing():
-        write_whole(paths[0], to_frame(board, costs).to_csv(index=False).encode())
+        write_whole(paths[0], safe_csv(to_frame(board, costs)).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
-        write_whole(paths[2], to_long(records, costs).to_csv(index=False).encode())
+        write_whole(paths[2], safe_csv(to_long(records, costs)).encode())
         pairs.save()
         write_whole(store.folder / "leaderboard.tex", f"{to_latex(board, costs, marks)}\n".encode())
         paths += [store.folder / "leaderboard.tex", *_write_parquet(to_long(records, costs), store.folder)]

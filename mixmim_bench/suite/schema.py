@@ -133,6 +133,15 @@ class NotARecord(BenchError):
     """An invalid file; the message is the reason."""
 
 
+def record_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a record; `run_id` and fields that must agree are checked beyond it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"mixmim-bench record, schema {RECORD_SCHEMA}",
+        **{key: value for key, value in _Record.model_json_schema().items() if key != "title"},
+    }
+
+
 def read_record(path: Path) -> RunRecord:
     """Read the record of a run; raises NotARecord."""
     values = _read(path, _Record)
