@@ -31,7 +31,7 @@ FLOORS = [
     ["facts", "training"],
     ["protocols"],
     ["suite", "inference"],
-    ["report", "export", "pretraining", "reconstruction"],
+    ["report", "export", "heads", "pretraining", "reconstruction"],
     ["api", "doctor", "catalog", "fetching", "upkeep"],
     ["cli"],
 ]

@@ -53,6 +53,11 @@ SEED = click.option(
 @click.option(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes shown per image."
 )
+@click.option(
+    "--head",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Classify with a linear probe of `mixmim-bench results export-head`, on the model it was fitted on.",
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @JSON
 @DEVICE
@@ -68,6 +73,7 @@ def predict(
     seed: int,
     image_size: int | None,
     top: int,
+    head: Path | None,
     as_csv: bool,
     as_json: bool,
     engine: str,
@@ -83,7 +89,10 @@ def predict(
     if as_csv and as_json:
         raise BenchError("--csv and --json were both given; choose one")
     pictures = _pictures(images)
-    ready, computer = _ready(model, weights, seed, image_size, machine)
+    if head is None:
+        ready, computer = _ready(model, weights, seed, image_size, machine)
+    else:
+        ready, computer = _with_head(head, model, weights, machine)
     rows: list[dict[str, Any]] = []  # one entry an image
     failures: dict[int, str] = {}
     writer = csv.DictWriter(sys.stdout, ["image", "rank", "label", "synset", "class", "score"])
@@ -111,6 +120,21 @@ def predict(
             ]
         )
     _tell(pictures, failures)
+
+
+def _with_head(head: Path, model: str, weights: str, machine: dict[str, Any]) -> tuple[Any, Any]:
+    """Build the model of a probe; -m names it only if it was given."""
+    from rich.console import Console
+
+    from mixmim_bench.heads import model_with_head
+    from mixmim_bench.machine import open_machine
+    from mixmim_bench.progress import download_bar
+
+    source = click.get_current_context().get_parameter_source("model")
+    given = model if source == click.core.ParameterSource.COMMANDLINE else ""
+    computer = open_machine(**machine)
+    bar = download_bar(Console(stderr=True))
+    return model_with_head(head, given, weights, computer.device, bar), computer
 
 
 def _ranked(scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:

@@ -158,6 +158,28 @@ def merge(bundles: tuple[Path, ...], results: Path) -> None:
         sys.exit(1)
 
 
+@results.command(
+    "export-head",
+    epilog=examples(
+        "mixmim-bench results export-head 0a1b2c --out head.safetensors",
+        "mixmim-bench predict photos/ --head head.safetensors",
+    ),
+)
+@click.argument("run", shell_complete=completing(run_ids))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="A .safetensors file."
+)
+@RESULTS
+def export_head(run: str, out: Path, results: Path) -> None:
+    """Write the trained linear probe of RUN, with its record, for `predict --head`."""
+    from mixmim_bench.heads import export_head as export
+
+    store = _store(results)
+    record = store.find(run)
+    classes, width = export(store, record, out)
+    click.echo(f"{record.model} · {record.task} · {record.protocol}: {classes} classes x {width} in {out}")
+
+
 @results.command(epilog=examples("mixmim-bench results schema > record.schema.json"))
 def schema() -> None:
     """Print the JSON Schema of records."""

@@ -122,7 +122,12 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
             **({"classes": list(data.classes)} if run.task.partial else {}),
         },
     )
-    return record, {**predicted.kept(run.task.metrics), **{f"fit_{k}": v for k, v in fitted.arrays.items()}}
+    arrays = {**predicted.kept(run.task.metrics), **{f"fit_{k}": v for k, v in fitted.arrays.items()}}
+    if "both" in fitted.heads:
+        weight, bias = fitted.heads["both"]
+        arrays |= {"head_weight": weight.astype(np.float32), "head_bias": bias.astype(np.float32)}
+        arrays["head_classes"] = np.array(data.classes)
+    return record, arrays
 
 
 def fit_and_predict(run: Run, data: TaskData, bench: Workbench) -> tuple[Fitted, Predictions, float]:

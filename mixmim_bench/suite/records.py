@@ -21,6 +21,7 @@ from mixmim_bench.specs import Cost, RunRecord
 from mixmim_bench.suite.schema import NotARecord, read_cost, read_record
 
 T = TypeVar("T")
+HEAD = "head_"  # begins the names of arrays of a trained probe, which are kept apart from the predictions
 
 
 class RunStore:
@@ -65,10 +66,16 @@ class RunStore:
             return  # even if its predictions are missing
         with self.writing():
             self._set_aside(record, before)
-            if arrays:
-                buffer = io.BytesIO()
-                np.savez_compressed(buffer, allow_pickle=False, **arrays)
-                write_whole(self._predictions(record.run_id), buffer.getvalue())
+            heads = {name: array for name, array in arrays.items() if name.startswith(HEAD)}
+            others = {name: array for name, array in arrays.items() if name not in heads}
+            for path, some in (
+                (self._head(record.run_id), heads),
+                (self._predictions(record.run_id), others),
+            ):
+                if some:
+                    buffer = io.BytesIO()
+                    np.savez_compressed(buffer, allow_pickle=False, **some)
+                    write_whole(path, buffer.getvalue())
             write_whole(self._path(record.run_id), record.to_json().encode())
             self._failures.pop(record.run_id, None)
             if record.error:
@@ -131,6 +138,7 @@ class RunStore:
             self.picture_of(run_id),
             self.weights_of(run_id),
             self.logs_of(run_id),
+            self._head(run_id),
             self._path(run_id),
         ]
         return [path for path in paths if path.exists()]
@@ -210,13 +218,15 @@ class RunStore:
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """Read the arrays of a record: predictions and curves of the protocol; raises BenchError."""
-        path = self._predictions(run_id)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-        except Exception as error:  # a damaged file fails in many ways
-            reason = str(error) or type(error).__name__
-            raise BenchError(f"the predictions {path} cannot be read: {reason}") from error
+        return _read_npz(self._predictions(run_id))
+
+    def _head(self, run_id: str) -> Path:
+        return self.folder / "heads" / f"{run_id}.npz"
+
+    def head(self, run_id: str) -> dict[str, np.ndarray]:
+        """Read the trained probe of a run, empty if none was kept: see `heads.export_head`."""
+        path = self._head(run_id)
+        return _read_npz(path) if path.is_file() else {}
 
     def save_cost(self, key: str, cost: Cost) -> None:
         """Save a measurement; raises BenchError."""
@@ -227,6 +237,15 @@ class RunStore:
     def read_costs(self, broken: list[str] | None = None) -> dict[str, Cost]:
         """Read all measurements by key; invalid ones are measured again."""
         return {path.stem: cost for path, cost in _read_all(self.costs, read_cost, broken)}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # a damaged file fails in many ways
+        reason = str(error) or type(error).__name__
+        raise BenchError(f"the predictions {path} cannot be read: {reason}") from error
 
 
 def _read_all(folder: Path, read: Callable[[Path], T], broken: list[str] | None) -> Iterator[tuple[Path, T]]:
