@@ -1,5 +1,6 @@
 """Tables that users show others: marks by paired tests, LaTeX, typed frames, and plots from Python."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from mixmim_bench.report.frame import COLUMNS, DTYPES
 from mixmim_bench.report.latex import latex, to_latex
 from mixmim_bench.report.leaderboard import leaderboard as board_of
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Pairs, marks_of
+from mixmim_bench.report.tables import to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.statistics import holm, mcnemar_mid_p
 from mixmim_bench.suite.records import RunStore
@@ -117,6 +119,19 @@ def test_the_latex_table_is_grouped_and_marked(tmp_path):
     assert text.count("--") == 2  # rows without the other task
     assert (lines := text.splitlines())[1] == r"\begin{tabular}{llrrrr}"
     assert all(line.count("&") == 5 for line in lines if line.endswith(r"\\"))
+
+
+def test_metrics_that_order_models_differently_are_named():
+    def scored(model, top1, top5):
+        record = made(model, top1, more=["top5"])
+        score = {"value": top5, "low": top5 - 0.01, "high": top5, "n": 500}
+        return dataclasses.replace(record, scores={**record.scores, "top5": score})
+
+    same = board_of([scored("a", 0.9, 0.95), scored("b", 0.8, 0.93)])
+    assert same.disagreements() == []
+    other = board_of([scored("a", 0.9, 0.95), scored("b", 0.8, 0.97)])
+    assert other.disagreements() == [(("digits", "linear"), "top5")]
+    assert "Models are in another order by: digits linear top5." in to_markdown(other, {})
 
 
 # -- from Python ------------------------------------------------------------------------------------

@@ -130,6 +130,18 @@ class Leaderboard:
         records = [r for row in self.rows if column in row.cells for r in row.cells[column].records]
         return max(record.metric_version(metric) for record in records)
 
+    def disagreements(self) -> list[tuple[Column, str]]:
+        """List the further metrics that order the models of a column otherwise than its ranked one."""
+        found = []
+        for column, metric in self.other_metrics():
+            cells = [row.cells[column] for row in self.rows if column in row.cells and not row.settings]
+            cells = [cell for cell in cells if all(metric in record.scores for record in cell.records)]
+            ranked = sorted(cells, key=lambda cell: -cell.value)
+            values = [cell_of(cell.records, metric).value for cell in ranked]
+            if metric != "ece" and values != sorted(values, reverse=True):
+                found.append((column, metric))
+        return found
+
     def other_metrics(self) -> list[tuple[Column, str]]:
         """List the further scores of tasks by column."""
         metrics = {

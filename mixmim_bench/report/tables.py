@@ -194,6 +194,9 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column,
         for mean in board.means()
         if mean.left_out
     ]
+    differing = [markdown(" ".join((*column, metric))) for column, metric in board.disagreements()]
+    if differing:
+        notes.append(f"Models are in another order by: {', '.join(differing)}.")
     if board.left_out:
         notes.append(
             f"{board.left_out} results of older versions of task, metric, protocol or architecture are "
