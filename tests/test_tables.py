@@ -134,6 +134,29 @@ def test_metrics_that_order_models_differently_are_named():
     assert "Models are in another order by: digits linear top5." in to_markdown(other, {})
 
 
+def test_a_part_of_the_table_is_printed_and_nothing_written(run, tmp_path):
+    store = saved(tmp_path, {"a": right(0.9, 0), "b": right(0.5, 1), "c": right(0.2, 2)})
+    saved(tmp_path, {"a": right(0.4, 3), "b": right(0.6, 4)}, task="other")
+    at = ("--results", tmp_path)
+
+    def rows(*options):
+        table = run("report", *options, *at).output.split("\n\n")[0].splitlines()
+        return table[0], [line.split("|")[1].strip() for line in table[2:]]
+
+    head, models = rows("-t", "dig*", "--sort", "digits linear")
+    assert "digits linear" in head and "other" not in head
+    assert models == ["a", "b", "c"]
+    assert rows("--sort", "other linear")[1] == ["b", "a", "c"]
+    assert sorted(rows("--max-flops", 2)[1]) == ["a", "b"]  # 1, 2 and 4 GMACs
+    assert rows("-m", "c")[1] == ["c"]
+    assert "No run is finished yet" in run("report", "--max-params", 1, *at).output
+    assert (
+        "no column 'digit linear'; did you mean digits linear"
+        in run("report", "--sort", "digit linear", *at, code=2).output
+    )
+    assert not (store.folder / "leaderboard.md").exists()
+
+
 # -- from Python ------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mixmim_bench.cli.complete import Names, completing, model_names, suite_names, task_names
+from mixmim_bench.cli.complete import Names, completing, model_names, protocol_names, suite_names, task_names
 from mixmim_bench.errors import BenchError
 from mixmim_bench.hyperparameters import parse_settings
 from mixmim_bench.specs import AUTO, ENGINES, PRECISIONS
@@ -223,6 +223,25 @@ def _set_option(metavar: str) -> Any:
 
 SET = _set_option("KEY=VALUE")
 SET_OF_PROTOCOL = _set_option("PROTOCOL.KEY=VALUE")
+
+
+def FILTERS(command: Any) -> Any:
+    """Add the options that choose among finished runs."""
+    for option in (
+        click.option(
+            "-p",
+            "--protocol",
+            "protocols",
+            cls=ByName,
+            names=protocol_names,
+            multiple=True,
+            help="Only this protocol: {names}. Repeatable.",
+        ),
+        click.option("-t", "--task", "tasks", multiple=True, help="Only this task, or glob. Repeatable."),
+        click.option("-m", "--model", "models", multiple=True, help="Only this model, or glob. Repeatable."),
+    ):
+        command = option(command)
+    return command
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

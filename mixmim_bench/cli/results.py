@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mixmim_bench.cli.complete import completing, protocol_names, run_ids
-from mixmim_bench.cli.options import JSON, RESULTS, ByName, examples, existing, print_table, show_report
+from mixmim_bench.cli.complete import completing, run_ids
+from mixmim_bench.cli.options import FILTERS, JSON, RESULTS, examples, existing, print_table, show_report
 
 if TYPE_CHECKING:
     from mixmim_bench.specs import RunRecord
@@ -23,32 +23,11 @@ def results() -> None:
     """List, show and remove the results of runs."""
 
 
-_FILTERS = (
-    click.option("-m", "--model", "models", multiple=True, help="Only this model, or glob. Repeatable."),
-    click.option("-t", "--task", "tasks", multiple=True, help="Only this task, or glob. Repeatable."),
-    click.option(
-        "-p",
-        "--protocol",
-        "protocols",
-        cls=ByName,
-        names=protocol_names,
-        multiple=True,
-        help="Only this protocol: {names}. Repeatable.",
-    ),
-)
-
-
-def _filters(command: Any) -> Any:
-    for option in reversed(_FILTERS):
-        command = option(command)
-    return command
-
-
 @results.command(
     "ls",
     epilog=examples("mixmim-bench results ls -t digits -p linear", "mixmim-bench results ls --failed --json"),
 )
-@_filters
+@FILTERS
 @click.option("--failed", is_flag=True, help="Only failed runs.")
 @RESULTS
 @JSON
@@ -117,7 +96,7 @@ def prune(limited: bool, failed: bool, results: Path, dry_run: bool) -> None:
     )
 )
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False))
-@_filters
+@FILTERS
 @RESULTS
 def bundle(out: Path, results: Path, **wanted: tuple[str, ...]) -> None:
     """Write finished runs with predictions and costs to OUT, a zip file that others can merge."""

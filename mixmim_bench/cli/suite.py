@@ -14,6 +14,7 @@ from mixmim_bench.cli.options import (
     DATA_ROOT,
     DEVICE,
     ENGINE,
+    FILTERS,
     JSON,
     JSON_LINES,
     LIMIT,
@@ -333,9 +334,25 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
         "mixmim-bench report",
         "mixmim-bench report --with-published --results /shared/results",
         "mixmim-bench report --published-only --results published",
+        "mixmim-bench report -s paper -p linear --max-flops 20 --sort 'imagenet1k linear'",
     )
 )
 @RESULTS
+@FILTERS
+@SUITES
+@click.option(
+    "--max-params",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Only models with at most so many million parameters.",
+)
+@click.option(
+    "--max-flops",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Only models with at most so many GMACs at their own size.",
+)
+@click.option("--sort", default="", metavar="COLUMN", help="Sort by a column, such as 'digits linear'.")
 @click.option(
     "--with-published",
     "published",
@@ -348,9 +365,14 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     is_flag=True,
     help="Only draw and list what is published: MixMIM and others, accuracy against FLOPs. Needs no results.",
 )
-def report(results: Path, published: bool, published_only: bool) -> None:
-    """Rebuild the leaderboard and the plots from the records."""
-    from mixmim_bench.report.write import write_report
+def report(
+    results: Path, published: bool, published_only: bool, max_params: float, max_flops: float, **chosen: Any
+) -> None:
+    """Rebuild the leaderboard and the plots from the records.
+
+    With options that choose rows or columns, or sort, the table is printed only, and nothing is written.
+    """
+    from mixmim_bench.report.write import Filter, filtered, write_report
     from mixmim_bench.suite.records import RunStore
 
     store = RunStore(results)
@@ -361,4 +383,8 @@ def report(results: Path, published: bool, published_only: bool) -> None:
             written = write_published(results)
         click.echo(f"{written.markdown}\n\nWritten: {', '.join(map(str, written.paths))}")
         return
-    show_report(write_report(RunStore(existing(results)), published))
+    store = RunStore(existing(results))
+    if max_params or max_flops or any(chosen.values()):
+        click.echo(filtered(store, Filter(max_params_m=max_params, max_gmacs=max_flops, **chosen)))
+        return
+    show_report(write_report(store, published))

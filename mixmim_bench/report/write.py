@@ -1,24 +1,28 @@
 """Write the leaderboard and plots of a results folder from its records."""
 
+import dataclasses
 import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from mixmim_bench.atomic import write_whole
+from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.report.claims import beside
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.latex import to_latex
-from mixmim_bench.report.leaderboard import leaderboard
+from mixmim_bench.report.leaderboard import Row, leaderboard
 from mixmim_bench.report.marks import Pairs, marks_of
 from mixmim_bench.report.pictures import draw_finished, links
 from mixmim_bench.report.plots import write_plots
+from mixmim_bench.report.runs import matching
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.text import safe_csv
+from mixmim_bench.specs import Cost
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.session import Session
 
@@ -92,3 +96,51 @@ def write_report(store: RunStore, published: bool = False) -> Report:
         else:
             limited.unlink(missing_ok=True)
     return Report(markdown, paths, broken)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which rows and columns of a leaderboard are wanted, and in which order.
+
+    Attributes:
+        models, tasks, protocols: names or globs; empty for all.
+        suites: of tasks.
+        max_params_m: of a model, in millions; 0: any.
+        max_gmacs: of a model at its own size; 0: any.
+        sort: a column, `TASK PROTOCOL`; by default, the best mean rank first.
+    """
+
+    models: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    protocols: Sequence[str] = ()
+    suites: Sequence[str] = ()
+    max_params_m: float = 0.0
+    max_gmacs: float = 0.0
+    sort: str = ""
+
+
+def filtered(store: RunStore, wanted: Filter) -> str:
+    """Return a part of the leaderboard as Markdown; writes nothing. Raises BenchError for an unknown column.
+
+    Rows without a measured cost are left out if a cost is limited.
+    """
+    records = matching(store.records(), wanted.models, wanted.tasks, wanted.protocols)
+    records = [each for each in records if not each.limited]
+    if wanted.suites:
+        records = [each for each in records if set(wanted.suites) & set(each.suites)]
+    board, costs = leaderboard(records), store.read_costs()
+    rows = [row for row in board.rows if _affordable(row, costs, wanted)]
+    if wanted.sort:
+        columns = {" ".join(column): column for column in board.columns}
+        if wanted.sort not in columns:
+            raise BenchError(f"no column {wanted.sort!r}; {nearest(wanted.sort, columns)}")
+        column = columns[wanted.sort]
+        rows.sort(key=lambda row: -row.cells[column].value if column in row.cells else 1.0)
+    board = dataclasses.replace(board, rows=rows)
+    return to_markdown(board, costs, marks_of(board, Pairs(store))) if rows else NOTHING
+
+
+def _affordable(row: Row, costs: Mapping[str, Cost], wanted: Filter) -> bool:
+    limits = (("params_m", wanted.max_params_m), ("gmacs", wanted.max_gmacs))
+    cost = row.cost(costs)
+    return all(not most or (cost is not None and getattr(cost, name) <= most) for name, most in limits)
