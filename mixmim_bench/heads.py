@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mixmim_bench.protocols.tuning import set_head
 from mixmim_bench.scoring.metrics import CLASSIFICATION
 from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, RunRecord
 from mixmim_bench.suite.records import RunStore
+from mixmim_bench.suite.schema import record_of
 from mixmim_bench.weights.download import Bar
 from mixmim_bench.weights.find import resolve_weights
 
@@ -65,30 +67,39 @@ def model_with_head(
             model or weights are others.
     """
     record, classes, weight, bias = _read(path)
-    identity = record["identity"]
-    layer = record.get("chosen", {}).get("layer", OWN)
+    identity = record.identity
+    layer = record.chosen.get("layer", OWN)
     if layer != OWN:
         raise BenchError(f"{path} is on features of {layer}; predict --head takes heads on {OWN!r} features")
     if identity["task"].get("kind") != CLASSIFICATION:
         raise BenchError(f"{path} is of a {identity['task'].get('kind')} task; predict shows one class")
-    spec = _model(model or record["model"], identity)
-    found = RANDOM if record["random_init"] else resolve_weights(spec, weights, bar)
+    spec = _model(model or record.model, identity)
+    if spec.version != record.arch_version:
+        raise BenchError(
+            f"{path} was fitted on version {record.arch_version} of {spec.arch}, and this is {spec.version}"
+        )
+    found = RANDOM if record.random_init else resolve_weights(spec, weights, bar)
     if found.sha256 != identity["weights"]["sha256"]:
         raise BenchError(
-            f"{path} was fitted on {record['weights']} (SHA-256 {identity['weights']['sha256'][:8]}…), not "
+            f"{path} was fitted on {record.weights} (SHA-256 {identity['weights']['sha256'][:8]}…), not "
             f"on {found.name}; pass these weights with --weights"
         )
     height, width = identity["preprocessing"]["size"]
     network: Any = build(spec, found, (height, width), identity["seed"] or 0)
     network.reset_classifier(len(weight))
-    set_head(network, weight, bias)
+    try:
+        set_head(network, weight, bias)
+    except BenchError as error:
+        raise BenchError(
+            f"{spec.name} has no linear classifier on its pooled features, as {path} is"
+        ) from error
     ready = ReadyModel(network, spec, found, (height, width))
     ready.num_classes = len(weight)
     ready.classes = [ClassName(name) for name in classes]
     return ready.to(device).eval()
 
 
-def _model(name: str, identity: dict[str, Any]) -> ModelSpec:
+def _model(name: str, identity: Mapping[str, Any]) -> ModelSpec:
     """Return the model of a record with the preprocessing that it had."""
     try:
         spec = open_model(name)
@@ -102,13 +113,13 @@ def _model(name: str, identity: dict[str, Any]) -> ModelSpec:
     return dataclasses.replace(spec, preprocessing=identity["preprocessing"])
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[str], np.ndarray, np.ndarray]:
+def _read(path: Path) -> tuple[RunRecord, list[str], np.ndarray, np.ndarray]:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise BenchError(f"{path} is not a head of this suite (`mixmim-bench results export-head`)")
-            record, classes = json.loads(metadata["record"]), json.loads(metadata["classes"])
+            record, classes = record_of(json.loads(metadata["record"])), json.loads(metadata["classes"])
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise BenchError(f"{path} cannot be read as a head: {error}") from error

@@ -17,6 +17,7 @@ from test_tables import N, right, saved
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.text import safe_csv
+from mixmim_bench.specs import digest
 from mixmim_bench.suite import bundles
 from mixmim_bench.suite.bundles import merge, write_bundle
 from mixmim_bench.suite.records import RunStore
@@ -165,7 +166,7 @@ def claims_to_be_large():
     [
         (
             npz(ids=np.array(["a"]), y=np.zeros(1, int), best=np.array([{"a": 1}], dtype=object)),
-            "of type object",
+            "object (1,)",
         ),
         (claims_to_be_large(), "more than a bundle may hold"),
         (b"PK no zip", "cannot be read"),
@@ -193,6 +194,27 @@ def test_predictions_are_bounded_and_scored_again(tmp_path, mine, yours, arrays,
     }
 
 
+def test_intervals_are_computed_again_and_the_rest_is_left_out(tmp_path, mine, yours):
+    write_bundle(mine, [record for record in mine.records() if record.model == "a"], tmp_path / "b.zip")
+    members = members_of(tmp_path / "b.zip")
+    name = next(each for each in members if each.startswith("runs") and each.endswith(".json"))
+    record = json.loads(members[name])
+    value = record["scores"]["top1"]["value"]
+    record["scores"]["top1"] |= {"low": value - 1e-4, "high": value + 1e-4}
+    record["scores"]["top5"] = {"value": 0.999, "low": 0.99, "high": 1.0}
+    members[name] = json.dumps(record).encode()
+    assert merge(yours, zipped(tmp_path / "b2.zip", members.items())).added
+    merged = next(each for each in yours.records() if each.model == "a")
+    assert set(merged.scores) == {"top1"}
+    assert merged.scores["top1"]["high"] - merged.scores["top1"]["low"] > 0.02
+    assert any("merged without scores" in note for note in merged.notes)
+
+
+def renewed(record, key, **changes):
+    identity = {**record["identity"], key: {**record["identity"][key], **changes}}
+    return {**record, "identity": identity, "run_id": digest(identity)}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -205,6 +227,10 @@ def test_predictions_are_bounded_and_scored_again(tmp_path, mine, yours, arrays,
         (lambda r: {**r, "identity": {**r["identity"], "seed": 5}}, "is not that of the identity"),
         (lambda r: {**r, "random_init": True}, "random_init is True"),
         (lambda r: {**r, "extra": 1}, "extra"),
+        (lambda r: renewed(r, "task", metric_versions={"top1": 999}), "top1 has version 999"),
+        (lambda r: renewed(r, "task", version=999), "task digits has version 999"),
+        (lambda r: renewed(r, "protocol", version=999), "protocol linear has version 999"),
+        (lambda r: renewed(r, "preprocessing", size=5), "identity.preprocessing.size is 5"),
         (lambda r: {**r, "error": "failed"}, "it is a failed run"),
     ],
 )
@@ -212,7 +238,11 @@ def test_records_that_contradict_themselves_are_refused(tmp_path, mine, yours, c
     write_bundle(mine, [record for record in mine.records() if record.model == "a"], tmp_path / "b.zip")
     members = members_of(tmp_path / "b.zip")
     name = next(each for each in members if each.startswith("runs") and each.endswith(".json"))
-    members[name] = json.dumps(change(json.loads(members[name]))).encode()
+    record = json.loads(members.pop(name))
+    changed = change(record)
+    for kind in ("json", "npz"):  # under the name that it claims
+        old = f"runs/{record['run_id']}.{kind}"
+        members[f"runs/{changed['run_id']}.{kind}"] = members.pop(old, None) or json.dumps(changed).encode()
     (reason,) = merge(yours, zipped(tmp_path / "hostile.zip", members.items())).refused.values()
     assert said in reason
     assert len(yours.records()) == 1

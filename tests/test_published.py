@@ -38,7 +38,12 @@ def test_of_several_values_the_most_official_is_taken():
     assert mae["ViT-B/16"].value == 83.664
     assert mae["ViT-B/16"].source_kind == "official_readme"
     every = of_task("imagenet1k", "finetune", "top1")
-    assert len({(row.method, row.backbone, row.input_size) for row in every}) == len(every)
+    keys = {(row.method, row.backbone, row.input_size, row.pretrain_data) for row in every}
+    assert len(keys) == len(every)
+    mixed = of_task("imagenet1k", "finetune", "top1", ())
+    large = {row.pretrain_data: row.value for row in mixed if row.model == "BEiT v2 ViT-L/16"}
+    assert large["ImageNet-1K"] == 87.3  # beside the one with labels of ImageNet-21K, not replaced by it
+    assert len(large) > 1
     assert {row.pretrain_data for row in every} <= set(SAME_IMAGES)
 
 

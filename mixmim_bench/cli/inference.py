@@ -130,11 +130,17 @@ def _with_head(head: Path, model: str, weights: str, machine: dict[str, Any]) ->
     from mixmim_bench.machine import open_machine
     from mixmim_bench.progress import download_bar
 
-    source = click.get_current_context().get_parameter_source("model")
-    given = model if source == click.core.ParameterSource.COMMANDLINE else ""
+    context = click.get_current_context()
+    given = {
+        name
+        for name in ("model", "weights", "seed", "image_size")
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+    }
+    for name in given & {"seed", "image_size"}:
+        raise BenchError(f"--{name.replace('_', '-')} is that of the run in {head}; leave it out")
     computer = open_machine(**machine)
     bar = download_bar(Console(stderr=True))
-    return model_with_head(head, given, weights, computer.device, bar), computer
+    return model_with_head(head, model if "model" in given else "", weights, computer.device, bar), computer
 
 
 def _ranked(scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:

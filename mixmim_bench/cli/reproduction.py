@@ -42,7 +42,11 @@ from mixmim_bench.errors import BenchError
     help="Published weights, or a model with such. Default: all on this machine. Repeatable.",
 )
 @click.option(
-    "-t", "--task", default="imagenet1k", show_default=True, help="Task whose test images are used."
+    "-t",
+    "--task",
+    default="imagenet1k",
+    show_default=True,
+    help="Task of the published scores: ImageNet-1K, or a task file of yours for it.",
 )
 @DATA_ROOT
 @RESULTS
@@ -79,9 +83,12 @@ def check_published(
     from mixmim_bench.report.write import report_session
     from mixmim_bench.specs import AUTO
     from mixmim_bench.suite.records import RunStore
+    from mixmim_bench.suite.selection import load_tasks
     from mixmim_bench.suite.session import Session
     from mixmim_bench.suite.wanted import Selection
 
+    if task != "imagenet1k" and task in load_tasks():
+        raise BenchError(f"-t {task}: the published scores are those of imagenet1k")
     chosen = list(models) or [
         weights.name
         for model in registry.MODELS
@@ -108,6 +115,10 @@ def check_published(
     outcome = session.run()
     report_session(session, partial(click.echo, err=True))
     found = reproductions(session.records(), registry.MODELS)
+    if not found and not outcome.interrupted and not outcome.failed:
+        raise BenchError(
+            f"no score of {', '.join(chosen)} is published here; `mixmim-bench models` lists those"
+        )
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(each) for each in found], indent=1))
     else:
@@ -123,6 +134,10 @@ def check_published(
                 }
                 for each in found
             ]
+        )
+        click.echo(
+            "\nThe interval covers the choice of test images. On the images of the published score itself, a "
+            "difference of more than 0.1 points is another preprocessing, precision or checkpoint."
         )
     if outcome.interrupted:
         sys.exit(130)

@@ -38,7 +38,7 @@ def load_results(path: str | Path = "results", limited: bool = False) -> pd.Data
     if not folder.is_dir():
         raise BenchError(f"no results folder {folder}")
     store = RunStore(folder)
-    records = [with_current_intervals(store, record) for record in store.records()]
+    records = [with_current_intervals(store, record, save=False) for record in store.records()]
     kept = [record for record in records if limited or not record.limited]
     return to_long(kept, store.read_costs()).reset_index(drop=True)
 
@@ -61,14 +61,14 @@ def leaderboard(
 
     Returns:
         Columns (task, protocol) with the mean over seeds, `mean` over all columns and `rank`, the mean rank;
-        both are missing for incomplete rows. Versions of tasks and protocols are the newest of each column.
+        both are missing for incomplete rows. A column has the newest versions of task, metric and protocol, a
+        cell the newest setting of its model; other settings are left out.
     """
     rows = frame[frame["ranked"]] if not metric else frame[frame["metric"] == metric]
     rows = rows[rows["task"].isin(tasks)] if tasks else rows
     rows = rows[rows["protocol"].isin(protocols)] if protocols else rows
-    versions = ["task_version", "protocol_version", "metric_version"]
-    newest = rows.groupby(["task", "protocol"])[versions].transform("max")
-    rows = rows[(rows[versions] == newest).all(axis=1)]
+    rows = _newest(rows, ["task", "protocol"], ["task_version", "metric_version", "protocol_version"])
+    rows = _newest(rows, [*ROW, "task", "protocol"], ["started"], of="setting")
     table = rows.pivot_table(index=list(ROW), columns=["task", "protocol"], values="value", aggfunc="mean")
     whole = table.notna().all(axis=1)
     ranks = table[whole].rank(ascending=False).mean(axis=1)
@@ -78,6 +78,16 @@ def leaderboard(
     return table.sort_values(
         [("rank", ""), *table.columns[:1]], ascending=[True, *[False] * 1], na_position="last"
     )
+
+
+def _newest(rows: pd.DataFrame, by: list[str], keys: list[str], of: str = "") -> pd.DataFrame:
+    """Keep, in each group, the rows with the highest keys, or those that share the value `of` with them."""
+    kept = []
+    for _, group in rows.groupby(by, sort=False):
+        best = group.sort_values(keys, kind="stable").iloc[-1]
+        same = group[of] == best[of] if of else (group[keys] == best[keys]).all(axis=1)
+        kept.append(group[same])
+    return pd.concat(kept) if kept else rows
 
 
 def plot_pareto(
@@ -115,10 +125,12 @@ def plot_pareto(
     from mixmim_bench.report.drawing import draw_on
 
     cost, more_is_better = X[x]
+    rows = _newest(rows, list(ROW), ["started"])  # of several seeds and settings the newest
+    names = _names(rows)
     points = [
         Point(
-            label=row.model,
-            group=row.model,
+            label=names[row.model, row.weights, row.precision],
+            group=names[row.model, row.weights, row.precision],
             x=float(getattr(row, x)),
             value=row.value,
             low=row.low,
@@ -136,3 +148,14 @@ def plot_pareto(
         more_is_better=more_is_better,
     )
     return draw_on(panel, ax)
+
+
+def _names(rows: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """Return a name for each row, with weights and precision where a model has several."""
+    keys = [(row.model, row.weights, row.precision) for row in rows.itertuples()]
+    names = {}
+    for key in keys:
+        others = [other for other in keys if other[0] == key[0] and other != key]
+        about = [key[place] for place in (1, 2) if any(other[place] != key[place] for other in others)]
+        names[key] = f"{key[0]} ({', '.join(about)})" if about else key[0]
+    return names

@@ -11,7 +11,7 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.leaderboard import Leaderboard
 from mixmim_bench.report.panels import Panel, Point
 from mixmim_bench.report.plots import draw_if_changed
-from mixmim_bench.report.published import MIXMIM, NOT_PUBLISHED, Published, methods, of_task
+from mixmim_bench.report.published import MIXMIM, NOT_PUBLISHED, Published, load_published, methods, of_task
 from mixmim_bench.report.text import markdown
 
 NAME = "published"
@@ -136,7 +136,7 @@ def _by_head(task: str, metric: str, title: str) -> str:
     """Return a table of a dense task by head and schedule, within which alone values compare."""
     rows = []
     every = [
-        row for kind in ("", "labels") for row in of_task(task, "finetune", metric, ()) if _is(row, kind)
+        row for row in load_published() if (row.task, row.protocol, row.metric) == (task, "finetune", metric)
     ]
     for row in every:
         head = next((head for head in HEADS if head in row.note), "not stated")
@@ -146,7 +146,13 @@ def _by_head(task: str, metric: str, title: str) -> str:
                 "Head": head,
                 "Schedule": schedule[0] if schedule else "not stated",
                 "Model": markdown(row.model),
-                "Pretraining": markdown(row.pretrain_data),
+                "Pretraining": markdown(
+                    ", ".join(
+                        filter(
+                            None, [row.pretrain_data, row.pretrain_epochs and f"{row.pretrain_epochs} epochs"]
+                        )
+                    )
+                ),
                 "Value": _value(row, row.method),
             }
         )
@@ -157,14 +163,10 @@ def _by_head(task: str, metric: str, title: str) -> str:
     return f"## {title}\n\n{about}\n\n{_markdown(rows)}"
 
 
-def _is(row: Published, kind: str) -> bool:
-    return ("label" in row.pretrain_data) == bool(kind)
-
-
 def _sources() -> str:
     return (
-        "Values are those of the linked sources. Of several published values of a model, that of the most "
-        "official source is shown, and of these the best. Longer pretraining is not told apart; "
+        "Values are those of the linked sources. In the first table, of several values of a model that "
+        "of the most official source is shown, and of these the best; longer pretraining is not told apart. "
         "`mixmim_bench/published/published.csv` has every value with its epochs and notes."
     )
 

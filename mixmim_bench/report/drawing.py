@@ -26,7 +26,6 @@ TICKS = 4
 DIRECT = 9  # points that are labelled in a panel; of more, those on the front
 KEYS = 24  # in a legend; of more groups, those on a front
 MOVES = 300  # of labels, each time the same
-FORMATS = ("png", "svg", "pdf")
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -155,10 +154,12 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def front_of(panel: Panel) -> list[Point]:
-    """Return the Pareto-optimal points of a panel, the cheapest first."""
+    """Return the Pareto-optimal points of a panel, the cheapest first; of ours if there are some."""
     sign = -1.0 if panel.more_is_better else 1.0
     front: list[Point] = []
-    for point in sorted(panel.points, key=lambda p: (sign * p.x, -p.value)):
+    own = any(not point.pale for point in panel.points) and not any(p.joined for p in panel.points)
+    points = [point for point in panel.points if not (own and point.pale)]
+    for point in sorted(points, key=lambda p: (sign * p.x, -p.value)):
         if not front or point.value > front[-1].value:
             front.append(point)
     return front
@@ -176,7 +177,7 @@ def _label_points(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]
     """Write names beside points, and move them apart."""
     named = [point for point in panel.points if point.named]
     if len(named) > DIRECT and not any(point.joined for point in named):
-        front = front_of(panel)
+        front = [point for point in front_of(panel) if point.named]
         named = front if len(front) <= DIRECT else [front[0], front[-1]]
     texts = [
         axis.text(

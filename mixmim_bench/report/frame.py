@@ -5,14 +5,14 @@ from typing import Any
 
 import pandas as pd
 
-from mixmim_bench.specs import Cost, RunRecord
+from mixmim_bench.specs import Cost, RunRecord, digest
 
 # column -> dtype; results/README.md describes them
 DTYPES = {
     **dict.fromkeys(
         ("run_id", "model", "arch", "weights", "task", "suites", "protocol", "precision", "engine"), "object"
     ),
-    **dict.fromkeys(("image_size", "metric", "interval", "data", "started"), "object"),
+    **dict.fromkeys(("image_size", "metric", "interval", "data", "setting", "started"), "object"),
     **dict.fromkeys(("random_init", "ranked"), "bool"),
     **dict.fromkeys(("seed", "n", "draws"), "Int64"),
     **dict.fromkeys(("task_version", "metric_version", "protocol_version"), "int64"),
@@ -23,7 +23,7 @@ COLUMNS = (
     *("run_id", "model", "arch", "weights", "random_init", "task", "suites", "protocol", "seed", "precision"),
     *("engine", "image_size", "metric", "ranked", "value", "low", "high", "interval", "n", "draws", "std"),
     *("guess", "params_m", "gmacs", "images_per_s", "task_version", "metric_version", "protocol_version"),
-    *("data", "started"),
+    *("data", "setting", "started"),
 )
 
 
@@ -61,6 +61,7 @@ def _rows(record: RunRecord, costs: Mapping[str, Cost]) -> Iterable[dict[str, An
         "task_version": identity["task"]["version"],
         "protocol_version": identity["protocol"]["version"],
         "data": identity["data"],
+        "setting": digest({**identity, "seed": None}),
         "started": record.provenance.get("started", ""),
     }
     for metric, score in record.scores.items():

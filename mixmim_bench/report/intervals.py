@@ -9,8 +9,8 @@ from mixmim_bench.specs import RunRecord
 from mixmim_bench.suite.records import RunStore
 
 
-def with_current_intervals(store: RunStore, record: RunRecord) -> RunRecord:
-    """Update the intervals of a record to the current methods, and save it if they changed.
+def with_current_intervals(store: RunStore, record: RunRecord, save: bool = True) -> RunRecord:
+    """Update the intervals of a record to the current methods, and save it if they changed and `save`.
 
     Values stay. Intervals stay too if the metric has a newer version, since its value may differ, or if the
     predictions are missing.
@@ -31,5 +31,6 @@ def with_current_intervals(store: RunStore, record: RunRecord) -> RunRecord:
     if scores == record.scores:
         return record
     record = dataclasses.replace(record, scores=scores)
-    store.rewrite(record)
+    if save:
+        store.rewrite(record)
     return record

@@ -1,4 +1,4 @@
-"""The leaderboard as LaTeX, for papers: needs the packages booktabs and multirow."""
+"""The leaderboard as LaTeX, for papers: needs the package booktabs."""
 
 import re
 from collections.abc import Mapping
@@ -30,10 +30,12 @@ def to_latex(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Colum
     tasks: dict[str, list[str]] = {}
     for task, protocol in columns:
         tasks.setdefault(task, []).append(protocol)
+    if not columns:
+        return "% no run is finished yet"
     heads = " & ".join(f"\\multicolumn{{{len(p)}}}{{c}}{{{latex(t)}}}" for t, p in tasks.items())
     names = " & ".join(latex(protocol) for _, protocol in columns)
     lines = [
-        "% \\usepackage{booktabs}",
+        "% \\usepackage{booktabs}; bold: better than all, underlined: than all but that; *: not shown lower",
         f"\\begin{{tabular}}{{llrr{'r' * len(columns)}}}",
         "\\toprule",
         f" & & & & {heads} \\\\",
@@ -47,7 +49,8 @@ def to_latex(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Colum
         numbers = [f"{cost.params_m:.1f}", f"{cost.gmacs:.1f}"] if cost else ["--", "--"]
         weights = f"{row.weights}, {row.variant}" if row.variant else row.weights
         cells = [_cell(board, place, column, marks) for column in columns]
-        lines.append(" & ".join([latex(row.model), latex(weights), *numbers, *cells]) + " \\\\")
+        # an empty group, since a name that begins with [ or * would be read as an argument
+        lines.append(" & ".join(["{}" + latex(row.model), latex(weights), *numbers, *cells]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
 
 

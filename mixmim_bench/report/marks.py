@@ -13,7 +13,7 @@ from mixmim_bench.scoring.statistics import holm
 from mixmim_bench.specs import digest
 from mixmim_bench.suite.records import RunStore
 
-VERSION = 1  # of the tests; raised when p-values may change
+VERSION = 2  # of the tests; raised when p-values may change
 BEST, SECOND, TIED = "best", "second", "tied"
 
 
@@ -32,31 +32,40 @@ class Marks:
 
 
 class Pairs:
-    """p-values of pairs of cells, kept in `pairs.json` of a results folder under their run ids."""
+    """Paired tests of cells, kept in `pairs.json` of a results folder under the results that they compare."""
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
         self.path = store.folder / "pairs.json"
         kept = read_json(self.path)
-        self.known: dict[str, float | None] = kept.get("p", {}) if kept.get("version") == VERSION else {}
-        self.used: dict[str, float | None] = {}
-        self._sides: dict[tuple[str, ...], Side] = {}
+        pairs = kept.get("pairs", {}) if kept.get("version") == VERSION else {}
+        self.known: dict[str, list[float]] = pairs if isinstance(pairs, dict) else {}
+        self.used: dict[str, list[float]] = {}
+        self._sides: dict[str, Side] = {}
 
-    def p(self, a: Cell, b: Cell) -> float | None:
-        """Return the p-value of a pair, in any order; None where it cannot be tested."""
-        key = digest(sorted([_ids(a), _ids(b)]), 24)
+    def p_lower(self, a: Cell, b: Cell) -> float | None:
+        """Return the p-value by which b is lower than a, 1 if it is not; None where they cannot be tested."""
+        swapped = _key(a) > _key(b)
+        first, second = (b, a) if swapped else (a, b)
+        key = digest([_key(first), _key(second)], 24)
         if key not in self.used:
-            self.used[key] = self.known[key] if key in self.known else self._test(a, b)
-        return self.used[key]
+            tested = self.known.get(key) or self._test(first, second)
+            if tested is None:
+                return None
+            self.used[key] = tested
+        p, difference = self.used[key]
+        return p if (difference < 0 if swapped else difference > 0) else 1.0
 
-    def _test(self, a: Cell, b: Cell) -> float | None:
+    def _test(self, a: Cell, b: Cell) -> list[float] | None:
+        """Return the p-value and the difference on what both have: common images, seeds or draws."""
         try:
-            return float(Pair(a.record.metric, self._side(a), self._side(b)).p)
+            pair = Pair(a.record.metric, self._side(a), self._side(b))
         except BenchError:  # predictions are missing, or of other images
             return None
+        return [float(pair.p), float(pair.first - pair.second)]
 
     def _side(self, cell: Cell) -> Side:
-        key = tuple(_ids(cell))
+        key = _key(cell)
         if key not in self._sides:
             if len(self._sides) > SIDES:
                 self._sides.clear()
@@ -66,25 +75,31 @@ class Pairs:
     def save(self) -> None:
         """Keep what was used, if it is not kept already."""
         if self.used != self.known:
-            text = json.dumps({"version": VERSION, "p": self.used}, sort_keys=True, indent=0)
+            text = json.dumps({"version": VERSION, "pairs": self.used}, sort_keys=True, indent=0)
             write_whole(self.path, text.encode())
 
 
 SIDES = 64  # predictions in memory
 
 
-def _ids(cell: Cell) -> list[str]:
-    return sorted(record.run_id for record in cell.records)
+def _key(cell: Cell) -> str:
+    """Identify the results of a cell, also when a run was done again on other bytes."""
+    return digest(
+        sorted([each.run_id, each.data_bytes, each.provenance.get("started", "")] for each in cell.records)
+    )
 
 
 def marks_of(board: Leaderboard, pairs: Pairs) -> dict[Column, Marks]:
-    """Mark each column with two rows or more; rows with other settings are left out.
+    """Mark each column with two rows or more.
 
     The highest score is compared with every other one, Holm-corrected, and then the next one with the rest.
+    Rows with other settings are left out, and those in other precisions if there are some in float32.
     """
     marks = {}
     for column in board.columns:
         rows = [place for place, row in enumerate(board.rows) if column in row.cells and not row.settings]
+        in_float32 = [place for place in rows if board.rows[place].precision == "float32"]
+        rows = in_float32 or rows
         rows.sort(key=lambda place: -board.rows[place].cells[column].value)
         if len(rows) > 1:
             marks[column] = _mark(board, column, rows, pairs)
@@ -93,12 +108,12 @@ def marks_of(board: Leaderboard, pairs: Pairs) -> dict[Column, Marks]:
 
 def _mark(board: Leaderboard, column: Column, rows: Sequence[int], pairs: Pairs) -> Marks:
     ties, undecided = _not_lower(board, column, rows, pairs)
-    if ties:
-        return Marks(dict.fromkeys([rows[0], *ties], TIED), undecided)
+    if ties or undecided:
+        return Marks(dict.fromkeys([rows[0], *ties], TIED) if ties else {}, undecided)
     marks = {rows[0]: BEST}
     if len(rows) > 2:
         ties, undecided = _not_lower(board, column, rows[1:], pairs)
-        if not ties:
+        if not ties and not undecided:
             marks[rows[1]] = SECOND
     return Marks(marks, undecided)
 
@@ -108,7 +123,8 @@ def _not_lower(
 ) -> tuple[list[int], bool]:
     """Return the rows that are not shown to be lower than the first, and whether a pair is missing."""
     first, *others = [board.rows[place].cells[column] for place in rows]
-    values = [pairs.p(first, other) for other in others]
-    corrected = holm([1.0 if p is None else p for p in values])
-    ties = [place for place, p in zip(rows[1:], corrected, strict=True) if p >= LEVEL]
+    values = [pairs.p_lower(first, other) for other in others]
+    tested = [(place, p) for place, p in zip(rows[1:], values, strict=True) if p is not None]
+    corrected = holm([p for _, p in tested])
+    ties = [place for (place, _), p in zip(tested, corrected, strict=True) if p >= LEVEL]
     return ties, None in values

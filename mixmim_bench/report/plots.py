@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -133,13 +134,14 @@ def _points(
     for row in board.rows:
         cell = cell_of(row)
         cost = costs.get(cell.record.costs.get("run", "")) if cell else None
-        if cell and cost and not row.settings:
+        x = AXES[axis].of_cost(cost) if cost else math.nan
+        if cell and math.isfinite(x) and x > 0 and not row.settings:
             label = label_of(row, board.rows)
             points.append(
                 Point(
                     label=label,
                     group=label,
-                    x=AXES[axis].of_cost(cost),
+                    x=x,
                     value=cell.value,
                     low=cell.low,
                     high=cell.high,
@@ -156,7 +158,7 @@ def _published(column: Column, metric: str, axis: str) -> list[Point]:
         cost = {"flops": row.gmacs, "params": row.params_m}.get(axis)
         if cost:
             value = row.value / 100
-            name = f"{row.model} (published)"
+            name = f"{row.model}, {row.pretrain_data} (published)"
             points.append(
                 Point(
                     label=name,

@@ -85,16 +85,16 @@ def of_task(
 ) -> list[Published]:
     """Return the published results of a task, one of each model, sorted by method, FLOPs and backbone.
 
-    Of several values of a model (method, backbone and image size), the best one of the most official kind of
-    source is taken.
+    Of several values of a model (method, backbone, image size and pretraining images), the best one of the
+    most official kind of source is taken.
     """
-    wanted: dict[tuple[str, str, int | None], Published] = {}
+    wanted: dict[tuple[str, str, int | None, str], Published] = {}
     for row in load_published():
         if (row.task, row.protocol, row.metric) != (task, protocol, metric):
             continue
         if pretrain_data and row.pretrain_data not in pretrain_data:
             continue
-        key = (row.method, row.backbone, row.input_size)
+        key = (row.method, row.backbone, row.input_size, row.pretrain_data)
         if key not in wanted or _rank(row) < _rank(wanted[key]):
             wanted[key] = row
     return sorted(wanted.values(), key=lambda row: (row.method, row.gmacs or 0.0, row.backbone))

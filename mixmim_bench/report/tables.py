@@ -163,7 +163,7 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column,
         notes.append(
             "**Bold**: better than every other model of the column; underlined: better than all but that; "
             "= marks the highest score and those that are not shown to be lower (paired tests on the same "
-            "images, Holm-corrected in each column, 5 %)."
+            "images, Holm-corrected, 5 %; with one seed they cover the choice of images only)."
         )
     undecided = sorted(_title(column) for column, each in marks.items() if each.undecided)
     if undecided:

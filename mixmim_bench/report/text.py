@@ -1,6 +1,7 @@
 """Escape names in Markdown and CSV: titles and checkpoint names may hold any character."""
 
 import re
+from typing import Any
 
 import pandas as pd
 
@@ -21,8 +22,11 @@ def markdown(text: str) -> str:
 
 def safe_csv(frame: pd.DataFrame) -> str:
     """Write a table as CSV in which no text is a formula for a spreadsheet: those get an apostrophe."""
-    safe = frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in _FORMULAS else cell)
-    return str(safe.to_csv(index=False))
+    return str(frame.map(_no_formula).rename(columns=_no_formula).to_csv(index=False))
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULAS) else cell
 
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")

@@ -4,12 +4,15 @@ A bundle is untrusted input. Its members are read by allow-listed names and up t
 executed or unpickled, identities are hashed again, and scores are computed again from the predictions.
 """
 
+import dataclasses
 import io
 import json
+import math
 import re
+import stat
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +22,15 @@ from numpy.lib import format as npy
 
 from mixmim_bench.atomic import writing_whole
 from mixmim_bench.errors import BenchError, counted
-from mixmim_bench.scoring.metrics import METRICS, value_of_items
+from mixmim_bench.protocols import find_protocol
+from mixmim_bench.registry import MODELS
+from mixmim_bench.scoring.calibration import ECE, score_calibration
+from mixmim_bench.scoring.metrics import METRICS, Items, score_items, value_of_items
 from mixmim_bench.scoring.predictions import PREDICTIONS, restore
-from mixmim_bench.specs import RECORD_SCHEMA, RunRecord
+from mixmim_bench.specs import RECORD_SCHEMA, RunRecord, Score
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.schema import NotARecord, read_cost, read_record
+from mixmim_bench.suite.selection import load_tasks
 
 MANIFEST = "bundle.json"
 _MEMBER = re.compile(rf"runs/[0-9a-f]{{16}}\.(json|npz)|costs/[0-9a-f]{{8,64}}\.json|{re.escape(MANIFEST)}")
@@ -33,6 +40,10 @@ MOST_ARRAYS = 4 << 30  # bytes of the predictions of a run, expanded
 MOST = 64 << 30  # bytes of a bundle, expanded
 CLOSE = 1e-5  # predictions are kept in float32
 _KINDS = "biufU"  # of arrays: no objects
+_ARRAY = re.compile(
+    r"(ids|y|best|best_scores|scores|confidence|pixels|objects|labels|images_of_classes"
+    r"|(box|mask)_(hits|skips)|(fit|shown)_[\w .+-]{1,80})\.npy"
+)
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -96,8 +107,9 @@ def merge(store: RunStore, source: Path, say: Callable[[str], None] = lambda _: 
                 merged.refused[path.stem] = str(error)
                 say(f"refused {path.stem}: {error}")
         known = store.read_costs()
+        wanted = {key for each in merged.added for key in _costs_of(store, each)}
         for path in sorted((folder / "costs").glob("*.json")):
-            if path.stem not in known:
+            if path.stem in wanted - known.keys():
                 try:
                     store.save_cost(path.stem, read_cost(path))
                 except NotARecord as error:
@@ -105,13 +117,21 @@ def merge(store: RunStore, source: Path, say: Callable[[str], None] = lambda _: 
     return merged
 
 
+def _costs_of(store: RunStore, run_id: str) -> list[str]:
+    record = store.result(run_id)
+    return list(record.costs.values()) if record is not None else []
+
+
 def _merge_one(store: RunStore, folder: Path, path: Path) -> str:
     record = read_record(path)
     if record.error:
         raise BenchError("it is a failed run")
     arrays = _read_arrays(folder / "runs" / f"{record.run_id}.npz")
-    check_scores(record, arrays)
-    with store.claim(record.run_id, wait=True):
+    check_versions(record)
+    record = scored_again(record, arrays)
+    with store.claim(record.run_id) as claimed:
+        if not claimed:
+            raise BenchError("a process is doing this run; merge again when it has ended")
         known = store.result(record.run_id)
         if known is not None:
             if _same(known, record):
@@ -129,27 +149,70 @@ def _same(a: RunRecord, b: RunRecord) -> bool:
     return close and (a.data_bytes == b.data_bytes or "" in (a.data_bytes, b.data_bytes))
 
 
-def check_scores(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
-    """Check that the scores of a record are those of its predictions; raises BenchError.
-
-    Metrics of older versions cannot be computed any more and are not compared.
-    """
-    kind = record.identity["task"].get("kind", "")
+def check_versions(record: RunRecord) -> None:
+    """Check that this installation can score a record, and knows what it was made with; raises BenchError."""
+    identity = record.identity
+    kind, protocol = identity["task"].get("kind", ""), identity["protocol"]
     if kind not in PREDICTIONS:
         raise BenchError(f"the kind of task {kind!r} is unknown")
-    for name in record.identity["task"]["metrics"]:
-        if name not in METRICS or name not in record.scores:
-            raise BenchError(f"the metric {name!r} is unknown")
+    known = [
+        (f"protocol {protocol['name']}", protocol["version"], find_protocol(protocol["name"], kind).version)
+    ]
+    task = load_tasks().get(record.task.partition("@")[0])
+    if task is not None:
+        known.append((f"task {task.name}", identity["task"]["version"], task.version))
+    archs = {model.arch: model.version for model in MODELS}
+    known.append((f"architecture {identity['arch']}", record.arch_version, archs.get(identity["arch"], 1)))
+    for what, theirs, ours in known:
+        if theirs > ours:
+            raise BenchError(f"{what} has version {theirs}, and this installation has {ours}; update it")
+    for name in identity["task"]["metrics"]:
+        if name not in METRICS or kind not in METRICS[name].kinds:
+            raise BenchError(f"the metric {name!r} is unknown for {kind} tasks")
         if record.metric_version(name) != METRICS[name].version:
-            continue
-        try:
-            draws = restore(kind, name, arrays).draws
-            value = float(np.mean([value_of_items(name, items) for items in draws]))
-        except (BenchError, ValueError, IndexError, TypeError, KeyError) as error:
-            raise BenchError(f"its predictions cannot be scored: {error}") from error
-        if not abs(value - record.scores[name]["value"]) <= CLOSE:
-            stated = record.scores[name]["value"]
-            raise BenchError(f"{name} is {stated:.5f}, and its predictions give {value:.5f}")
+            raise BenchError(
+                f"{name} has version {record.metric_version(name)}, and scores can be computed again in "
+                f"version {METRICS[name].version} only"
+            )
+
+
+def scored_again(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> RunRecord:
+    """Return a record with the scores and intervals that its predictions give.
+
+    Scores that cannot be computed from them are left out. Raises BenchError where a stated score is another.
+    """
+    kind = record.identity["task"]["kind"]
+    scores: dict[str, Score] = {}
+    try:
+        for name in record.identity["task"]["metrics"]:
+            if name in record.scores:
+                scores[name] = _score(name, restore(kind, name, arrays).draws)
+        if ECE in record.scores and "confidence" in arrays and "top1" in scores:
+            hits = restore(kind, "top1", arrays).draws[0][0]
+            scores[ECE] = score_calibration(arrays["confidence"].astype(np.float64), hits)
+    except (BenchError, ValueError, IndexError, TypeError, KeyError, MemoryError) as error:
+        raise BenchError(f"its predictions cannot be scored: {error or type(error).__name__}") from error
+    for name, score in scores.items():
+        stated = record.scores[name]["value"]
+        if not abs(score["value"] - stated) <= CLOSE:
+            raise BenchError(f"{name} is {stated:.5f}, and its predictions give {score['value']:.5f}")
+        if "guess" in record.scores[name]:
+            score["guess"] = record.scores[name]["guess"]
+    left_out = sorted(set(record.scores) - set(scores))
+    notes = (
+        (f"merged without scores that its predictions do not give: {', '.join(left_out)}",)
+        if left_out
+        else ()
+    )
+    return dataclasses.replace(record, scores=scores, notes=(*record.notes, *notes))
+
+
+def _score(name: str, draws: Sequence[Items]) -> Score:
+    score = score_items(name, draws)
+    if len(draws) > 1:
+        values = [value_of_items(name, items) for items in draws]
+        score["draws"], score["std"] = len(draws), float(np.std(values, ddof=1))
+    return score
 
 
 # -- reading ----------------------------------------------------------------------------------------
@@ -158,20 +221,14 @@ def check_scores(record: RunRecord, arrays: Mapping[str, np.ndarray]) -> None:
 @contextmanager
 def _unpacked(source: Path, beside: Path) -> Iterator[Path]:
     """Give a folder with the allowed members of a bundle; raises BenchError."""
-    if source.is_dir():
-        for path in [*source.glob("runs/*"), *source.glob("costs/*")]:
-            if path.is_symlink() and _MEMBER.fullmatch(path.relative_to(source).as_posix()):
-                raise BenchError(f"{path} is a link, which a bundle must not hold")
-        yield source
-        return
-    if not zipfile.is_zipfile(source):
+    if not source.is_dir() and not zipfile.is_zipfile(source):
         raise BenchError(f"{source} is neither a bundle (zip) nor a results folder")
     with tempfile.TemporaryDirectory(prefix=".merging-", dir=beside) as name:
         folder = Path(name)
         for part in ("runs", "costs"):
             (folder / part).mkdir()
         try:
-            _unpack(source, folder)
+            _copy_folder(source, folder) if source.is_dir() else _unpack(source, folder)
         except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
             raise BenchError(f"{source} cannot be read as a bundle: {error}") from error
         yield folder
@@ -198,6 +255,23 @@ def _unpack(source: Path, folder: Path) -> None:
                 raise BenchError(f"{source}: {member.filename} is too large for a bundle")
 
 
+def _copy_folder(source: Path, folder: Path) -> None:
+    """Copy the members of a results folder, by the same rules as those of a zip file."""
+    total = 0
+    for path in sorted([*source.glob("runs/*"), *source.glob("costs/*")]):
+        name = path.relative_to(source).as_posix()
+        if not _MEMBER.fullmatch(name):
+            continue
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BenchError(f"{path} is a link or no file, which a bundle must not hold")
+        most = MOST_ARRAYS if name.endswith(".npz") else MOST_JSON
+        with path.open("rb") as file, (folder / name).open("wb") as target:
+            size = _copy(file, target, most)
+        total += size
+        if size > most or total > MOST:
+            raise BenchError(f"{path} is too large for a bundle")
+
+
 def _copy(file: object, target: io.BufferedWriter, most: int) -> int:
     """Copy at most `most` + 1 bytes, whatever size was declared; returns their number."""
     size = 0
@@ -217,9 +291,13 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             for member in file.infolist():
                 with file.open(member) as array:
                     shape, dtype = _header(array)
-                if dtype.kind not in _KINDS:
-                    raise BenchError(f"its predictions hold {member.filename} of type {dtype}")
-                total += int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
+                if (
+                    dtype.kind not in _KINDS
+                    or not _ARRAY.fullmatch(member.filename)
+                    or min(shape, default=0) < 0
+                ):
+                    raise BenchError(f"its predictions hold {member.filename!r}: {dtype} {shape}")
+                total += max(math.prod(shape) * dtype.itemsize, member.file_size)
             if total > MOST_ARRAYS:
                 raise BenchError(f"its predictions take {total:,} bytes, more than a bundle may hold")
         with np.load(path, allow_pickle=False) as arrays:

@@ -106,7 +106,7 @@ class RunStore:
         elif before is not None and not before.error and not self._is_result(before):
             path.replace(path.with_name(f"{path.name}.without-predictions"))
         elif before is not None and not before.error and before.data_bytes != record.data_bytes:
-            for each in (path, path.with_suffix(".npz")):
+            for each in (path, path.with_suffix(".npz"), self._head(record.run_id)):
                 if each.exists():
                     each.replace(each.with_name(f"{each.name}.of-images-{before.data_bytes or 'unknown'}"))
 

@@ -16,7 +16,7 @@ from mixmim_bench.specs import RANDOM_INIT, RECORD_SCHEMA, TORCH, Cost, RunRecor
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
+Positive = Annotated[float, Field(gt=0.0, lt=1e12)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Version = Annotated[int, Field(ge=0)]
 ROUNDED = 1e-5  # scores of further settings are saved with five decimals
@@ -118,7 +118,7 @@ class _Cost(_Strict):
     precision: Text
     device: str
     threads: Annotated[int, Field(ge=1)]
-    params_m: NotNegative
+    params_m: Positive
     gmacs: Positive
     uncounted: list[str]
     activations_m: NotNegative
@@ -144,9 +144,17 @@ def record_schema() -> dict[str, Any]:
 
 def read_record(path: Path) -> RunRecord:
     """Read the record of a run; raises NotARecord."""
-    values = _read(path, _Record)
+    return _record(_read(path, _Record), path.stem)
+
+
+def record_of(values: Any) -> RunRecord:
+    """Check a record that was read as JSON; raises NotARecord."""
+    return _record(_validated(values, _Record), str(values.get("run_id", "")))
+
+
+def _record(values: dict[str, Any], name: str) -> RunRecord:
     record = RunRecord(**{**values, **{key: tuple(values.get(key, ())) for key in ("notes", "suites")}})
-    _check_record(record, path.stem)
+    _check_record(record, name)
     return record
 
 
@@ -163,6 +171,10 @@ def _read(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
         raise NotARecord(f"it cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise NotARecord(f"it is not JSON: {error}") from error
+    return _validated(values, schema)
+
+
+def _validated(values: Any, schema: type[BaseModel]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise NotARecord("it is not a JSON object")
     try:
@@ -192,6 +204,9 @@ def _check_record(record: RunRecord, name: str) -> None:
         raise NotARecord(f"run_id {record.run_id} is not that of the identity, {own}")
     if record.run_id != name:
         raise NotARecord(f"it is the record of {record.run_id}")
+    size = record.identity["preprocessing"].get("size", [1, 1])
+    if not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and s > 0 for s in size):
+        raise NotARecord(f"identity.preprocessing.size is {size!r}, not a height and a width")
     if record.random_init != (kind == "random"):
         raise NotARecord(f"random_init is {record.random_init}, and the weights are of the kind {kind!r}")
     if (record.weights == RANDOM_INIT) != record.random_init:
