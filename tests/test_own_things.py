@@ -137,17 +137,20 @@ def test_checkpoints_and_sizes_are_rows_of_one_table(run, tmp_path, my_task):
         torch.manual_seed(seed)
         torch.save(timm.create_model("test_vit").state_dict(), tmp_path / f"{seed}.pth")
     models = [f"test_vit={tmp_path / '1.pth'}", f"test_vit={tmp_path / '2.pth'}", "test_vit=random"]
-    models.append(f"test_vit@96={tmp_path / '1.pth'}")
+    models.append(f"test_vit@160={tmp_path / '1.pth'}")
     args = [part for model in models for part in ("-m", model)]
     run("run", *args, "-t", my_task, "-p", "knn", "--results", tmp_path / "r")
     records = RunStore(tmp_path / "r").records()
     assert len({record.run_id for record in records}) == 4
     rows = {(each.model, each.weights.split(" (")[0]) for each in records}
     assert rows == {
-        ("test_vit", "1.pth"), ("test_vit", "2.pth"), ("test_vit", "random init"), ("test_vit@96", "1.pth"),
+        ("test_vit", "1.pth"), ("test_vit", "2.pth"), ("test_vit", "random init"), ("test_vit@160", "1.pth"),
     }  # fmt: skip
     sizes = {each.model: each.identity["preprocessing"]["size"] for each in records}
-    assert sizes == {"test_vit": [32, 32], "test_vit@96": [96, 96]}  # the task's, unless a model has its own
+    assert sizes == {
+        "test_vit": [32, 32],
+        "test_vit@160": [160, 160],
+    }  # the task's, unless a model has its own
     table = (tmp_path / "r" / "leaderboard.csv").read_text().splitlines()
     assert len(table) == 5
     assert not any("preprocessing" in line for line in table)  # a size of its own is not another setting
@@ -388,7 +391,7 @@ results = "here"
 """
     )
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "weights.pth")
-    (tmp_path / "mine_too.toml").write_text('schema = 1\narch = "test_vit"\nimage_size = 96\n')
+    (tmp_path / "mine_too.toml").write_text('schema = 1\narch = "test_vit"\nimage_size = 160\n')
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
