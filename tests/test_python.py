@@ -80,7 +80,9 @@ def planned(model, task, **kwargs):
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     text = (Path(__file__).parent.parent / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(from mixmim_bench import run_suite, wrap_model.*?)```", text, re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(from mixmim_bench import run_suite, wrap_model.*?)```", text, re.DOTALL
+    )
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(code, names)
