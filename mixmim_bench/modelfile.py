@@ -1,6 +1,6 @@
 """Models as users name them: a name, `NAME@SIZE`, or the path of a model file.
 
-A model file is TOML (README.md, "Your own model", describes the keys):
+A model file is TOML (OWN.md describes the keys):
 
     schema = 1
     arch = "vit_small_patch16_224"   # any timm architecture, or the name of a registered model

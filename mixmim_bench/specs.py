@@ -13,6 +13,7 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 RECORD_SCHEMA = 1
 AUTO = "auto"  # weights, presets, layers and devices are then chosen automatically
+ECE = "ece"  # the name of a calibration error among scores; the lower, the better
 RANDOM_INIT = "random init"  # the name of untrained weights in tables and plots
 
 TORCH, OPENVINO, COMPILE = ENGINES = ("torch", "openvino", "compile")  # that compute frozen features
@@ -427,7 +428,7 @@ class RunRecord:
     def shown(self) -> tuple[str, ...]:
         """The scores in tables: the metrics of the task and a calibration error, not other settings."""
         metrics = self.identity["task"]["metrics"]
-        return tuple(name for name in self.scores if name in metrics or name == "ece")
+        return tuple(name for name in self.scores if name in metrics or name == ECE)
 
     @property
     def limited(self) -> bool:

@@ -210,6 +210,16 @@ def test_intervals_are_computed_again_and_the_rest_is_left_out(tmp_path, mine, y
     assert any("merged without scores" in note for note in merged.notes)
 
 
+def test_ones_own_results_are_there_already_with_scores_that_predictions_do_not_give(tmp_path, mine):
+    for record in mine.records():
+        more = {"top1 10-shot": {"value": 0.5, "low": 0.4, "high": 0.6}}
+        mine.save(dataclasses.replace(record, scores={**record.scores, **more}), mine.arrays(record.run_id))
+    write_bundle(mine, mine.records(), tmp_path / "b.zip")
+    merged = merge(mine, tmp_path / "b.zip")
+    assert (len(merged.there), merged.added, merged.refused) == (2, [], {})
+    assert all("top1 10-shot" in record.scores for record in mine.records())
+
+
 def renewed(record, key, **changes):
     identity = {**record["identity"], key: {**record["identity"][key], **changes}}
     return {**record, "identity": identity, "run_id": digest(identity)}

@@ -11,14 +11,9 @@ from typing import Any
 import click
 
 from mixmim_bench.cli.options import (
-    BATCH_SIZE,
-    DEVICE,
-    ENGINE,
+    COMPUTING,
     IMAGE_SIZE,
     JSON,
-    PRECISION,
-    THREADS,
-    WORKERS,
     examples,
     model_option,
     print_table,
@@ -60,12 +55,7 @@ SEED = click.option(
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @JSON
-@DEVICE
-@PRECISION
-@ENGINE
-@THREADS
-@WORKERS
-@BATCH_SIZE
+@COMPUTING
 def predict(
     images: tuple[str, ...],
     model: str,
@@ -164,12 +154,7 @@ def _ranked(scores: Any, classes: Any, top: int) -> list[dict[str, Any]]:
 @WEIGHTS
 @SEED
 @IMAGE_SIZE
-@DEVICE
-@PRECISION
-@ENGINE
-@THREADS
-@WORKERS
-@BATCH_SIZE
+@COMPUTING
 def embed(
     images: tuple[str, ...],
     out: Path,

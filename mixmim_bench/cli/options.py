@@ -177,6 +177,13 @@ BATCH_SIZE = click.option(
 )
 
 
+def COMPUTING(command: Any) -> Any:
+    """Add the options of what computes, and in which precision."""
+    for option in (BATCH_SIZE, WORKERS, THREADS, ENGINE, PRECISION, DEVICE):
+        command = option(command)
+    return command
+
+
 def TRAINING(command: Any) -> Any:
     """Add the options of how a network is trained, none of which belongs to the recipe."""
     for option in (

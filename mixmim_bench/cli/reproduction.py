@@ -11,15 +11,10 @@ import click
 
 from mixmim_bench.cli.complete import completing, model_names
 from mixmim_bench.cli.options import (
-    BATCH_SIZE,
+    COMPUTING,
     DATA_ROOT,
-    DEVICE,
-    ENGINE,
     JSON,
-    PRECISION,
     RESULTS,
-    THREADS,
-    WORKERS,
     examples,
     print_table,
 )
@@ -50,12 +45,7 @@ from mixmim_bench.errors import BenchError
 )
 @DATA_ROOT
 @RESULTS
-@DEVICE
-@PRECISION
-@ENGINE
-@THREADS
-@WORKERS
-@BATCH_SIZE
+@COMPUTING
 @JSON
 def check_published(
     models: tuple[str, ...],

@@ -10,24 +10,19 @@ import click
 
 from mixmim_bench.cli.complete import preset_names, protocol_names
 from mixmim_bench.cli.options import (
-    BATCH_SIZE,
+    COMPUTING,
     DATA_ROOT,
-    DEVICE,
-    ENGINE,
     FILTERS,
     JSON,
     JSON_LINES,
     LIMIT,
     MODELS,
-    PRECISION,
     RESULTS,
     SET_OF_PROTOCOL,
     SUITES,
     TASKS,
-    THREADS,
     TRACKERS,
     TRAINING,
-    WORKERS,
     ByName,
     examples,
     existing,
@@ -104,12 +99,7 @@ from mixmim_bench.errors import counted
 )
 @DATA_ROOT
 @RESULTS
-@DEVICE
-@PRECISION
-@ENGINE
-@THREADS
-@WORKERS
-@BATCH_SIZE
+@COMPUTING
 @SET_OF_PROTOCOL
 @TRAINING
 @TRACKERS

@@ -60,7 +60,7 @@ ALWAYS = (
     "preset",
     "seeds",
     "precision",
-)  # written even if they are defaults
+)  # written if they are defaults too
 
 
 def use_suite_file(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:

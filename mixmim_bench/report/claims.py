@@ -9,7 +9,7 @@ import pandas as pd
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.leaderboard import Leaderboard
-from mixmim_bench.report.panels import Panel, Point
+from mixmim_bench.report.panels import Panel, Point, exact
 from mixmim_bench.report.plots import draw_if_changed
 from mixmim_bench.report.published import MIXMIM, NOT_PUBLISHED, Published, load_published, methods, of_task
 from mixmim_bench.report.text import markdown
@@ -86,13 +86,11 @@ def points_of(rows: Sequence[Published]) -> list[Point]:
     points = []
     for row in rows:
         ours, shown = row.method == MIXMIM, row.method in SHOWN
-        point = Point(
+        point = exact(
+            row.value / 100,
             label=row.model if ours else row.method,
             group=row.method,
             x=row.gmacs or 0.0,
-            value=row.value / 100,
-            low=row.value / 100,
-            high=row.value / 100,
             pale=not shown,
             named=ours or (shown and row is most[row.method]),
             bold=ours,
@@ -141,18 +139,13 @@ def _by_head(task: str, metric: str, title: str) -> str:
     for row in every:
         head = next((head for head in HEADS if head in row.note), "not stated")
         schedule = re.search(SCHEDULES, row.note)
+        epochs = f", {row.pretrain_epochs} epochs" if row.pretrain_epochs else ""
         rows.append(
             {
                 "Head": head,
                 "Schedule": schedule[0] if schedule else "not stated",
                 "Model": markdown(row.model),
-                "Pretraining": markdown(
-                    ", ".join(
-                        filter(
-                            None, [row.pretrain_data, row.pretrain_epochs and f"{row.pretrain_epochs} epochs"]
-                        )
-                    )
-                ),
+                "Pretraining": markdown(row.pretrain_data + epochs),
                 "Value": _value(row, row.method),
             }
         )

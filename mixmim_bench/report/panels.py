@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,11 @@ class Point:
     named: bool = True  # whether its label may stand beside it
     bold: bool = False  # larger, as what a figure is about
     joined: bool = False  # whether a line joins the points of its group
+
+
+def exact(value: float, **fields: Any) -> Point:
+    """Return a point without an interval."""
+    return Point(value=value, low=value, high=value, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mixmim_bench.atomic import read_json, write_whole
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
-from mixmim_bench.report.panels import Panel, Point
+from mixmim_bench.report.panels import Panel, Point, exact
 from mixmim_bench.report.published import of_task
 from mixmim_bench.report.text import one_line
 from mixmim_bench.specs import RANDOM_INIT, Cost, digest
@@ -157,19 +157,9 @@ def _published(column: Column, metric: str, axis: str) -> list[Point]:
     for row in of_task(*column, metric, ()):
         cost = {"flops": row.gmacs, "params": row.params_m}.get(axis)
         if cost:
-            value = row.value / 100
             name = f"{row.model}, {row.pretrain_data} (published)"
             points.append(
-                Point(
-                    label=name,
-                    group="published",
-                    x=cost,
-                    value=value,
-                    low=value,
-                    high=value,
-                    pale=True,
-                    named=False,
-                )
+                exact(row.value / 100, label=name, group="published", x=cost, pale=True, named=False)
             )
     return points
 

@@ -74,6 +74,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
     board = leaderboard(records)
     costs = store.read_costs(broken)
     paths = [store.folder / name for name in ("leaderboard.csv", "leaderboard.md", "results.csv")]
+    frame = to_long(records, costs)
     pairs = Pairs(store)
     marks = marks_of(board, pairs)
     markdown = to_markdown(board, costs, marks) if board.rows else NOTHING
@@ -82,10 +83,10 @@ def write_report(store: RunStore, published: bool = False) -> Report:
     with store.writing():
         write_whole(paths[0], safe_csv(to_frame(board, costs)).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
-        write_whole(paths[2], safe_csv(to_long(records, costs)).encode())
+        write_whole(paths[2], safe_csv(frame).encode())
         pairs.save()
         write_whole(store.folder / "leaderboard.tex", f"{to_latex(board, costs, marks)}\n".encode())
-        paths += [store.folder / "leaderboard.tex", *_write_parquet(to_long(records, costs), store.folder)]
+        paths += [store.folder / "leaderboard.tex", *_write_parquet(frame, store.folder)]
         paths += write_plots(board, costs, store.folder / "plots", published)
         limited = store.folder / "limited.md"
         if smoke.rows:

@@ -5,7 +5,6 @@ import numpy as np
 from mixmim_bench.scoring.intervals import RESAMPLES, resample
 from mixmim_bench.specs import Score
 
-ECE = "ece"  # the name of its score
 BINS = 15  # of equal width, as in Guo et al., arXiv 1706.04599
 
 

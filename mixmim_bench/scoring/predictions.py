@@ -12,10 +12,10 @@ import numpy as np
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.scoring import metrics
-from mixmim_bench.scoring.calibration import ECE, score_calibration
+from mixmim_bench.scoring.calibration import score_calibration
 from mixmim_bench.scoring.detection import AREAS, FREQUENCIES, NO_CLASS, PRECISIONS, Found, Matched
 from mixmim_bench.scoring.metrics import METRICS, Items
-from mixmim_bench.specs import Score
+from mixmim_bench.specs import ECE, Score
 
 KEPT_CLASSES = 5  # of each image's scores, the best are kept
 

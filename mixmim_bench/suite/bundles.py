@@ -24,10 +24,10 @@ from mixmim_bench.atomic import writing_whole
 from mixmim_bench.errors import BenchError, counted
 from mixmim_bench.protocols import find_protocol
 from mixmim_bench.registry import MODELS
-from mixmim_bench.scoring.calibration import ECE, score_calibration
+from mixmim_bench.scoring.calibration import score_calibration
 from mixmim_bench.scoring.metrics import METRICS, Items, score_items, value_of_items
 from mixmim_bench.scoring.predictions import PREDICTIONS, restore
-from mixmim_bench.specs import RECORD_SCHEMA, RunRecord, Score
+from mixmim_bench.specs import ECE, RECORD_SCHEMA, RunRecord, Score
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.schema import NotARecord, read_cost, read_record
 from mixmim_bench.suite.selection import load_tasks
@@ -141,12 +141,13 @@ def _merge_one(store: RunStore, folder: Path, path: Path) -> str:
     return "added"
 
 
-def _same(a: RunRecord, b: RunRecord) -> bool:
-    values = [{name: score["value"] for name, score in each.scores.items()} for each in (a, b)]
-    close = values[0].keys() == values[1].keys() and all(
-        abs(value - values[1][name]) <= CLOSE for name, value in values[0].items()
+def _same(known: RunRecord, merged: RunRecord) -> bool:
+    """Return whether a result is there already; it may have scores that cannot be computed again."""
+    close = all(
+        name in known.scores and abs(score["value"] - known.scores[name]["value"]) <= CLOSE
+        for name, score in merged.scores.items()
     )
-    return close and (a.data_bytes == b.data_bytes or "" in (a.data_bytes, b.data_bytes))
+    return close and (known.data_bytes == merged.data_bytes or "" in (known.data_bytes, merged.data_bytes))
 
 
 def check_versions(record: RunRecord) -> None:
