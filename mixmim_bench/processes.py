@@ -5,6 +5,7 @@ Messages go through gloo groups of their own, so that they need no GPU and may w
 launcher there is one process, and nothing here imports torch.
 """
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +74,15 @@ def connect(device: str) -> None:
         PartialState(cpu=device == "cpu")
         _group(PATIENCE)
         _group(IN_STEP)
+        atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    """End the threads of the groups, which may abort the process if it ends before them."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @cache
