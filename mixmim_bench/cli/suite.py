@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from mixmim_bench.cli.options import (
 from mixmim_bench.cli.suitefile import merged, use_suite_file
 from mixmim_bench.cli.suitefile import suite_file as suite_text
 from mixmim_bench.data import EXACT, RESIZES
-from mixmim_bench.errors import counted
+from mixmim_bench.errors import BenchError, counted
 
 
 @click.command(
@@ -325,6 +326,7 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
         "mixmim-bench report --with-published --results /shared/results",
         "mixmim-bench report --published-only --results published",
         "mixmim-bench report -s paper -p linear --max-flops 20 --sort 'imagenet1k linear'",
+        "mixmim-bench report --serve",
     )
 )
 @RESULTS
@@ -355,26 +357,57 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     is_flag=True,
     help="Only draw and list what is published: MixMIM and others, accuracy against FLOPs. Needs no results.",
 )
+@click.option(
+    "--serve",
+    is_flag=True,
+    help="Show report.html on 127.0.0.1, to this machine only; refreshed while a suite runs. Writes nothing.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Of --serve; by default, one that is free."
+)
 def report(
-    results: Path, published: bool, published_only: bool, max_params: float, max_flops: float, **chosen: Any
+    results: Path,
+    published: bool,
+    published_only: bool,
+    max_params: float,
+    max_flops: float,
+    serve: bool,
+    port: int,
+    **chosen: Any,
 ) -> None:
-    """Rebuild the leaderboard and the plots from the records.
+    """Rebuild the leaderboard, the plots and report.html from the records.
 
     With options that choose rows or columns, or sort, the table is printed only, and nothing is written.
     """
     from mixmim_bench.report.write import Filter, filtered, write_report
     from mixmim_bench.suite.records import RunStore
 
-    store = RunStore(results)
     if published_only:
         from mixmim_bench.report.claims import write_published
 
-        with store.writing():
+        with RunStore(results).writing():
             written = write_published(results)
         click.echo(f"{written.markdown}\n\nWritten: {', '.join(map(str, written.paths))}")
         return
     store = RunStore(existing(results))
+    if serve:
+        _serve(store, port)
+        return
     if max_params or max_flops or any(chosen.values()):
         click.echo(filtered(store, Filter(max_params_m=max_params, max_gmacs=max_flops, **chosen)))
         return
     show_report(write_report(store, published))
+
+
+def _serve(store: Any, port: int) -> None:
+    """Serve the report page until the user interrupts."""
+    from mixmim_bench.report.serve import HOST, Server
+
+    try:
+        server = Server(store, port)
+    except OSError as error:
+        raise BenchError(f"--port {port}: cannot listen on {HOST} ({error}); choose another") from error
+    with server:
+        click.echo(f"{server.address} shows {store.folder}; Ctrl-C ends it")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

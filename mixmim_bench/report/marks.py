@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mixmim_bench.atomic import read_json, write_whole
 from mixmim_bench.errors import BenchError
@@ -13,7 +14,7 @@ from mixmim_bench.scoring.statistics import holm
 from mixmim_bench.specs import digest
 from mixmim_bench.suite.records import RunStore
 
-VERSION = 2  # of the tests; raised when p-values may change
+VERSION = 3  # of the tests; raised when p-values or intervals may change
 BEST, SECOND, TIED = "best", "second", "tied"
 
 
@@ -31,6 +32,16 @@ class Marks:
     undecided: bool = False
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two scores as a fraction, with its p-value and 95 % interval."""
+
+    p: float
+    value: float
+    low: float
+    high: float
+
+
 class Pairs:
     """Paired tests of cells, kept in `pairs.json` of a results folder under the results that they compare."""
 
@@ -38,31 +49,44 @@ class Pairs:
         self.store = store
         self.path = store.folder / "pairs.json"
         kept = read_json(self.path)
-        pairs = kept.get("pairs", {}) if kept.get("version") == VERSION else {}
-        self.known: dict[str, list[float]] = pairs if isinstance(pairs, dict) else {}
+        pairs = kept.get("pairs") if kept.get("version") == VERSION else {}
+        self.known: dict[str, list[float]] = {
+            key: tested
+            for key, tested in (pairs if isinstance(pairs, dict) else {}).items()
+            if _is_tested(tested)
+        }
         self.used: dict[str, list[float]] = {}
         self._sides: dict[str, Side] = {}
 
     def p_lower(self, a: Cell, b: Cell) -> float | None:
         """Return the p-value by which b is lower than a, 1 if it is not; None where they cannot be tested."""
+        tested = self.difference(a, b)
+        if tested is None:
+            return None
+        return tested.p if tested.value > 0 else 1.0
+
+    def difference(self, a: Cell, b: Cell, only_known: bool = False) -> "Difference | None":
+        """Return a - b on what both have (images, seeds, draws); None where they cannot be tested.
+
+        only_known: return None where they have not been tested yet, too.
+        """
         swapped = _key(a) > _key(b)
         first, second = (b, a) if swapped else (a, b)
         key = digest([_key(first), _key(second)], 24)
         if key not in self.used:
-            tested = self.known.get(key) or self._test(first, second)
+            tested = self.known.get(key) or (None if only_known else self._test(first, second))
             if tested is None:
                 return None
             self.used[key] = tested
-        p, difference = self.used[key]
-        return p if (difference < 0 if swapped else difference > 0) else 1.0
+        p, value, low, high = self.used[key]
+        return Difference(p, -value, -high, -low) if swapped else Difference(p, value, low, high)
 
     def _test(self, a: Cell, b: Cell) -> list[float] | None:
-        """Return the p-value and the difference on what both have: common images, seeds or draws."""
         try:
             pair = Pair(a.record.metric, self._side(a), self._side(b))
         except BenchError:  # predictions are missing, or of other images
             return None
-        return [float(pair.p), float(pair.first - pair.second)]
+        return [float(each) for each in (pair.p, pair.first - pair.second, pair.low, pair.high)]
 
     def _side(self, cell: Cell) -> Side:
         key = _key(cell)
@@ -80,6 +104,11 @@ class Pairs:
 
 
 SIDES = 64  # predictions in memory
+
+
+def _is_tested(values: Any) -> bool:
+    """Whether values read from the file are a p-value, a difference and its interval."""
+    return isinstance(values, list) and len(values) == 4 and all(isinstance(each, float) for each in values)
 
 
 def _key(cell: Cell) -> str:

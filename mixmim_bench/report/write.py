@@ -12,11 +12,12 @@ import pandas as pd
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.report.claims import beside
+from mixmim_bench.report.contents import read_contents
 from mixmim_bench.report.frame import to_long
-from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.latex import to_latex
 from mixmim_bench.report.leaderboard import Row, leaderboard
 from mixmim_bench.report.marks import Pairs, marks_of
+from mixmim_bench.report.page import to_html
 from mixmim_bench.report.pictures import draw_finished, links
 from mixmim_bench.report.plots import write_plots
 from mixmim_bench.report.runs import matching
@@ -59,7 +60,7 @@ def report_session(session: Session, say: Callable[[str], None]) -> Report:
 
 
 def write_report(store: RunStore, published: bool = False) -> Report:
-    """Write leaderboard.csv, .md and .tex, results.csv and .parquet, and the plots; raises BenchError.
+    """Write leaderboard.csv, .md, .tex, results.csv, .parquet, report.html and plots; raises BenchError.
 
     Smoke runs (`--limit`) are in limited.md only.
 
@@ -67,25 +68,22 @@ def write_report(store: RunStore, published: bool = False) -> Report:
         store: the results folder.
         published: whether results that others have published are added, apart from the measured ones.
     """
-    broken: list[str] = []
-    every = [with_current_intervals(store, record) for record in store.records(broken)]
-    records = [record for record in every if not record.limited]
-    smoke = leaderboard(record for record in every if record.limited)
-    board = leaderboard(records)
-    costs = store.read_costs(broken)
+    contents = read_contents(store)
+    records, board, smoke, costs = contents.records, contents.board, contents.smoke, contents.costs
     paths = [store.folder / name for name in ("leaderboard.csv", "leaderboard.md", "results.csv")]
     frame = to_long(records, costs)
-    pairs = Pairs(store)
-    marks = marks_of(board, pairs)
-    markdown = to_markdown(board, costs, marks) if board.rows else NOTHING
+    page = to_html(contents)
+    markdown = to_markdown(board, costs, contents.marks) if board.rows else NOTHING
     if published and (others := beside(board)):
         markdown = f"{markdown}\n\n{others}"
     with store.writing():
         write_whole(paths[0], safe_csv(to_frame(board, costs)).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
         write_whole(paths[2], safe_csv(frame).encode())
-        pairs.save()
-        write_whole(store.folder / "leaderboard.tex", f"{to_latex(board, costs, marks)}\n".encode())
+        write_whole(store.folder / "report.html", page.encode())
+        contents.pairs.save()
+        write_whole(store.folder / "leaderboard.tex", f"{to_latex(board, costs, contents.marks)}\n".encode())
+        paths.append(store.folder / "report.html")
         paths += [store.folder / "leaderboard.tex", *_write_parquet(frame, store.folder)]
         paths += write_plots(board, costs, store.folder / "plots", published)
         limited = store.folder / "limited.md"
@@ -96,7 +94,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
             markdown = table if markdown == NOTHING else f"{markdown}\n\n{table}"
         else:
             limited.unlink(missing_ok=True)
-    return Report(markdown, paths, broken)
+    return Report(markdown, paths, contents.broken)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,53 @@
+"""What a results folder holds, as a report shows it: read once for all tables, plots and the page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mixmim_bench.report.intervals import with_current_intervals
+from mixmim_bench.report.leaderboard import Column, Leaderboard, leaderboard
+from mixmim_bench.report.marks import Marks, Pairs, marks_of
+from mixmim_bench.specs import Cost, RunRecord
+from mixmim_bench.suite.records import RunStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """The records of a results folder, and what follows from them.
+
+    Attributes:
+        store: the folder.
+        records: finished and failed ones, without smoke runs.
+        board: the leaderboard.
+        smoke: the leaderboard of smoke runs.
+        costs: measurements by key.
+        pairs: paired tests.
+        marks: what they show of each column.
+        broken: files that were set aside, with the reason.
+    """
+
+    store: RunStore
+    records: Sequence[RunRecord]
+    board: Leaderboard
+    smoke: Leaderboard
+    costs: Mapping[str, Cost]
+    pairs: Pairs
+    marks: Mapping[Column, Marks]
+    broken: list[str]
+
+
+def read_contents(store: RunStore) -> Contents:
+    """Read a results folder, with intervals of today's methods."""
+    broken: list[str] = []
+    every = [with_current_intervals(store, record) for record in store.records(broken)]
+    records = [record for record in every if not record.limited]
+    board, pairs = leaderboard(records), Pairs(store)
+    return Contents(
+        store=store,
+        records=records,
+        board=board,
+        smoke=leaderboard(record for record in every if record.limited),
+        costs=store.read_costs(broken),
+        pairs=pairs,
+        marks=marks_of(board, pairs),
+        broken=broken,
+    )

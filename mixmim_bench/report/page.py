@@ -1,0 +1,309 @@
+"""The report page: one HTML file with table, plot, comparisons and records, which opens without a network.
+
+Everything that a record says reaches the page as JSON in a data block and is shown as text. The scripts are
+DataTables (from itables), Plotly and `assets/page.js`; a content security policy allows these alone, by hash.
+"""
+
+import base64
+import csv
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from mixmim_bench.errors import BenchError
+from mixmim_bench.report.contents import Contents
+from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, cell_of
+from mixmim_bench.report.marks import Marks
+from mixmim_bench.report.plots import AXES, label_of
+from mixmim_bench.report.text import one_line
+from mixmim_bench.scoring.statistics import holm
+from mixmim_bench.specs import Cost, RunRecord
+from mixmim_bench.suite.records import RunStore
+
+ASSETS = Path(__file__).parent / "assets"
+PAIRED = 12  # rows of which every two are compared; of more, the best of each column with the others
+PICTURES = 12_000_000  # bytes of pictures in the page; further ones are linked
+CURVE = 200  # points of a training curve
+TITLES = {
+    "flops": "FLOPs (G)",
+    "params": "Parameters (M)",
+    "speed": "Images/s",
+}  # of axes, short enough for a phone
+COST = ("params_m", "gmacs", "images_per_s", "peak_memory_mb")
+MODEL = ("arch", "kwargs", "weights", "precision", "seed")
+POLICY = (
+    "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob: 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
+
+
+def to_html(contents: Contents) -> str:
+    """Return the page of a results folder; raises BenchError if a library of the page is missing."""
+    scripts = [_datatables(), _plotly(), _asset("page.js")]
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    policy = POLICY.format(scripts=" ".join(f"'sha256-{each}'" for each in hashes))
+    parts = {
+        "policy": html.escape(policy, quote=True),
+        "style": f"{_library('itables', 'html/dt_bundle.css')}\n{_asset('page.css')}",
+        "data": embedded(data_of(contents)),
+        "datatables": scripts[0],
+        "plotly": scripts[1],
+        "page": scripts[2],
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("page.html"))
+
+
+def embedded(value: Any) -> str:
+    """Serialise JSON for a data block of HTML, which no text in it can end."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+# -- libraries ---------------------------------------------------------------------------------------
+
+
+@cache
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+@cache
+def _library(package: str, file: str) -> str:
+    """Read a file of an installed package, without importing it."""
+    spec = find_spec(package)
+    path = Path(spec.origin).parent / file if spec is not None and spec.origin else Path(file)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise BenchError(
+            f"report.html needs {file} of the package {package}, which is not there; "
+            f"run pip install --upgrade {package}"
+        ) from error
+
+
+def _plotly() -> str:
+    return _library("plotly", "package_data/plotly.min.js")
+
+
+def _datatables() -> str:
+    """Return DataTables as a script that sets `DataTable`, from the module of itables."""
+    module = _library("itables", "html/dt_bundle.js")
+    script, count = re.subn(r"export\s*\{[^}]*?([\w$]+) as default[^}]*\};?", r"window.DataTable=\1;", module)
+    if count != 1:
+        raise BenchError("this version of itables has another bundle than expected; report it, please")
+    return f"(()=>{{{script}\n}})();"
+
+
+# -- data --------------------------------------------------------------------------------------------
+
+
+def data_of(contents: Contents) -> dict[str, Any]:
+    """Return all that the page shows, as JSON values; scores are fractions."""
+    board, costs = contents.board, contents.costs
+    pictures = _Pictures(contents.store)
+    return {
+        "axes": {name: {"title": TITLES[name], "more": axis.more_is_better} for name, axis in AXES.items()},
+        "columns": [*_columns(board), *_means(board)],
+        "rows": [_row(contents, place) for place in range(len(board.rows))],
+        "pairs": _pairs(contents),
+        "records": {
+            record.run_id: _record(record, contents.store, pictures, costs) for record in contents.records
+        },
+        "failed": sorted(record.run_id for record in contents.records if record.error),
+        "broken": [one_line(text) for text in contents.broken],
+        "older": board.left_out,
+        "smoke": len(contents.smoke.rows),
+    }
+
+
+def _columns(board: Leaderboard) -> list[dict[str, Any]]:
+    columns = []
+    for column in board.columns:
+        record = next(row.cells[column].record for row in board.rows if column in row.cells)
+        columns.append(
+            {
+                "name": " ".join(column),
+                "task": column[0],
+                "protocol": column[1],
+                "title": f"{one_line(record.task_title)}, {one_line(record.protocol_title)}",
+                "metric": record.metric,
+                "suites": list(record.suites),
+                "kind": "ranked",
+            }
+        )
+    ranked = {(each["task"], each["protocol"]): each for each in columns}
+    more = [
+        {**ranked[column], "name": " ".join((*column, metric)), "metric": metric, "kind": "further"}
+        for column, metric in board.other_metrics()
+    ]
+    return [*columns, *more]
+
+
+def _means(board: Leaderboard) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": mean.name,
+            "task": f"mean {mean.suite}".strip(),
+            "protocol": mean.protocol,
+            "title": f"Mean of {', '.join(mean.tasks)}; {mean.protocol}",
+            "metric": mean.metric,
+            "suites": [mean.suite] if mean.suite else [],
+            "kind": "mean",
+        }
+        for mean in board.means()
+    ]
+
+
+def _row(contents: Contents, place: int) -> dict[str, Any]:
+    board, costs = contents.board, contents.costs
+    row = board.rows[place]
+    cost = row.cost(costs)
+    cells = [
+        *(_cell(row, column, "", contents.marks, place, costs) for column in board.columns),
+        *(_cell(row, column, metric, {}, place, costs) for column, metric in board.other_metrics()),
+        *(_shown(row.mean_cell(mean.tasks, mean.protocol), costs) for mean in board.means()),
+    ]
+    return {
+        "model": one_line(row.model),
+        "weights": one_line(row.weights),
+        "variant": one_line(row.variant),
+        "label": label_of(row, board.rows),
+        "random": row.random_init,
+        "settings": bool(row.settings),
+        "cost": {name: getattr(cost, name) if cost else None for name in COST},
+        "uncounted": ", ".join(cost.uncounted) if cost else "",
+        "device": f"{cost.device}, {cost.threads} threads" if cost else "",
+        "cells": cells,
+    }
+
+
+def _cell(
+    row: Row,
+    column: Column,
+    metric: str,
+    marks: Mapping[Column, Marks],
+    place: int,
+    costs: Mapping[str, Cost],
+) -> dict[str, Any] | None:
+    cell = row.cells.get(column)
+    if cell is None or any(metric and metric not in record.scores for record in cell.records):
+        return None
+    mark = marks[column].of_row.get(place, "") if column in marks else ""
+    return _shown(cell_of(cell.records, metric) if metric else cell, costs, mark, runs=True)
+
+
+def _shown(
+    cell: Cell | None, costs: Mapping[str, Cost], mark: str = "", runs: bool = False
+) -> dict[str, Any] | None:
+    """Return a score with what it costs at the size of the run."""
+    if cell is None:
+        return None
+    cost = costs.get(cell.record.costs.get("run", ""))
+    values = {name: axis.of_cost(cost) for name, axis in AXES.items()} if cost else {}
+    return {
+        "value": cell.value,
+        "low": cell.low,
+        "high": cell.high,
+        "seeds": cell.seeds,
+        "mark": mark,
+        "runs": [record.run_id for record in cell.records] if runs else [],
+        "x": {name: value for name, value in values.items() if math.isfinite(value) and value > 0},
+    }
+
+
+def _pairs(contents: Contents) -> dict[str, list[float]]:
+    """Return paired differences: 'ROW-ROW-COLUMN' -> difference, low, high, p, p corrected over columns."""
+    board = contents.board
+    rows = [place for place, row in enumerate(board.rows) if not row.settings]
+    everything = len(rows) <= PAIRED
+    found = {}
+    for a, b in combinations(rows, 2):
+        first, second = board.rows[a].cells, board.rows[b].cells
+        tested = {}
+        for place, column in enumerate(board.columns):
+            if column in first and column in second:
+                each = contents.pairs.difference(first[column], second[column], only_known=not everything)
+                if each is not None:
+                    tested[place] = each
+        corrected = holm([each.p for each in tested.values()])
+        for (place, each), p in zip(tested.items(), corrected, strict=True):
+            found[f"{a}-{b}-{place}"] = [each.value, each.low, each.high, each.p, float(p)]
+    return found
+
+
+class _Pictures:
+    """Pictures of runs as data, up to a size of all together, and then as paths."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self.left = PICTURES
+
+    def of(self, record: RunRecord) -> str:
+        """Return the address of a run's picture, '' without one."""
+        path = self.store.picture_of(record.run_id)
+        if not path.exists():
+            return ""
+        if path.stat().st_size > self.left:
+            return path.relative_to(self.store.folder).as_posix()
+        data = path.read_bytes()
+        self.left -= len(data)
+        return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def _record(
+    record: RunRecord, store: RunStore, pictures: _Pictures, costs: Mapping[str, Cost]
+) -> dict[str, Any]:
+    """Return what is shown of a run, under headings."""
+    identity = record.identity
+    cost = costs.get(record.costs.get("run", ""))
+    return {
+        "title": one_line(f"{record.model} ({record.weights})"),
+        "task": one_line(record.task_title),
+        "protocol": one_line(record.protocol_title),
+        "error": record.error,
+        "scores": {name: dict(score) for name, score in record.scores.items()},
+        "sections": [
+            ("Chosen on val", record.chosen),
+            ("Hyper-parameters", identity["protocol"]),
+            ("Images", {"data": identity["data"], **identity["task"]}),
+            ("Counts", record.counts),
+            ("Model", {name: identity[name] for name in MODEL if name in identity}),
+            ("Preprocessing", identity["preprocessing"]),
+            ("Cost at the size of the run", {name: getattr(cost, name) for name in COST} if cost else {}),
+            ("Seconds", record.timings),
+            ("Environment", record.provenance),
+        ],
+        "notes": list(record.notes),
+        "picture": pictures.of(record),
+        "curves": _curves(store.logs_of(record.run_id)),
+    }
+
+
+def _curves(folder: Path) -> dict[str, list[list[float]]]:
+    """Return the losses of the trainings of a run: name -> steps and losses."""
+    curves = {}
+    for path in sorted(folder.glob("*.csv")) if folder.is_dir() else ():
+        points = list(_points(path))
+        kept = points[:: math.ceil(len(points) / CURVE) or 1]
+        if kept:
+            curves[path.stem] = [list(values) for values in zip(*kept, strict=True)]
+    return curves
+
+
+def _points(path: Path) -> Iterable[Sequence[float]]:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        for line in csv.DictReader(file):
+            try:
+                step, loss = float(line["step"]), float(line["loss"])
+            except (KeyError, TypeError, ValueError):
+                continue  # a line that is still being written
+            if math.isfinite(step) and math.isfinite(loss):
+                yield step, loss

@@ -1,0 +1,313 @@
+"""The report page: its data, its server, and the page itself in a real browser."""
+
+import http.client
+import json
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from records import cost, made
+from test_tables import N, right, saved
+
+from mixmim_bench.report.contents import read_contents
+from mixmim_bench.report.page import data_of, embedded, to_html
+from mixmim_bench.report.serve import Server
+from mixmim_bench.report.write import write_report
+from mixmim_bench.specs import RunRecord
+from mixmim_bench.suite.records import RunStore
+
+HOSTILE_NAME = "<img src=x onerror='window.harmed=3'><b>$\\frac{|` &amp; <a href='x.example'>"
+HOSTILE = "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed=2'>"
+
+
+def data_in(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
+
+# -- data --------------------------------------------------------------------------------------------
+
+
+def test_the_page_holds_the_leaderboard_and_every_record(tmp_path):
+    store = saved(tmp_path, {"a": right(0.95, 0), "b": right(0.5, 1)})
+    store.save(made("b", task="dtd", error="RuntimeError: out of luck", scores={}), {})
+    write_report(store)
+    data = data_in((tmp_path / "report.html").read_text())
+    assert [row["model"] for row in data["rows"]] == ["a", "b"]
+    assert [column["name"] for column in data["columns"]] == ["digits linear"]
+    (cell,) = data["rows"][0]["cells"]
+    record = next(record for record in store.records() if record.model == "a")
+    assert (cell["value"], cell["mark"], cell["runs"]) == (
+        record.scores["top1"]["value"],
+        "best",
+        [record.run_id],
+    )
+    assert cell["x"] == {"flops": 1.0, "params": 5.0, "speed": 10.0}
+    assert set(data["records"]) == {record.run_id for record in store.records()}
+    (failed,) = data["failed"]
+    assert data["records"][failed]["error"] == "RuntimeError: out of luck"
+    difference, low, high, p, corrected = data["pairs"]["0-1-0"]
+    assert low < difference < high and p == corrected < 0.001
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    store = saved(tmp_path, {"a": right(0.9, 0), "b": right(0.5, 1)})
+    first = to_html(read_contents(store))
+    assert to_html(read_contents(RunStore(tmp_path))) == first
+    assert str(tmp_path) not in first
+
+
+def test_no_text_can_end_the_data_block():
+    value = {"model": HOSTILE, "note": "]]> <!-- & \u2028"}
+    assert not set("<>&\u2028") & set(embedded(value))
+    assert json.loads(embedded(value)) == value
+
+
+def test_scripts_are_allowed_by_hash_alone(tmp_path):
+    store = saved(tmp_path, {"a": right(0.9, 0)})
+    page = to_html(read_contents(store))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert "default-src &#x27;none&#x27;" in policy and "unsafe-eval" not in policy
+    assert policy.count("sha256-") == 3 and "unsafe-inline" not in policy.partition("style-src")[0]
+    assert not re.search(r'<(script|link|img|iframe)[^>]*(src|href)="?http', page)
+
+
+def test_paired_differences_of_many_rows_are_those_already_tested(tmp_path):
+    store = saved(tmp_path, {f"m{place:02d}": right(0.5 + 0.03 * place, place) for place in range(14)})
+    contents = read_contents(store)
+    pairs = data_of(contents)["pairs"]
+    assert 13 <= len(pairs) < 14 * 13 / 2  # the best with each other, and the second
+
+
+def test_a_page_without_results(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    data = data_in(to_html(read_contents(store)))
+    assert (data["rows"], data["columns"], data["records"]) == ([], [], {})
+
+
+# -- server ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(tmp_path):
+    store = saved(tmp_path, {"a": right(0.9, 0), "b": right(0.5, 1)})
+    with Server(store) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def asked(server, path="/", method="GET", **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    body = response.read().decode()
+    connection.close()
+    return response, body
+
+
+def test_the_server_shows_the_page_as_it_is_now_and_writes_nothing(served):
+    before = sorted(path.name for path in served.store.folder.rglob("*"))
+    response, page = asked(served)
+    assert (response.status, len(data_in(page)["rows"])) == (200, 2)
+    assert response.headers["X-Frame-Options"] == "DENY"
+    _, version = asked(served, "/version")
+    assert asked(served, "/version")[1] == version
+    assert sorted(path.name for path in served.store.folder.rglob("*")) == before
+    served.store.save(made("c", 0.7), {})
+    assert asked(served, "/version")[1] != version
+    assert len(data_in(asked(served)[1])["records"]) >= 2
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "localhost:1", ""])
+def test_the_server_answers_to_its_own_address_only(served, host):
+    response, body = asked(served, Host=host)
+    assert response.status == 403 and "data" not in body
+    assert asked(served, Host=f"localhost:{served.server_port}")[0].status == 200
+
+
+def test_the_server_serves_nothing_else(served):
+    for path in ("/runs/", "/../setup.cfg", "/leaderboard.csv", "/?x=1"):
+        assert asked(served, path)[0].status == 404
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert asked(served, "/", method)[0].status == 501
+    assert asked(served, "/", "HEAD")[1] == ""
+
+
+# -- in a browser ------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt install chromium)")
+
+
+def boarded(folder):
+    """A results folder with six models on three tasks, one with a hostile name, and a failed run."""
+    names = [*(f"model{place}" for place in range(5)), HOSTILE_NAME]
+    store = saved(folder, {name: right(0.5 + 0.07 * place, place) for place, name in enumerate(names)})
+    ids, y = np.array([f"{row:04d}" for row in range(N)]), np.zeros(N, np.int32)
+    for task in ("cifar10", "dtd"):
+        for place, name in enumerate(names[:5]):
+            best = np.where(right(0.6 + 0.05 * place, 50 + place), 0, 1)[:, None].repeat(5, axis=1)
+            record = made(name, float((best[:, 0] == 0).mean()), task=task, suites=("extended",))
+            store.save(record, {"ids": ids, "y": y, "best": best.astype(np.int32)})
+    store.save(made("model0", task="pets", error=f"RuntimeError: {HOSTILE}", scores={}), {})
+    for name in names:
+        for place in ("own", "run"):
+            store.save_cost(
+                f"{name}-{place}", cost(name, 2.0 ** names.index(name), params_m=5.0 + names.index(name))
+            )
+    return store
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    write_report(boarded(folder))
+    return (folder / "report.html").as_uri()
+
+
+@pytest.fixture
+def page(browser, report):
+    """The page, opened from disk; fails the test if anything was logged or asked for over a network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    page = context.new_page()
+    logged, asked_for = [], []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.on("request", lambda request: asked_for.append(request.url[:80]))
+    page.goto(report)
+    page.wait_for_selector("#board tbody tr")
+    yield page
+    assert page.evaluate("window.harmed") is None
+    context.close()
+    assert not logged
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked_for)
+
+
+def models(page):
+    return page.locator("#board tbody td:first-child").all_inner_texts()
+
+
+def drawn(page):
+    return page.evaluate("document.getElementById('plot').data[1].x.length")
+
+
+@in_browser
+def test_the_table_sorts_and_filters(page):
+    assert len(models(page)) == 6
+    header = page.locator("#board thead th", has_text="cifar10 linear")
+    header.click()
+    scores = [text.split("\n")[0] for text in page.locator("#board tbody td:nth-child(7)").all_inner_texts()]
+    values = [float(text.rstrip("=")) for text in scores if text != "-"]
+    assert values == sorted(values, reverse=True) and scores[-1] == "-"
+    page.get_by_label("Search").fill("model3")
+    assert models(page) == ["model3"] and drawn(page) == 1
+    page.get_by_label("Search").fill("")
+    page.locator("#most-flops").fill("2")
+    assert sorted(models(page)) == ["model0", "model1"] and drawn(page) == 2
+    page.locator("#most-flops").fill("")
+    page.locator("#suite").select_option("extended")
+    assert "digits linear" not in page.locator("#board thead").inner_text()
+
+
+@in_browser
+def test_hostile_names_stay_text(page):
+    assert HOSTILE_NAME in models(page)
+    page.locator("#first").select_option(label=f"{HOSTILE_NAME} · w")
+    page.locator("#problem-list button").first.click()
+    assert HOSTILE in page.locator("#record .error").inner_text()
+    page.keyboard.press("Escape")
+    page.locator("#plot-column").select_option(label="digits linear")
+    assert HOSTILE_NAME[:30] in page.locator("#plot").text_content()
+
+
+@in_browser
+def test_points_show_and_open_their_record(page):
+    page.locator("#plot-column").select_option(label="digits linear")
+    point = page.locator("#plot .points path").first
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#plot .hoverlayer .hovertext")
+    assert "top1" in page.locator("#plot .hoverlayer").text_content()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("dialog[open]")
+    assert "Hyper-parameters" in page.locator("#record-body").inner_text()
+
+
+@in_browser
+def test_two_models_are_compared_by_the_paired_test(page):
+    page.locator("#first").select_option(label="model4 · w")
+    page.locator("#second").select_option(label="model0 · w")
+    lines = page.locator("#compared tbody tr").all_inner_texts()
+    assert any(line.startswith("digits linear") and "first is better" in line for line in lines)
+    page.locator("#first").select_option(label="model0 · w")
+    page.locator("#second").select_option(label="model4 · w")
+    turned = page.locator("#compared tbody tr").all_inner_texts()
+    assert any(line.startswith("digits linear") and "second is better" in line for line in turned)
+
+
+@in_browser
+def test_it_works_by_keyboard(page):
+    page.locator("#board button.score").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("dialog[open]").count() == 1
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    page.locator("#theme").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_accessible(browser, report, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(report)
+    page.wait_for_selector("#board tbody tr")
+    for prepare in (lambda: None, lambda: page.locator("#board button.score").first.click()):
+        prepare()
+        found = Axe().run(page).response["violations"]
+        assert not found, [(each["id"], each["nodes"][0]["html"][:200]) for each in found]
+    context.close()
+
+
+@in_browser
+def test_nothing_is_wider_than_a_phone(browser, report):
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(report)
+    page.wait_for_selector("#board tbody tr")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+@in_browser
+def test_it_refreshes_while_a_suite_runs(browser, served):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served.address)
+    page.wait_for_selector("#board tbody tr")
+    page.wait_for_timeout(3500)  # it has seen the first version
+    ids, y = np.array(["0"]), np.zeros(1, np.int32)
+    record: RunRecord = made("newcomer", 0.7)
+    served.store.save(record, {"ids": ids, "y": y, "best": np.zeros((1, 5), np.int32)})
+    page.wait_for_selector("#board td:has-text('newcomer')", timeout=20_000)
+    context.close()
