@@ -3,7 +3,8 @@
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
     figure.draw_without_rendering()  # sizes are known, and labels can be placed
     figure.set_layout_engine("none")
     for axis, panel in zip(axes, panels, strict=False):
-        _label_points(axis, panel, looks)
+        with _alone(axis, figure.axes):
+            _label_points(axis, panel, looks)
     return figure
 
 
@@ -198,6 +200,16 @@ def _label_points(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]
             expand=(1.15, 1.35),
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5},
         )
+
+
+@contextmanager
+def _alone(axis: Any, axes: Sequence[Any]) -> Iterator[None]:
+    """Hide the other panels, since adjust_text draws the whole figure."""
+    for each in axes:
+        each.set_visible(each is axis)
+    yield
+    for each in axes:
+        each.set_visible(True)
 
 
 def _darker(colour: str) -> str:

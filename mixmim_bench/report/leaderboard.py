@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -95,8 +96,9 @@ class Leaderboard:
     columns: Sequence[Column]
     left_out: int
 
+    @cached_property
     def means(self) -> list[Mean]:
-        """List the averages over two or more tasks, excluding variants of tasks.
+        """The averages over two or more tasks, excluding variants of tasks.
 
         If rows have different tasks, the average is over the tasks that all rows have; if those are fewer
         than two, it is over all tasks, and blank for rows that miss one.
@@ -133,7 +135,7 @@ class Leaderboard:
     def disagreements(self) -> list[tuple[Column, str]]:
         """List the further metrics that order the models of a column otherwise than its ranked one."""
         found = []
-        for column, metric in self.other_metrics():
+        for column, metric in self.other_metrics:
             cells = [row.cells[column] for row in self.rows if column in row.cells and not row.settings]
             cells = [cell for cell in cells if all(metric in record.scores for record in cell.records)]
             ranked = sorted(cells, key=lambda cell: -cell.value)
@@ -142,8 +144,9 @@ class Leaderboard:
                 found.append((column, metric))
         return found
 
+    @cached_property
     def other_metrics(self) -> list[tuple[Column, str]]:
-        """List the further scores of tasks by column."""
+        """The further scores of tasks by column."""
         metrics = {
             (column, metric): None
             for column in self.columns

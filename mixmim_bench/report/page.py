@@ -142,7 +142,7 @@ def _columns(board: Leaderboard) -> list[dict[str, Any]]:
     ranked = {(each["task"], each["protocol"]): each for each in columns}
     more = [
         {**ranked[column], "name": " ".join((*column, metric)), "metric": metric, "kind": "further"}
-        for column, metric in board.other_metrics()
+        for column, metric in board.other_metrics
     ]
     return [*columns, *more]
 
@@ -158,7 +158,7 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
             "suites": [mean.suite] if mean.suite else [],
             "kind": "mean",
         }
-        for mean in board.means()
+        for mean in board.means
     ]
 
 
@@ -168,8 +168,8 @@ def _row(contents: Contents, place: int) -> dict[str, Any]:
     cost = row.cost(costs)
     cells = [
         *(_cell(row, column, "", contents.marks, place, costs) for column in board.columns),
-        *(_cell(row, column, metric, {}, place, costs) for column, metric in board.other_metrics()),
-        *(_shown(row.mean_cell(mean.tasks, mean.protocol), costs) for mean in board.means()),
+        *(_cell(row, column, metric, {}, place, costs) for column, metric in board.other_metrics),
+        *(_shown(row.mean_cell(mean.tasks, mean.protocol), costs) for mean in board.means),
     ]
     return {
         "model": one_line(row.model),

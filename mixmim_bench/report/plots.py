@@ -98,7 +98,7 @@ def panels(
         if points:
             others = _published(column, _metric(board, column), axis) if published else []
             found.append((_title(board, column), _metric(board, column), [*points, *others]))
-    for mean in board.means():
+    for mean in board.means:
         points = _points(board, costs, axis, lambda row, mean=mean: row.mean_cell(mean.tasks, mean.protocol))  # type: ignore[misc]
         if points:
             found.append(([f"mean of {mean.suite or 'all'}", mean.protocol], mean.metric, points))

@@ -42,13 +42,13 @@ def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
             values[f"{name} low"] = cell.low if cell else None
             values[f"{name} high"] = cell.high if cell else None
             values[f"{name} seeds"] = cell.seeds if cell else None
-        for column, metric in board.other_metrics():
+        for column, metric in board.other_metrics:
             other = _other(board, row, column, metric)
             name = " ".join((*column, metric))
             values[name] = other.value if other else None
             values[f"{name} low"] = other.low if other else None
             values[f"{name} high"] = other.high if other else None
-        means = {mean.name: row.mean(mean.tasks, mean.protocol) for mean in board.means()}
+        means = {mean.name: row.mean(mean.tasks, mean.protocol) for mean in board.means}
         rows.append({**values, **means})
     return pd.DataFrame(rows)
 
@@ -85,11 +85,11 @@ def to_markdown(
         for column in board.columns:
             mark = marks[column].of_row.get(place, "") if column in marks else ""
             shown[_title(column)] = _marked(_show(row.cells.get(column)), mark)
-        for mean in board.means():
+        for mean in board.means:
             value = row.mean(mean.tasks, mean.protocol)
             shown[markdown(mean.name)] = "" if value is None else f"{100 * value:.1f}"
         rows.append(shown)
-        cells = {(*column, name): _other(board, row, column, name) for column, name in board.other_metrics()}
+        cells = {(*column, name): _other(board, row, column, name) for column, name in board.other_metrics}
         if any(cells.values()):
             others.append(
                 {**_named(row), **{_title(key): _show(cell, key[2]) for key, cell in cells.items()}}
@@ -191,7 +191,7 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column,
         )
     notes += [
         markdown(f"{mean.name}: over {', '.join(mean.tasks)}; not all rows have {', '.join(mean.left_out)}.")
-        for mean in board.means()
+        for mean in board.means
         if mean.left_out
     ]
     differing = [markdown(" ".join((*column, metric))) for column, metric in board.disagreements()]
