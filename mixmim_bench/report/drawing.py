@@ -71,7 +71,7 @@ def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
     figure.draw_without_rendering()  # sizes are known, and labels can be placed
     figure.set_layout_engine("none")
     for axis, panel in zip(axes, panels, strict=False):
-        with _alone(axis, figure.axes):
+        with _alone(axis, figure.axes[: len(panels)]):
             _label_points(axis, panel, looks)
     return figure
 
