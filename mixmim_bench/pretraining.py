@@ -27,7 +27,7 @@ from mixmim_bench.machine import Machine
 from mixmim_bench.modelfile import open_model
 from mixmim_bench.models.build import own_size, preprocessing
 from mixmim_bench.models.checkpoints import load_weights
-from mixmim_bench.models.pretraining import CELL, MixMIMPretraining, pretraining_model
+from mixmim_bench.models.pretraining import MixMIMPretraining, pretraining_model
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols.contract import TRAIN_WORK
 from mixmim_bench.provenance import provenance
@@ -99,13 +99,14 @@ class PretrainingRecipe:
             clip_grad=self.clip_grad,
         )
 
-    def check_mask(self, cells: int) -> None:
+    def check_mask(self, network: MixMIMPretraining) -> None:
         """Check that each mask leaves cells of both images; raises BenchError."""
+        cells, side = network.cells[0] * network.cells[1], network.cell
         for ratio in self.mask_ratio:
             exchanged = int(cells * ratio)
             require(
                 0.0 < ratio < 1.0 and 0 < exchanged < cells,
-                f"mask_ratio {ratio:g} exchanges {exchanged} of {cells} cells of {CELL} x {CELL} pixels; at "
+                f"mask_ratio {ratio:g} exchanges {exchanged} of {cells} cells of {side} x {side} pixels; at "
                 f"least 1 and at most {cells - 1} must be exchanged",
             )
 
@@ -138,7 +139,7 @@ class Pretraining:
             for name in ("norm_pix_loss", *(n for n in _fields(self.recipe) if n.startswith("decoder_")))
         }
         network = build_network(self.model, self.size, self.seed, **decoder)
-        self.recipe.check_mask(network.cells[0] * network.cells[1])
+        self.recipe.check_mask(network)
         if self.weights is not None:
             load_weights(network, self.weights, self.model.arch)
         return network
@@ -179,8 +180,13 @@ def build_network(model: ModelSpec, size: tuple[int, int], seed: int, **decoder:
         raise BenchError(f"{model.name} cannot be pretrained: {error}") from error
 
 
-def open_images(data: str, roots: DataRoots | None = None) -> Part:
-    """List the images of a folder, or those of the train and val splits of a task, without decoding them.
+def open_images(data: str, roots: DataRoots | None = None, with_val: bool = True) -> Part:
+    """List the images of a folder, or those of a task's train and val, without decoding them.
+
+    Args:
+        data: the folder, or the name of the task.
+        roots: where datasets are.
+        with_val: whether val of a task is used.
 
     Raises BenchError.
     """
@@ -197,7 +203,7 @@ def open_images(data: str, roots: DataRoots | None = None) -> Part:
     if "train" not in task.roles:
         raise BenchError(f"--data {data}: the task has test images only, which nothing may be trained on")
     splits = open_task(task, roots).splits
-    return join([splits["train"].part, splits["val"].part])
+    return join([splits[role].part for role in ("train", "val") if role == "train" or with_val])
 
 
 def describe(model: str, image_size: int | None) -> tuple[ModelSpec, tuple[int, int]]:

@@ -14,7 +14,7 @@ from mixmim_bench.data.transforms import eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import preprocessing
 from mixmim_bench.models.checkpoints import load_weights, read_checkpoint
-from mixmim_bench.models.pretraining import CELL, MixMIMPretraining
+from mixmim_bench.models.pretraining import MixMIMPretraining
 from mixmim_bench.pretraining import build_network
 from mixmim_bench.specs import ModelSpec, Preprocessing
 
@@ -53,7 +53,7 @@ def reconstruct(network: MixMIMPretraining, pair: Tensor, mask: Tensor) -> list[
     encoded = network.encode(network.mix(pair, mask), network.sources(mask))
     own, partners = network.decode(encoded, mask).chunk(2)
     hidden = mask.flatten()[:, None] == 1
-    first, second = (_cells(image) for image in pair)
+    first, second = (_cells(image, network.cell) for image in pair)
     if network.norm_pix_loss:
         own_pixels, partners_pixels = _like(own[0], first), _like(partners[0], second)
     else:
@@ -65,19 +65,19 @@ def reconstruct(network: MixMIMPretraining, pair: Tensor, mask: Tensor) -> list[
         torch.where(hidden, own_pixels, first),
         torch.where(hidden, second, partners_pixels),
     ]
-    return [_image(each, network.cells) for each in cells]
+    return [_image(each, network.cells, network.cell) for each in cells]
 
 
-def _cells(image: Tensor) -> Tensor:
-    """Split an image (3, H, W) into cells (h * w, CELL * CELL * 3)."""
-    rows, columns = image.shape[1] // CELL, image.shape[2] // CELL
-    return image.view(3, rows, CELL, columns, CELL).permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)
+def _cells(image: Tensor, side: int) -> Tensor:
+    """Split an image (3, H, W) into cells (h * w, side * side * 3)."""
+    rows, columns = image.shape[1] // side, image.shape[2] // side
+    return image.view(3, rows, side, columns, side).permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)
 
 
-def _image(cells: Tensor, grid: tuple[int, int]) -> Tensor:
+def _image(cells: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     """Undo `_cells`."""
-    image = cells.view(*grid, CELL, CELL, 3).permute(4, 0, 2, 1, 3)
-    return image.reshape(3, grid[0] * CELL, grid[1] * CELL)
+    image = cells.view(*grid, side, side, 3).permute(4, 0, 2, 1, 3)
+    return image.reshape(3, grid[0] * side, grid[1] * side)
 
 
 def _like(normalised: Tensor, cells: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ _OPENMMLAB = "https://download.openmmlab.com"
 _PRETRAINED = "MixMIM, 600 epochs of ImageNet-1K without labels"
 _FINETUNED = "MixMIM, 600 epochs of ImageNet-1K, then fine-tuned on its labels"
 
+PACKAGED = Path(__file__).parent / "pretrained"
+
 _GOOGLE_DRIVE = "https://drive.google.com/file/d"
 
 
@@ -122,6 +124,16 @@ _LARGE_384_WEIGHTS = (
     ),
 )
 
+_TINY_WEIGHTS = (
+    WeightsSpec(
+        name="tiny_10ep",
+        file="mixmim_tiny_10ep.safetensors",
+        packaged=True,
+        sha256="91f307d04cd1505dfc1fa5679f493c1b9698481a4a73003dec7728732489703a",
+        pretraining="MixMIM, 10 epochs of Fashion-MNIST, digits and MNIST-5k (train only), without labels",
+    ),
+)
+
 # parameters include the 1,000-way classifier and the frozen position embedding; multiply-adds are fvcore's
 MODELS = (
     _model("mixmim-b", "mixmim_base", 224, 88_344_352, 16_352_930_816, _BASE_WEIGHTS),
@@ -129,6 +141,7 @@ MODELS = (
     _model("mixmim-h", "mixmim_huge", 224, 659_262_658, 117_667_154_176, ()),
     _model("mixmim-b-384", "mixmim_base_384", 384, 89_577_440, 52_570_710_016, _BASE_384_WEIGHTS),
     _model("mixmim-l-384", "mixmim_large_384", 384, 199_246_300, 112_150_450_176, _LARGE_384_WEIGHTS),
+    _model("mixmim-tiny", "mixmim_tiny", 32, 4_952_775, 158_926_848, _TINY_WEIGHTS),
 )
 
 
@@ -173,8 +186,8 @@ def weights_folder() -> Path:
 
 
 def place_of(weights: WeightsSpec) -> Path:
-    """Return the path of a published checkpoint in the cache folder."""
-    return weights_folder() / weights.file
+    """Return the path of a published checkpoint, in this package or in the cache folder."""
+    return (PACKAGED if weights.packaged else weights_folder()) / weights.file
 
 
 def has_weights(weights: WeightsSpec) -> bool:

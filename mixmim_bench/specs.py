@@ -44,6 +44,7 @@ class WeightsSpec:
     sha256: str = ""  # the digest, or the prefix of it that was published
     pretraining: str = ""
     finetuned: bool = False
+    packaged: bool = False  # whether the file is part of this package
     published: Mapping[str, float] = field(default_factory=dict)  # metric -> percent
 
 

@@ -30,7 +30,13 @@ MODEL = model_option("A MixMIM of `mixmim-bench models`.")
         "torchrun --nproc-per-node 8 -m mixmim_bench.cli pretrain --data photos/ --out pretrained/",
     )
 )
-@click.option("--data", required=True, help="A folder of images (labels are not needed), or a task.")
+@click.option(
+    "--data",
+    required=True,
+    multiple=True,
+    help="A folder of images (labels are not needed), or a task. Repeatable.",
+)
+@click.option("--train-only", is_flag=True, help="Of tasks, use train only; by default train and val.")
 @click.option(
     "--out",
     required=True,
@@ -59,7 +65,8 @@ MODEL = model_option("A MixMIM of `mixmim-bench models`.")
 @TRAINING
 @TRACKERS
 def pretrain(
-    data: str,
+    data: tuple[str, ...],
+    train_only: bool,
     out: Path,
     model: str,
     image_size: int | None,
@@ -81,6 +88,7 @@ def pretrain(
     from rich.console import Console
 
     from mixmim_bench import processes
+    from mixmim_bench.data.images import join
     from mixmim_bench.hyperparameters import check_values
     from mixmim_bench.machine import open_machine
     from mixmim_bench.pretraining import Pretraining, PretrainingRecipe, describe, open_images
@@ -91,7 +99,7 @@ def pretrain(
     check_trackers(trackers)
     recipe = PretrainingRecipe(**check_values(PretrainingRecipe, changes))
     spec, size = describe(model, image_size)
-    part = open_images(data, roots)
+    part = join([open_images(each, roots, with_val=not train_only) for each in data])
     computer = open_machine(**machine)
     wanted = Pretraining(
         model=spec,
@@ -114,14 +122,17 @@ def pretrain(
 
 
 @click.command(
-    epilog=examples("mixmim-bench reconstruct a.jpg b.jpg --weights checkpoint.pth --out mixed.png")
+    epilog=examples(
+        "mixmim-bench reconstruct a.jpg b.jpg --weights checkpoint.pth --out mixed.png",
+        "mixmim-bench reconstruct a.png b.png -m mixmim-tiny",
+    )
 )
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--weights",
-    required=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A pretraining checkpoint: of `pretrain`, of the release or of OpenMMLab.",
+    help="A pretraining checkpoint: of `pretrain`, of the release or of OpenMMLab; by default, the model's "
+    "own weights on this machine, such as those of mixmim-tiny.",
 )
 @click.option(
     "--out",
@@ -136,7 +147,7 @@ def pretrain(
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the masks.")
 def reconstruct(
     images: tuple[Path, ...],
-    weights: Path,
+    weights: Path | None,
     out: Path,
     model: str,
     image_size: int | None,
@@ -150,11 +161,13 @@ def reconstruct(
     from mixmim_bench.data.pictures import Pictures, find_pictures
     from mixmim_bench.pretraining import PretrainingRecipe, describe
     from mixmim_bench.reconstruction import draw, load_network
+    from mixmim_bench.specs import AUTO
+    from mixmim_bench.weights.find import resolve_weights
 
     pictures = Pictures(find_pictures(list(images)))
     spec, size = describe(model, image_size)
-    network = load_network(spec, size, weights)
-    PretrainingRecipe(mask_ratio=(mask_ratio,)).check_mask(network.cells[0] * network.cells[1])
+    network = load_network(spec, size, weights or Path(resolve_weights(spec, AUTO).path))
+    PretrainingRecipe(mask_ratio=(mask_ratio,)).check_mask(network)
     picture = draw(network, spec, pictures, mask_ratio, seed)
     picture.save(out)
     click.echo(f"{out}: {picture.width} x {picture.height} pixels")

@@ -1,5 +1,6 @@
 """Read checkpoints without running code from them, and load them with a check of every key."""
 
+import json
 import re
 import warnings
 import zipfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -22,7 +24,7 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     path = Path(path)
     try:
         if _is_safetensors(path):
-            return load_file(path)
+            return {**load_file(path), **_settings_of(path)}
         with torch.serialization.safe_globals([Namespace]), path.open("rb") as file:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files fail in many ways, down to KeyError
@@ -30,6 +32,13 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
     if not isinstance(checkpoint, Mapping):
         raise BenchError(f"{path} holds a {type(checkpoint).__name__}, not named tensors")
     return checkpoint
+
+
+def _settings_of(path: Path) -> dict[str, Any]:
+    """Return the settings that `pretrain` states, from the metadata of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        settings = (file.metadata() or {}).get("settings")
+    return {"settings": json.loads(settings)} if settings else {}
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -41,6 +41,7 @@ from mixmim_bench.models.positions import Size, resize_positions, sincos_positio
 
 REF_WINDOWS = (14, 14, 14, 7)  # of MixMIM-B, L and H, on the patch grid of 224 pixels
 REF_GRID = (56, 56)
+TINY_SIZE = 32  # pixels of mixmim_tiny
 PADDING = -1  # the source index of padding tokens
 
 
@@ -175,8 +176,8 @@ class MixMIM(nn.Module):
     """The MixMIM encoder with a classification head.
 
     The arguments are those of timm's Swin, except that `window_size` is optional: windows are
-    `ref_window_size` at `ref_img_size` pixels and scale with the grid for other values of `img_size`, as in
-    `set_input_size`.
+    `ref_window_size` at `ref_img_size` pixels, in patches of 4, and scale with the grid for other values of
+    `img_size`, as in `set_input_size`.
 
     With `strict_img_size=False` (or `dynamic_img_size=True`) images of any size are accepted: windows stay
     the same, grids are padded to whole windows with masked tokens, and the position embedding is interpolated
@@ -309,6 +310,10 @@ class MixMIM(nn.Module):
             self._ref_window_sizes, self._ref_grid_size = windows, grid
             self.windows_stated = True
         return windows
+
+    def reference_windows(self) -> dict[str, Any]:
+        """Return the arguments that give a network the windows of this one."""
+        return {"ref_window_size": self._ref_window_sizes, "ref_img_size": self._ref_grid_size[0] * 4}
 
     def windows_at(self, grid: Size) -> tuple[Size, ...]:
         """Return the windows of the stages for another patch grid (h, w)."""
@@ -546,17 +551,21 @@ default_cfgs = generate_default_cfgs(
         "mixmim_huge": _cfg(),
         "mixmim_base_384": _cfg(**_AT_384),
         "mixmim_large_384": _cfg(**_AT_384),
+        "mixmim_tiny": _cfg(
+            num_classes=0, input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, origin_url=""
+        ),
     }
 )
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> MixMIM:
+    stages = len(kwargs.get("depths", (0, 1, 2, 3)))
     return build_model_with_cfg(
         MixMIM,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": tuple(range(stages)), "feature_cls": "getter"},
         **kwargs,
     )
 
@@ -595,3 +604,27 @@ def mixmim_large_384(pretrained: bool = False, **kwargs: Any) -> MixMIM:
     """MixMIM-L with the windows of its 384-pixel release (16, 16, 24, 12)."""
     args = {"embed_dim": 192, "num_heads": (6, 12, 24, 48), **_REF_384}
     return _create("mixmim_large_384", pretrained, **{**args, **kwargs})
+
+
+@register_model
+def mixmim_tiny(pretrained: bool = False, **kwargs: Any) -> MixMIM:
+    """MixMIM-tiny, 5 M parameters: three stages on patches of 2 pixels. Not of the paper.
+
+    Raises ValueError for an image size other than 32.
+    """
+    size = to_2tuple(kwargs.get("img_size") or TINY_SIZE)
+    if tuple(size) != (TINY_SIZE, TINY_SIZE):
+        raise ValueError(
+            f"mixmim-tiny computes {TINY_SIZE} x {TINY_SIZE} pixels, at which it was pretrained, not "
+            f"{size[0]} x {size[1]}; leave out the size, or use mixmim-b"
+        )
+    args = {
+        "img_size": TINY_SIZE,
+        "patch_size": 2,
+        "embed_dim": 96,
+        "depths": (1, 2, 2),
+        "num_heads": (3, 6, 12),
+        "ref_window_size": (8, 8, 4),
+        "ref_img_size": 64,  # its grid in patches of 4 is that of 32 pixels in patches of 2
+    }
+    return _create("mixmim_tiny", pretrained, **{**args, **kwargs})

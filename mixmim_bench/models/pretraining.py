@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from mixmim_bench.models.mixmim import MixMIM
 from mixmim_bench.models.positions import Size, sincos_positions
 
-CELL = 32  # side in pixels of the cells that are masked and predicted
-
 
 @dataclass(frozen=True)
 class Reconstruction:
     """The output of a pretraining step."""
 
     loss: Tensor  # mean squared error over all cells and pixels
-    patches: Tensor  # predicted, normalised pixels of every cell, (B, h * w, CELL * CELL * 3)
+    patches: Tensor  # predicted, normalised pixels of every cell, (B, h * w, cell * cell * 3)
     mask: Tensor  # 1 where an image's tokens were replaced by its partner's, (h, w)
 
 
@@ -36,6 +34,10 @@ class MixMIMPretraining(MixMIM):
 
     Parameter names are those of the released pretraining checkpoints. The released decoder's layer norms
     use eps 1e-5; OpenMMLab's use 1e-6 (`decoder_norm_eps`). Other arguments are passed to MixMIM.
+
+    Attributes:
+        cell: side in pixels of the cells that are masked and predicted: those of a token of the last stage.
+        cells: their grid (h, w).
     """
 
     decoder_pos_embed: Tensor
@@ -52,12 +54,13 @@ class MixMIMPretraining(MixMIM):
     ) -> None:
         super().__init__(**{**encoder, "num_classes": 0})
         height, width = self.patch_embed.img_size
-        if height % CELL or width % CELL:
+        self.cell = max(self.patch_embed.patch_size) * 2 ** (len(self.layers) - 1)
+        if height % self.cell or width % self.cell:
             raise ValueError(
-                f"pretraining requires image sides that are multiples of {CELL}, not {height} x {width}"
+                f"pretraining requires image sides that are multiples of {self.cell}, not {height} x {width}"
             )
         self.norm_pix_loss = norm_pix_loss
-        self.cells: Size = (height // CELL, width // CELL)
+        self.cells: Size = (height // self.cell, width // self.cell)
 
         norm = partial(nn.LayerNorm, eps=decoder_norm_eps)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
@@ -68,7 +71,7 @@ class MixMIMPretraining(MixMIM):
             for _ in range(decoder_depth)
         )
         self.decoder_norm = norm(decoder_dim)
-        self.decoder_pred = nn.Linear(decoder_dim, CELL * CELL * self.in_chans)
+        self.decoder_pred = nn.Linear(decoder_dim, self.cell**2 * self.in_chans)
         self.init_weights()
         trunc_normal_(self.mask_token, std=0.02)
 
@@ -109,7 +112,8 @@ class MixMIMPretraining(MixMIM):
         """Split images (B, 3, H, W) into cells (B, h * w, pixels), normalised per cell if `norm_pix_loss`."""
         B = len(images)
         h, w = self.cells
-        cells = images.view(B, -1, h, CELL, w, CELL).permute(0, 2, 4, 3, 5, 1).reshape(B, h * w, -1)
+        cells = images.view(B, -1, h, self.cell, w, self.cell).permute(0, 2, 4, 3, 5, 1)
+        cells = cells.reshape(B, h * w, -1)
         if not self.norm_pix_loss:
             return cells
         mean, variance = cells.mean(-1, keepdim=True), cells.var(-1, keepdim=True)
@@ -159,6 +163,8 @@ def pretraining_model(arch: str, **kwargs: Any) -> MixMIMPretraining:
         encoder = timm.create_model(arch, **kwargs)
     config = {
         "img_size": encoder.patch_embed.img_size,
+        "patch_size": encoder.patch_embed.patch_size,
+        **encoder.reference_windows(),
         "embed_dim": encoder.embed_dim,
         "depths": encoder.depths,
         "num_heads": tuple(stage.blocks[0].attn.num_heads for stage in encoder._stages),

@@ -1,0 +1,104 @@
+"""mixmim-tiny: the weights in the package, what they were pretrained on, and what they are worth."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import timm
+from safetensors import safe_open
+
+from mixmim_bench import registry
+from mixmim_bench.data.dataset import open_task
+from mixmim_bench.errors import BenchError
+from mixmim_bench.models.build import create
+from mixmim_bench.models.checkpoints import load_weights
+from mixmim_bench.pretraining import open_images
+from mixmim_bench.registry import find_model, place_of
+from mixmim_bench.suite.selection import select_tasks
+from mixmim_bench.weights.find import resolve_weights
+
+SPEC = find_model("mixmim-tiny")
+FILE = place_of(SPEC.weights[0])
+PRETRAINED_ON = ("fashion_mnist", "digits", "mnist5k")
+
+
+def here(name):
+    """The task, None if its images are not on this machine."""
+    (task,) = select_tasks([name], ())
+    try:
+        return open_task(task, None)
+    except BenchError:
+        return None
+
+
+def test_the_weights_are_in_the_package():
+    assert FILE.parent == registry.PACKAGED and FILE.stat().st_size <= 12_000_000
+    assert hashlib.sha256(FILE.read_bytes()).hexdigest() == SPEC.weights[0].sha256
+    weights = resolve_weights(SPEC, "auto")
+    assert (weights.kind, weights.name) == ("file", SPEC.weights[0].name)
+    with safe_open(FILE, "pt") as file:
+        assert {str(file.get_tensor(name).dtype) for name in file.keys()} == {"torch.float16"}  # noqa: SIM118
+        settings = json.loads(file.metadata()["settings"])
+    assert settings["model"] == SPEC.arch and settings["size"] == [32, 32]
+    network = create(SPEC, (32, 32))
+    assert not load_weights(network, FILE, SPEC.arch)
+
+
+def test_other_sizes_are_refused_with_the_way_out(run):
+    with pytest.raises(BenchError, match=r"32 x 32 pixels.*leave out the size"):
+        create(SPEC, (64, 64))
+    with pytest.raises(ValueError, match="32 x 32"):
+        timm.create_model("mixmim_tiny", img_size=224)
+    result = run("run", "-m", "mixmim-tiny@64", "-t", "digits", "-p", "knn", code=2)
+    assert "leave out the size" in result.output
+
+
+def test_no_val_or_test_image_was_pretrained_on():
+    """Compares the bytes of all images here; Fashion-MNIST's if the machine has it."""
+    train, held_out = {}, {}
+    for name in PRETRAINED_ON:
+        if (data := here(name)) is not None:
+            part = open_images(name, with_val=False)
+            train |= {part.images.digest(row): name for row in range(len(part))}
+            for role in ("val", "test"):
+                part = data.splits[role].part
+                held_out |= {part.images.digest(row): f"{name} {role}" for row in range(len(part))}
+    assert len(train) >= 2500 and len(held_out) >= 2500
+    assert not set(train) & set(held_out)
+
+
+def test_it_beats_random_weights(run, tmp_path):
+    """By nearest neighbours, whose only difference are the features."""
+    for weights in ("auto", "random"):
+        arguments = ["-t", "digits", "-t", "mnist5k", "-p", "knn", "--weights", weights]
+        run("run", "-m", "mixmim-tiny", *arguments, "--results", tmp_path)
+    name = SPEC.weights[0].name
+    first, second = f"mixmim-tiny/{name}", "mixmim-tiny/random init"
+    result = run("compare", first, second, "--results", str(tmp_path), "--json")
+    comparisons = json.loads(result.stdout)
+    assert len(comparisons) == 2
+    assert all(each["difference"] > 0 and each["p_holm"] < 0.001 for each in comparisons), comparisons
+
+
+def test_it_reconstructs_better_than_the_mean_of_each_cell(run, tmp_path):
+    import torch
+    from PIL import Image
+
+    from mixmim_bench.data.transforms import eval_transform
+    from mixmim_bench.models.build import preprocessing
+    from mixmim_bench.reconstruction import load_network
+
+    part = here("mnist5k").splits["test"].part
+    transform = eval_transform(preprocessing(SPEC))
+    images = torch.stack([transform(part.images.load(row)) for row in range(64)])
+    network = load_network(SPEC, (32, 32), FILE)
+    with torch.no_grad():
+        loss = network(images, generator=torch.Generator().manual_seed(0)).loss.item()
+    assert loss < 0.8  # 1 is what predicting the mean of each cell gives
+    files = [tmp_path / f"{row}.png" for row in range(2)]
+    for row, file in enumerate(files):
+        part.images.load(row).save(file)
+    out = tmp_path / "mixed.png"
+    run("reconstruct", *files, "-m", "mixmim-tiny", "--out", out)
+    assert np.asarray(Image.open(out)).std() > 0
