@@ -3,6 +3,7 @@
 import re
 import shlex
 import tomllib
+from collections import Counter
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from mixmim_bench.cli import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -31,12 +32,11 @@ def prose(path):
 @cache
 def anchors(path):
     """The anchors that GitHub gives the headings of a page."""
-    found = []
+    found = Counter()
     for heading in re.findall(r"^#+ +(.+?) *$", FENCE.sub("", path.read_text("utf-8")), re.MULTILINE):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
-        slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
-        found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
-    return set(found)
+        found[re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")] += 1
+    return {f"{slug}-{i}" if i else slug for slug, count in found.items() for i in range(count)}
 
 
 def in_pages(of_page):
