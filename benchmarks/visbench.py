@@ -6,14 +6,15 @@ A ResNet-10t, trained for one epoch on 8,000 images of Fashion-MNIST, is probed 
 1,000 of the official test images, written as PNG files into class folders. Printed are scores and times,
 VisBench's score under other settings and seeds, what both do if test images are training images, if the
 command is repeated, and if weights or preprocessing change under the same name. VisBench is installed into an
-environment of its own, in the folder of `--env` if given; what it does not pin comes from this one. VisBench's command line takes no
-weights of one's own, so its runs are scripts that call `visbench.run`. The folder of `--images` contains the four
-.gz files of Fashion-MNIST (Debian: dataset-fashion-mnist).
+environment of its own, in the folder of `--env` if given; what it does not pin comes from this one. Its
+command line takes no weights of one's own, so its runs are scripts that call `visbench.run`. The folder of
+`--images` contains the four .gz files of Fashion-MNIST (Debian: dataset-fashion-mnist).
 """
 
 import gzip
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -135,6 +136,7 @@ class Tools:
         self.python = python
         self.threads = threads
         self.rounds = rounds
+        self.cpu_s = 0.0  # of the last command
 
     def visbench(self, *jobs: dict) -> tuple[list[dict], float]:
         """Run jobs in one process; returns a dictionary for each, and the seconds of the process."""
@@ -167,6 +169,8 @@ class Tools:
         }
         clock = time.perf_counter()
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         return done, time.perf_counter() - clock
 
 
@@ -266,23 +270,28 @@ def percent(value: float) -> str:
 
 def compare_probes(tools: Tools) -> None:
     """Score and time both, cold and repeated, in turns."""
-    cold: dict[str, list[float]] = {"ours": [], "VisBench": []}
-    again: dict[str, list[float]] = {"ours": [], "VisBench": []}
-    probes: dict[str, list[float]] = {"ours": [], "VisBench": []}
+    times: dict[str, dict[str, list[float]]] = {}
+
+    def note(what: str, tool: str, seconds: float) -> None:
+        times.setdefault(what, {}).setdefault(tool, []).append(seconds)
+
     for _ in range(tools.rounds):
         for place in ("ours-cache", "ours-results", "visbench-cache"):
             shutil.rmtree(tools.folder / place, ignore_errors=True)
         record, _, seconds = tools.ours()
-        cold["ours"].append(seconds)
-        probes["ours"].append(record["timings"]["fit_s"])
+        note("command, cold", "ours", seconds)
+        note("command, cold, CPU", "ours", tools.cpu_s)
+        note("probe", "ours", record["timings"]["fit_s"])
         (first,), seconds = tools.visbench({})
-        cold["VisBench"].append(seconds)
-        probes["VisBench"].append(first["probe_s"])
+        note("command, cold", "VisBench", seconds)
+        note("command, cold, CPU", "VisBench", tools.cpu_s)
+        note("probe", "VisBench", first["probe_s"])
         repeated, said, seconds = tools.ours()
-        again["ours"].append(seconds)
+        note("command, repeated", "ours", seconds)
+        note("command, repeated, CPU", "ours", tools.cpu_s)
         (second,), seconds = tools.visbench({})
-        again["VisBench"].append(seconds)
-        probes["VisBench"].append(second["probe_s"])
+        note("command, repeated", "VisBench", seconds)
+        note("command, repeated, CPU", "VisBench", tools.cpu_s)
     score = record["scores"]["top1"]
     print(
         f"ours: top-1 {percent(score['value'])} ({percent(score['low'])} to {percent(score['high'])}), "
@@ -292,8 +301,8 @@ def compare_probes(tools: Tools) -> None:
         f"VisBench: top-1 {percent(first['top1'])}, on train {percent(first['train_top1'])}; "
         f"fields {sorted(first['record'])}"
     )
-    for what, times in (("probe", probes), ("command, cold", cold), ("command, repeated", again)):
-        middle = {tool: statistics.median(seconds) for tool, seconds in times.items()}
+    for what, each in times.items():
+        middle = {tool: statistics.median(seconds) for tool, seconds in each.items()}
         print(
             f"{what}: ours {middle['ours']:.2f} s, VisBench {middle['VisBench']:.2f} s, "
             f"ratio {middle['VisBench'] / middle['ours']:.2f}"
