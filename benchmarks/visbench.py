@@ -167,7 +167,7 @@ class Tools:
             "HF_HUB_OFFLINE": "1",
             **more,
         }
-        clock = time.perf_counter()
+        clock, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(command, cwd=self.folder, env=env, capture_output=True, text=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         self.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
