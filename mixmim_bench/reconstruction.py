@@ -20,6 +20,7 @@ from mixmim_bench.specs import ModelSpec, Preprocessing
 
 TITLES = ("image A", "image B", "mixed input", "reconstruction of A", "reconstruction of B")
 GAP, HEADING = 8, 20  # pixels
+LEAST = 128  # pixels of the width of an image
 
 
 def load_network(model: ModelSpec, size: tuple[int, int], weights: Path) -> MixMIMPretraining:
@@ -120,7 +121,8 @@ def _preprocessing(network: MixMIMPretraining, model: ModelSpec) -> Preprocessin
 
 
 def _draw_rows(rows: Sequence[Sequence[Tensor]], settings: Preprocessing) -> Image.Image:
-    height, width = settings.size
+    times = max(1, -(-LEAST // settings.size[1]))  # small images are enlarged, pixel by pixel
+    height, width = (side * times for side in settings.size)
     size = (len(TITLES) * (width + GAP) - GAP, HEADING + len(rows) * (height + GAP) - GAP)
     canvas = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(canvas)
@@ -131,5 +133,6 @@ def _draw_rows(rows: Sequence[Sequence[Tensor]], settings: Preprocessing) -> Ima
         for column, image in enumerate(row):
             pixels = ((image * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
             tile = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+            tile = tile.resize((width, height), Image.Resampling.NEAREST)
             canvas.paste(tile, (column * (width + GAP), HEADING + line * (height + GAP)))
     return canvas

@@ -292,7 +292,7 @@ def test_a_picture_of_pairs_is_drawn(run, photos, tmp_path, monkeypatch):
     load_weights(network, done.checkpoint, TINY.arch)
     files = sorted(photos.rglob("*.png"))[:3]
     picture = draw(network.eval(), TINY, Pictures(files), 0.5, seed=0)
-    assert picture.size == (5 * 72 - 8, 20 + 2 * 72 - 8)
+    assert picture.size == (5 * 136 - 8, 20 + 2 * 136 - 8)  # of 64 pixels, enlarged
     assert np.asarray(picture).std() > 20
     with pytest.raises(BenchError, match="needs at least 2, not 1"):
         draw(network, TINY, Pictures(files[:1]), 0.5, seed=0)
@@ -304,7 +304,7 @@ def test_a_picture_of_pairs_is_drawn(run, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "pretraining_model", built)
     out = tmp_path / "picture.png"
     args = ["--weights", done.checkpoint, "--image-size", "64", "--out", out]
-    assert f"{out}: 352 x 156 pixels" in run("reconstruct", *files, *args).output
+    assert f"{out}: 672 x 284 pixels" in run("reconstruct", *files, *args).output
     encoder = tmp_path / "encoder.pth"
     state = torch.load(done.checkpoint)["model"]
     settings = torch.load(done.checkpoint)["settings"]

@@ -71,14 +71,13 @@ def test_no_val_or_test_image_was_pretrained_on():
 def test_it_beats_random_weights(run, tmp_path):
     """By nearest neighbours, whose only difference are the features."""
     for weights in ("auto", "random"):
-        arguments = ["-t", "digits", "-t", "mnist5k", "-p", "knn", "--weights", weights]
+        arguments = ["-t", "digits", "-p", "knn", "--weights", weights]
         run("run", "-m", "mixmim-tiny", *arguments, "--results", tmp_path)
     name = SPEC.weights[0].name
     first, second = f"mixmim-tiny/{name}", "mixmim-tiny/random init"
     result = run("compare", first, second, "--results", str(tmp_path), "--json")
-    comparisons = json.loads(result.stdout)
-    assert len(comparisons) == 2
-    assert all(each["difference"] > 0 and each["p_holm"] < 0.001 for each in comparisons), comparisons
+    (comparison,) = json.loads(result.stdout)
+    assert comparison["difference"] > 0.1 and comparison["p"] < 0.001, comparison
 
 
 def test_it_reconstructs_better_than_the_mean_of_each_cell(run, tmp_path):
