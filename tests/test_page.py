@@ -1,5 +1,6 @@
 """The report page: its data, its server, and the page itself in a real browser."""
 
+import dataclasses
 import http.client
 import json
 import re
@@ -15,7 +16,7 @@ from mixmim_bench.report.contents import read_contents
 from mixmim_bench.report.page import data_of, embedded, to_html
 from mixmim_bench.report.serve import Server
 from mixmim_bench.report.write import write_report
-from mixmim_bench.specs import RunRecord
+from mixmim_bench.specs import RunRecord, digest
 from mixmim_bench.suite.records import RunStore
 
 HOSTILE_NAME = "<img src=x onerror='window.harmed=3'><b>$\\frac{|` &amp; <a href='x.example'>"
@@ -80,6 +81,31 @@ def test_paired_differences_of_many_rows_are_those_already_tested(tmp_path):
     assert 13 <= len(pairs) < 14 * 13 / 2  # the best with each other, and the second
 
 
+def test_further_metrics_of_an_older_version_are_left_out(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    for model, version in (("a", 1), ("b", 2)):
+        record = made(model, 0.8, more=("mean_per_class",))
+        identity = record.identity
+        identity["task"]["metric_versions"] = {"mean_per_class": version} if version > 1 else {}
+        scores = {**record.scores, "mean_per_class": dict(record.scores["top1"])}
+        store.save(dataclasses.replace(record, run_id=digest(identity), scores=scores), {})
+    data = data_of(read_contents(store))
+    further = [column["kind"] for column in data["columns"]].index("further")
+    assert {row["model"]: row["cells"][further] is not None for row in data["rows"]} == {
+        "a": False,
+        "b": True,
+    }
+
+
+def test_notes_below_the_table_are_those_of_the_markdown(tmp_path):
+    store = saved(tmp_path, {"a": right(0.95, 0), "b": right(0.5, 1)})
+    next(store.runs.glob("*.npz")).unlink()
+    notes = data_of(read_contents(store))["notes"]
+    assert "Not decided, since predictions are missing: digits linear." in notes
+    assert any(note.startswith("Speed and memory: cpu, 2 threads") for note in notes)
+
+
 def test_a_page_without_results(tmp_path):
     store = RunStore(tmp_path)
     store.prepare()
@@ -120,7 +146,7 @@ def test_the_server_shows_the_page_as_it_is_now_and_writes_nothing(served):
     assert sorted(path.name for path in served.store.folder.rglob("*")) == before
     served.store.save(made("c", 0.7), {})
     assert asked(served, "/version")[1] != version
-    assert len(data_in(asked(served)[1])["records"]) >= 2
+    assert len(data_in(asked(served)[1])["records"]) == 3
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "localhost:1", ""])
@@ -128,6 +154,11 @@ def test_the_server_answers_to_its_own_address_only(served, host):
     response, body = asked(served, Host=host)
     assert response.status == 403 and "data" not in body
     assert asked(served, Host=f"localhost:{served.server_port}")[0].status == 200
+
+
+def test_the_server_takes_no_other_options(run, served):
+    for options in (["--serve", "--with-published"], ["--serve", "-m", "a"], ["--port", "80"]):
+        run("report", *options, "--results", served.store.folder, code=2)
 
 
 def test_the_server_serves_nothing_else(served):

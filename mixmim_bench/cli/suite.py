@@ -382,6 +382,11 @@ def report(
     from mixmim_bench.report.write import Filter, filtered, write_report
     from mixmim_bench.suite.records import RunStore
 
+    choosing = bool(max_params or max_flops or any(chosen.values()))
+    if serve and (published or published_only or choosing):
+        raise click.UsageError("--serve shows the whole report; leave out the other options")
+    if port and not serve:
+        raise click.UsageError("--port belongs to --serve")
     if published_only:
         from mixmim_bench.report.claims import write_published
 
@@ -393,7 +398,7 @@ def report(
     if serve:
         _serve(store, port)
         return
-    if max_params or max_flops or any(chosen.values()):
+    if choosing:
         click.echo(filtered(store, Filter(max_params_m=max_params, max_gmacs=max_flops, **chosen)))
         return
     show_report(write_report(store, published))

@@ -35,12 +35,12 @@ class Contents:
     broken: list[str]
 
 
-def read_contents(store: RunStore) -> Contents:
-    """Read a results folder, with intervals of today's methods."""
+def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
+    """Read a results folder, with intervals of today's methods; pairs: tests of an earlier reading."""
     broken: list[str] = []
     every = [with_current_intervals(store, record) for record in store.records(broken)]
     records = [record for record in every if not record.limited]
-    board, pairs = leaderboard(records), Pairs(store)
+    board, pairs = leaderboard(records), pairs or Pairs(store)
     return Contents(
         store=store,
         records=records,

@@ -127,6 +127,27 @@ class Leaderboard:
         known.sort(key=lambda each: each[1].provenance.get("started", ""))
         return {task: record.suites for task, record in known}
 
+    def first(self, column: Column) -> RunRecord:
+        """Return the newest record of the first row that a column has, for what all its records share."""
+        return next(row.cells[column].record for row in self.rows if column in row.cells)
+
+    def other(self, row: Row, column: Column, metric: str) -> Cell | None:
+        """Return the cell of a further metric; None if the row lacks it or its version is older."""
+        cell = row.cells.get(column)
+        if cell is None or any(metric not in record.scores for record in cell.records):
+            return None
+        newest = self.metric_version(column, metric)
+        if any(record.metric_version(metric) < newest for record in cell.records):
+            return None
+        return cell_of(cell.records, metric)
+
+    def machines(self, costs: Mapping[str, Cost]) -> list[str]:
+        """List where the speed and memory of the rows were measured."""
+        measured = [cost for cost in (row.cost(costs) for row in self.rows) if cost]
+        return sorted(
+            {f"{cost.device}, {cost.threads} threads, {cost.precision}, {cost.engine}" for cost in measured}
+        )
+
     def metric_version(self, column: Column, metric: str) -> int:
         """Return the newest version of a metric that a column has."""
         records = [r for row in self.rows if column in row.cells for r in row.cells[column].records]

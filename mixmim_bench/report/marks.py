@@ -65,16 +65,16 @@ class Pairs:
             return None
         return tested.p if tested.value > 0 else 1.0
 
-    def difference(self, a: Cell, b: Cell, only_known: bool = False) -> "Difference | None":
+    def difference(self, a: Cell, b: Cell, test: bool = True) -> "Difference | None":
         """Return a - b on what both have (images, seeds, draws); None where they cannot be tested.
 
-        only_known: return None where they have not been tested yet, too.
+        test: whether to test what has not been tested yet; else None.
         """
         swapped = _key(a) > _key(b)
         first, second = (b, a) if swapped else (a, b)
         key = digest([_key(first), _key(second)], 24)
         if key not in self.used:
-            tested = self.known.get(key) or (None if only_known else self._test(first, second))
+            tested = self.known.get(key) or (self._test(first, second) if test else None)
             if tested is None:
                 return None
             self.used[key] = tested

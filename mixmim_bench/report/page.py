@@ -20,9 +20,8 @@ from typing import Any
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report.contents import Contents
-from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, cell_of
-from mixmim_bench.report.marks import Marks
-from mixmim_bench.report.plots import AXES, label_of
+from mixmim_bench.report.leaderboard import Cell, Leaderboard
+from mixmim_bench.report.plots import AXES, label_of, places
 from mixmim_bench.report.text import one_line
 from mixmim_bench.scoring.statistics import holm
 from mixmim_bench.specs import Cost, RunRecord
@@ -32,11 +31,6 @@ ASSETS = Path(__file__).parent / "assets"
 PAIRED = 12  # rows of which every two are compared; of more, the best of each column with the others
 PICTURES = 12_000_000  # bytes of pictures in the page; further ones are linked
 CURVE = 200  # points of a training curve
-TITLES = {
-    "flops": "FLOPs (G)",
-    "params": "Parameters (M)",
-    "speed": "Images/s",
-}  # of axes, short enough for a phone
 COST = ("params_m", "gmacs", "images_per_s", "peak_memory_mb")
 MODEL = ("arch", "kwargs", "weights", "precision", "seed")
 POLICY = (
@@ -110,7 +104,7 @@ def data_of(contents: Contents) -> dict[str, Any]:
     board, costs = contents.board, contents.costs
     pictures = _Pictures(contents.store)
     return {
-        "axes": {name: {"title": TITLES[name], "more": axis.more_is_better} for name, axis in AXES.items()},
+        "axes": {name: {"title": axis.short, "more": axis.more_is_better} for name, axis in AXES.items()},
         "columns": [*_columns(board), *_means(board)],
         "rows": [_row(contents, place) for place in range(len(board.rows))],
         "pairs": _pairs(contents),
@@ -120,31 +114,28 @@ def data_of(contents: Contents) -> dict[str, Any]:
         "failed": sorted(record.run_id for record in contents.records if record.error),
         "broken": [one_line(text) for text in contents.broken],
         "older": board.left_out,
+        "notes": _notes(contents),
         "smoke": len(contents.smoke.rows),
     }
 
 
 def _columns(board: Leaderboard) -> list[dict[str, Any]]:
-    columns = []
-    for column in board.columns:
-        record = next(row.cells[column].record for row in board.rows if column in row.cells)
-        columns.append(
-            {
-                "name": " ".join(column),
-                "task": column[0],
-                "protocol": column[1],
-                "title": f"{one_line(record.task_title)}, {one_line(record.protocol_title)}",
-                "metric": record.metric,
-                "suites": list(record.suites),
-                "kind": "ranked",
-            }
-        )
-    ranked = {(each["task"], each["protocol"]): each for each in columns}
-    more = [
+    ranked = {
+        column: {
+            "name": " ".join(column),
+            "task": column[0],
+            "protocol": column[1],
+            "metric": board.first(column).metric,
+            "suites": list(board.first(column).suites),
+            "kind": "ranked",
+        }
+        for column in board.columns
+    }
+    further = [
         {**ranked[column], "name": " ".join((*column, metric)), "metric": metric, "kind": "further"}
         for column, metric in board.other_metrics
     ]
-    return [*columns, *more]
+    return [*ranked.values(), *further]
 
 
 def _means(board: Leaderboard) -> list[dict[str, Any]]:
@@ -153,7 +144,6 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
             "name": mean.name,
             "task": f"mean {mean.suite}".strip(),
             "protocol": mean.protocol,
-            "title": f"Mean of {', '.join(mean.tasks)}; {mean.protocol}",
             "metric": mean.metric,
             "suites": [mean.suite] if mean.suite else [],
             "kind": "mean",
@@ -162,14 +152,30 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
     ]
 
 
+def _notes(contents: Contents) -> list[str]:
+    """Return what the table alone does not say."""
+    board = contents.board
+    lists = {
+        "Speed and memory: ": "; ".join(board.machines(contents.costs)),
+        "Not decided, since predictions are missing: ": ", ".join(
+            sorted(" ".join(column) for column, marks in contents.marks.items() if marks.undecided)
+        ),
+        "Models are in another order by: ": ", ".join(
+            " ".join((*column, metric)) for column, metric in board.disagreements()
+        ),
+    }
+    return [one_line(f"{title}{text}.") for title, text in lists.items() if text]
+
+
 def _row(contents: Contents, place: int) -> dict[str, Any]:
     board, costs = contents.board, contents.costs
     row = board.rows[place]
     cost = row.cost(costs)
+    marks = {column: mark.of_row.get(place, "") for column, mark in contents.marks.items()}
     cells = [
-        *(_cell(row, column, "", contents.marks, place, costs) for column in board.columns),
-        *(_cell(row, column, metric, {}, place, costs) for column, metric in board.other_metrics),
-        *(_shown(row.mean_cell(mean.tasks, mean.protocol), costs) for mean in board.means),
+        *(_cell(row.cells.get(column), costs, marks.get(column, "")) for column in board.columns),
+        *(_cell(board.other(row, column, metric), costs) for column, metric in board.other_metrics),
+        *(_cell(row.mean_cell(mean.tasks, mean.protocol), costs, is_mean=True) for mean in board.means),
     ]
     return {
         "model": one_line(row.model),
@@ -180,42 +186,24 @@ def _row(contents: Contents, place: int) -> dict[str, Any]:
         "settings": bool(row.settings),
         "cost": {name: getattr(cost, name) if cost else None for name in COST},
         "uncounted": ", ".join(cost.uncounted) if cost else "",
-        "device": f"{cost.device}, {cost.threads} threads" if cost else "",
         "cells": cells,
     }
 
 
 def _cell(
-    row: Row,
-    column: Column,
-    metric: str,
-    marks: Mapping[Column, Marks],
-    place: int,
-    costs: Mapping[str, Cost],
+    cell: Cell | None, costs: Mapping[str, Cost], mark: str = "", is_mean: bool = False
 ) -> dict[str, Any] | None:
-    cell = row.cells.get(column)
-    if cell is None or any(metric and metric not in record.scores for record in cell.records):
-        return None
-    mark = marks[column].of_row.get(place, "") if column in marks else ""
-    return _shown(cell_of(cell.records, metric) if metric else cell, costs, mark, runs=True)
-
-
-def _shown(
-    cell: Cell | None, costs: Mapping[str, Cost], mark: str = "", runs: bool = False
-) -> dict[str, Any] | None:
-    """Return a score with what it costs at the size of the run."""
+    """Return a score with its runs (none for a mean) and what it costs at the size of the run."""
     if cell is None:
         return None
-    cost = costs.get(cell.record.costs.get("run", ""))
-    values = {name: axis.of_cost(cost) for name, axis in AXES.items()} if cost else {}
     return {
         "value": cell.value,
         "low": cell.low,
         "high": cell.high,
         "seeds": cell.seeds,
         "mark": mark,
-        "runs": [record.run_id for record in cell.records] if runs else [],
-        "x": {name: value for name, value in values.items() if math.isfinite(value) and value > 0},
+        "runs": [] if is_mean else [record.run_id for record in cell.records],
+        "x": places(cell, costs),
     }
 
 
@@ -223,14 +211,14 @@ def _pairs(contents: Contents) -> dict[str, list[float]]:
     """Return paired differences: 'ROW-ROW-COLUMN' -> difference, low, high, p, p corrected over columns."""
     board = contents.board
     rows = [place for place, row in enumerate(board.rows) if not row.settings]
-    everything = len(rows) <= PAIRED
+    test = len(rows) <= PAIRED  # else show what is known
     found = {}
     for a, b in combinations(rows, 2):
         first, second = board.rows[a].cells, board.rows[b].cells
         tested = {}
         for place, column in enumerate(board.columns):
             if column in first and column in second:
-                each = contents.pairs.difference(first[column], second[column], only_known=not everything)
+                each = contents.pairs.difference(first[column], second[column], test)
                 if each is not None:
                     tested[place] = each
         corrected = holm([each.p for each in tested.values()])

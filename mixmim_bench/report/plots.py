@@ -25,17 +25,29 @@ class Axis:
     """A cost that scores are plotted against."""
 
     title: str
+    short: str  # of the report page, for phones
     of_cost: Callable[[Cost], float]
     more_is_better: bool = False
 
 
 AXES: Mapping[str, Axis] = {
     "flops": Axis(
-        "FLOPs of one image at the size of the run (billion multiply-adds)", lambda cost: cost.gmacs
+        "FLOPs of one image at the size of the run (billion multiply-adds)",
+        "FLOPs (G)",
+        lambda cost: cost.gmacs,
     ),
-    "params": Axis("Parameters (million)", lambda cost: cost.params_m),
-    "speed": Axis("Images per second at the size of the run", lambda cost: cost.images_per_s, True),
+    "params": Axis("Parameters (million)", "Parameters (M)", lambda cost: cost.params_m),
+    "speed": Axis(
+        "Images per second at the size of the run", "Images/s", lambda cost: cost.images_per_s, True
+    ),
 }
+
+
+def places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
+    """Return what a score costs at the size of its run by axis, without what was not measured."""
+    cost = costs.get(cell.record.costs.get("run", ""))
+    values = {name: axis.of_cost(cost) for name, axis in AXES.items()} if cost else {}
+    return {name: value for name, value in values.items() if math.isfinite(value) and value > 0}
 
 
 def write_plots(
@@ -96,8 +108,10 @@ def panels(
     for column in sorted(board.columns, key=lambda column: (column[1], column[0])):
         points = _points(board, costs, axis, lambda row, column=column: row.cells.get(column))  # type: ignore[misc]
         if points:
-            others = _published(column, _metric(board, column), axis) if published else []
-            found.append((_title(board, column), _metric(board, column), [*points, *others]))
+            record = board.first(column)
+            others = _published(column, record.metric, axis) if published else []
+            title = [one_line(record.task_title), one_line(record.protocol_title)]
+            found.append((title, record.metric, [*points, *others]))
     for mean in board.means:
         points = _points(board, costs, axis, lambda row, mean=mean: row.mean_cell(mean.tasks, mean.protocol))  # type: ignore[misc]
         if points:
@@ -117,15 +131,6 @@ def panels(
     ]
 
 
-def _title(board: Leaderboard, column: Column) -> list[str]:
-    record = next(row.cells[column].record for row in board.rows if column in row.cells)
-    return [one_line(record.task_title), one_line(record.protocol_title)]
-
-
-def _metric(board: Leaderboard, column: Column) -> str:
-    return next(row.cells[column].record.metric for row in board.rows if column in row.cells)
-
-
 def _points(
     board: Leaderboard, costs: Mapping[str, Cost], axis: str, cell_of: Callable[[Row], Cell | None]
 ) -> list[Point]:
@@ -133,9 +138,8 @@ def _points(
     points = []
     for row in board.rows:
         cell = cell_of(row)
-        cost = costs.get(cell.record.costs.get("run", "")) if cell else None
-        x = AXES[axis].of_cost(cost) if cost else math.nan
-        if cell and math.isfinite(x) and x > 0 and not row.settings:
+        x = places(cell, costs).get(axis) if cell else None
+        if cell and x and not row.settings:
             label = label_of(row, board.rows)
             points.append(
                 Point(

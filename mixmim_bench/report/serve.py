@@ -5,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 
 from mixmim_bench.report.contents import read_contents
+from mixmim_bench.report.marks import Pairs
 from mixmim_bench.report.page import to_html
 from mixmim_bench.specs import digest
 from mixmim_bench.suite.records import RunStore
@@ -31,6 +32,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, store: RunStore, port: int = 0) -> None:
         super().__init__((HOST, port), Handler)
         self.store = store
+        self._pairs = Pairs(store)  # kept, so that each pair is tested once
         self._lock = Lock()
         self._page = ("", b"")  # version, page
 
@@ -56,7 +58,7 @@ class Server(ThreadingHTTPServer):
         with self._lock:
             version = self.version()
             if version != self._page[0]:
-                self._page = version, to_html(read_contents(self.store)).encode()
+                self._page = version, to_html(read_contents(self.store, self._pairs)).encode()
             return self._page[1]
 
 

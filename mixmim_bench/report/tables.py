@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, cell_of, column_of
+from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, column_of
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Marks
 from mixmim_bench.report.text import markdown, one_line
 from mixmim_bench.scoring.metrics import is_a_guess
@@ -43,7 +43,7 @@ def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
             values[f"{name} high"] = cell.high if cell else None
             values[f"{name} seeds"] = cell.seeds if cell else None
         for column, metric in board.other_metrics:
-            other = _other(board, row, column, metric)
+            other = board.other(row, column, metric)
             name = " ".join((*column, metric))
             values[name] = other.value if other else None
             values[f"{name} low"] = other.low if other else None
@@ -51,17 +51,6 @@ def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
         means = {mean.name: row.mean(mean.tasks, mean.protocol) for mean in board.means}
         rows.append({**values, **means})
     return pd.DataFrame(rows)
-
-
-def _other(board: Leaderboard, row: Row, column: Column, metric: str) -> Cell | None:
-    """Return the cell of a further metric; None if its version is older."""
-    cell = row.cells.get(column)
-    if cell is None or any(metric not in record.scores for record in cell.records):
-        return None
-    newest = board.metric_version(column, metric)
-    if any(record.metric_version(metric) < newest for record in cell.records):
-        return None
-    return cell_of(cell.records, metric)
 
 
 def to_markdown(
@@ -89,7 +78,7 @@ def to_markdown(
             value = row.mean(mean.tasks, mean.protocol)
             shown[markdown(mean.name)] = "" if value is None else f"{100 * value:.1f}"
         rows.append(shown)
-        cells = {(*column, name): _other(board, row, column, name) for column, name in board.other_metrics}
+        cells = {(*column, name): board.other(row, column, name) for column, name in board.other_metrics}
         if any(cells.values()):
             others.append(
                 {**_named(row), **{_title(key): _show(cell, key[2]) for key, cell in cells.items()}}
@@ -155,9 +144,7 @@ _MARKED = {BEST: "**{}**", SECOND: "<u>{}</u>", TIED: "{}="}
 
 def _notes(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column, Marks], table: str) -> str:
     measured = [cost for cost in (row.cost(costs) for row in board.rows) if cost]
-    machines = sorted(
-        {f"{cost.device}, {cost.threads} threads, {cost.precision}, {cost.engine}" for cost in measured}
-    )
+    machines = board.machines(costs)
     notes = ["Scores are percent with their 95 % interval."]
     if marks:
         notes.append(

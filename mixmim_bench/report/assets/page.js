@@ -53,9 +53,6 @@
 
   /* -- table --------------------------------------------------------------------------------------- */
 
-  const number = (value, mark) => ({ sort: value === null ? -Infinity : value,
-    text: value === null ? "" : round(value) + (mark || "") });
-
   function shownScore(cell, type) {
     if (!cell) return type === "display" ? "-" : type === "filter" ? "" : -Infinity;
     if (type === "sort" || type === "type") return cell.value;
@@ -86,8 +83,9 @@
       } },
       ...COSTS.map(([name, title]) => ({ title, data: null, className: "number", orderSequence: ["desc", "asc"],
         render: (row, type) => {
-          const shown = number(row.cost[name], name === "gmacs" && row.uncounted ? " †" : "");
-          return type === "sort" || type === "type" ? shown.sort : shown.text;
+          const value = row.cost[name];
+          if (type === "sort" || type === "type") return value === null ? -Infinity : value;
+          return value === null ? "" : round(value) + (name === "gmacs" && row.uncounted ? " †" : "");
         } })),
       ...data.columns.map((column, place) => ({ title: escaped(column.name), data: null, className: "number",
         visible: column.kind !== "further", orderSequence: ["desc", "asc"], type: "num",
@@ -327,6 +325,7 @@
   const tasks = distinct(data.columns.filter((column) => column.kind === "ranked").map((column) => column.task));
   at("summary").textContent = `${counted(data.rows.length, "row")}, ${counted(tasks.length, "task")}, ` +
     `${counted(Object.keys(data.records).length - data.failed.length, "finished run")}`;
+  at("notes").textContent = data.notes.join(" ");
   showColumns();
   compare();
 
