@@ -30,6 +30,7 @@ def _model_row(model: ModelSpec) -> dict[str, Any]:
                 "url": weights.url,
                 "home": weights.home,
                 "sha256": weights.sha256,
+                "packaged": weights.packaged,
                 "published": dict(weights.published),
                 "path": str(place_of(weights)),
                 "present": has_weights(weights),

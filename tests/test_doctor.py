@@ -1,5 +1,6 @@
 """Where data is looked for, which part of it a variant takes, and what doctor says of it."""
 
+import dataclasses
 import json
 import socket
 
@@ -12,8 +13,9 @@ from PIL import Image
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.roots import find_roots, parse_roots
 from mixmim_bench.errors import BenchError, TaskFileError
-from mixmim_bench.specs import ROLES
+from mixmim_bench.specs import ROLES, ModelSpec
 from mixmim_bench.suite.selection import load_tasks, select_tasks
+from mixmim_bench.weights.find import here
 
 DIGITS = load_tasks()["digits"]
 
@@ -207,3 +209,11 @@ def test_a_class_without_training_images_is_named(run, tmp_path):
     )
     (found,) = diagnosed(run, "-t", tmp_path / "listed.toml", code=1)["tasks"]
     assert found["problems"] == ["no image of 1 is in train"]
+
+
+def test_a_model_file_names_its_checkpoint(tmp_path):
+    (tmp_path / "mine.pth").write_bytes(b"")
+    model = ModelSpec(name="mine", arch="test_vit", checkpoint=str(tmp_path / "mine.pth"))
+    assert here(model) == "mine.pth"
+    assert here(dataclasses.replace(model, checkpoint=str(tmp_path / "gone.pth"))) == ""
+    assert here(dataclasses.replace(model, checkpoint="random")) == ""

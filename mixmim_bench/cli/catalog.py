@@ -1,7 +1,7 @@
 """`models` and `tasks`: list registered models and tasks."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,12 +41,19 @@ def models(as_json: bool) -> None:
                 "model": row["name"],
                 "top-1": weights["published"].get("top1", ""),
                 "here": "yes" if weights["present"] else "no",
-                "from": weights["url"] or f"{weights['home']} (by hand, to {weights['path']})",
+                "from": _origin(weights),
             }
             for row in rows
             for weights in row["weights"]
         ]
     )
+
+
+def _origin(weights: dict[str, Any]) -> str:
+    """Say where published weights come from."""
+    if weights["packaged"]:
+        return "this package"
+    return weights["url"] or f"{weights['home']} (by hand, to {weights['path']})"
 
 
 @click.command(epilog=examples("mixmim-bench tasks --data-root /data", "mixmim-bench tasks --json"))

@@ -125,6 +125,8 @@ def _from_hub(model: ModelSpec, bar: Bar | None) -> Weights | None:
 
 def here(model: ModelSpec) -> str:
     """Return the name of the local weights that 'auto' would use, '' if none."""
+    if model.checkpoint not in ("", AUTO):
+        return Path(model.checkpoint).name if Path(model.checkpoint).is_file() else ""
     for weights in sorted(model.weights, key=lambda weights: weights.finetuned):
         if has_weights(weights):
             return weights.name
