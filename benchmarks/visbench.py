@@ -93,7 +93,7 @@ def visbench_jobs(jobs: list[dict]) -> None:
             std=(0.5,) * 3,
             crop_pct=1.0,
         )
-        return CustomBackbone(network, transform, name="resnet10t", image_size=job.get("told_size", SIZE))
+        return CustomBackbone(network, transform, name="resnet10t", image_size=job.get("stated_size", SIZE))
 
     for job in jobs:
         backbone = backbone_of(job)
@@ -348,7 +348,7 @@ def change_things(tools: Tools) -> None:
         "beyond the first MiB, reversed": {"weights": "reversed.pth"},
         "mean 0.5 to 0.25": {"mean": 0.25},
         "size 32 to 48": {"size": 48},
-        "size 32 to 48, image_size=48": {"size": 48, "told_size": 48},
+        "size 32 to 48, image_size=48": {"size": 48, "stated_size": 48},
     }
     jobs = [{**change, "cached": cached} for change in changes.values() for cached in (True, False)]
     results = tools.visbench({}, *jobs)[0]
@@ -364,7 +364,7 @@ def change_things(tools: Tools) -> None:
     first = tools.ours()[0]
     print(f"ours, nothing changed: run {first['run_id']}, top-1 {percent(first['scores']['top1']['value'])}")
     for name, change in changes.items():
-        if "told_size" in change:
+        if "stated_size" in change:
             continue
         shutil.copy(tools.folder / change.get("weights", "first.pth"), tools.folder / "weights.pth")
         (tools.folder / "resnet10t-mine.toml").write_text(
@@ -381,7 +381,7 @@ def change_things(tools: Tools) -> None:
 def _report_stale(name: str, got: dict, fresh: dict) -> None:
     stale = abs(got["features"] / fresh["features"] - 1) > 1e-6
     print(
-        f"{name}: {got['from_cache']} features from the cache, top-1 {percent(got['top1'])}; computed anew "
+        f"{name}: {got['from_cache']} features from the cache, top-1 {percent(got['top1'])}; without a cache "
         f"{percent(fresh['top1'])}: {'STALE' if stale else 'right'}"
     )
 

@@ -16,6 +16,7 @@ PAGES = (
     *("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"),
     *("DENSE.md", "OWN.md", "READING.md", "TRAINING.md"),
     *("benchmarks/README.md", "results/README.md", "results/shown/published.md", "tasks/README.md"),
+    "mixmim_bench/pretrained/README.md",
 )
 IMAGES = (".png", ".svg")
 # code, where nothing is a link; or a link, whose text may contain brackets

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from rich.console import Console
 from torch import Tensor
 
 from mixmim_bench.data.loading import Unreadable
@@ -16,11 +17,21 @@ from mixmim_bench.models.build import preprocessing
 from mixmim_bench.models.checkpoints import load_weights, read_checkpoint
 from mixmim_bench.models.pretraining import MixMIMPretraining
 from mixmim_bench.pretraining import build_network
-from mixmim_bench.specs import ModelSpec, Preprocessing
+from mixmim_bench.progress import download_bar
+from mixmim_bench.specs import AUTO, ModelSpec, Preprocessing
+from mixmim_bench.weights.find import resolve_weights
 
 TITLES = ("image A", "image B", "mixed input", "reconstruction of A", "reconstruction of B")
 GAP, HEADING = 8, 20  # pixels
 LEAST = 128  # pixels of the width of an image
+
+
+def own_weights(model: ModelSpec) -> Path:
+    """Find the weights of a model, downloading them if necessary; raises BenchError if it has none."""
+    weights = resolve_weights(model, AUTO, download_bar(Console(stderr=True)))
+    if weights.random:
+        raise BenchError(f"{model.name}: random weights reconstruct nothing; pass --weights PATH")
+    return Path(weights.path)
 
 
 def load_network(model: ModelSpec, size: tuple[int, int], weights: Path) -> MixMIMPretraining:
@@ -91,6 +102,8 @@ def draw(
     network: MixMIMPretraining, model: ModelSpec, pictures: Pictures, mask_ratio: float, seed: int
 ) -> Image.Image:
     """Draw one row for each pair of consecutive images; the last of an odd number is paired with the first.
+
+    Images narrower than LEAST pixels are enlarged.
 
     Raises BenchError for fewer than two images, or one that cannot be read.
     """

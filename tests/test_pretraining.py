@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+import timm
 import torch
 
 from mixmim_bench import pretraining_model
@@ -12,6 +14,8 @@ SIZES |= {"decoder_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 
 WORKER = f"""
 import sys
+import pytest
+import timm
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -53,3 +57,14 @@ def test_gradients_are_synchronised_between_processes(tmp_path):
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 assert torch.allclose(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("arch", ["mixmim_base", "mixmim_base_384", "mixmim_tiny"])
+def test_it_is_the_encoder_of_its_model(arch):
+    """The same patches, windows and shapes, so that its weights belong to the model."""
+    with torch.device("meta"):
+        pretrained, encoder = pretraining_model(arch), timm.create_model(arch, num_classes=0)
+    shapes = {name: values.shape for name, values in pretrained.state_dict().items()}
+    own = {name: values.shape for name, values in encoder.state_dict().items()}
+    assert own.items() <= shapes.items()
+    assert pretrained.cell == (8 if arch == "mixmim_tiny" else 32)

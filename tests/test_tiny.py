@@ -45,6 +45,11 @@ def test_the_weights_are_in_the_package():
     assert not load_weights(network, FILE, SPEC.arch)
 
 
+def test_the_list_of_models_says_where_the_weights_are(run):
+    line = next(line for line in run("models").output.splitlines() if line.startswith(SPEC.weights[0].name))
+    assert "yes" in line and "this package" in line
+
+
 def test_other_sizes_are_refused_with_the_way_out(run):
     with pytest.raises(BenchError, match=r"32 x 32 pixels.*leave out the size"):
         create(SPEC, (64, 64))

@@ -160,13 +160,11 @@ def reconstruct(
     """
     from mixmim_bench.data.pictures import Pictures, find_pictures
     from mixmim_bench.pretraining import PretrainingRecipe, describe
-    from mixmim_bench.reconstruction import draw, load_network
-    from mixmim_bench.specs import AUTO
-    from mixmim_bench.weights.find import resolve_weights
+    from mixmim_bench.reconstruction import draw, load_network, own_weights
 
     pictures = Pictures(find_pictures(list(images)))
     spec, size = describe(model, image_size)
-    network = load_network(spec, size, weights or Path(resolve_weights(spec, AUTO).path))
+    network = load_network(spec, size, weights or own_weights(spec))
     PretrainingRecipe(mask_ratio=(mask_ratio,)).check_mask(network)
     picture = draw(network, spec, pictures, mask_ratio, seed)
     picture.save(out)

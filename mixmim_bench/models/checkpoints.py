@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,13 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
 
 
 def _settings_of(path: Path) -> dict[str, Any]:
-    """Return the settings that `pretrain` states, from the metadata of a safetensors file."""
+    """Return the settings of a pretraining from the metadata of a safetensors file, if it has them."""
     with safe_open(path, "pt") as file:
-        settings = (file.metadata() or {}).get("settings")
-    return {"settings": json.loads(settings)} if settings else {}
+        text = (file.metadata() or {}).get("settings", "")
+    with suppress(ValueError):  # of another program
+        settings = json.loads(text)
+        return {"settings": settings} if isinstance(settings, dict) else {}
+    return {}
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -41,6 +41,7 @@ from mixmim_bench.models.positions import Size, resize_positions, sincos_positio
 
 REF_WINDOWS = (14, 14, 14, 7)  # of MixMIM-B, L and H, on the patch grid of 224 pixels
 REF_GRID = (56, 56)
+REF_PATCH = 4  # pixels, in which reference sizes are stated
 TINY_SIZE = 32  # pixels of mixmim_tiny
 PADDING = -1  # the source index of padding tokens
 
@@ -245,7 +246,7 @@ class MixMIM(nn.Module):
         self.pos_drop = nn.Dropout(pos_drop_rate)
 
         self._ref_window_sizes = resolve_stage_window_sizes(ref_window_size, len(depths))
-        self._ref_grid_size: Size = (ref_img_size // 4, ref_img_size // 4)
+        self._ref_grid_size: Size = (ref_img_size // REF_PATCH, ref_img_size // REF_PATCH)
         self.windows_stated = False  # whether the caller set the windows: then weights are adapted to them
         windows = self._scale_windows(grid, window_size, None)
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
@@ -313,7 +314,10 @@ class MixMIM(nn.Module):
 
     def reference_windows(self) -> dict[str, Any]:
         """Return the arguments that give a network the windows of this one."""
-        return {"ref_window_size": self._ref_window_sizes, "ref_img_size": self._ref_grid_size[0] * 4}
+        return {
+            "ref_window_size": self._ref_window_sizes,
+            "ref_img_size": self._ref_grid_size[0] * REF_PATCH,
+        }
 
     def windows_at(self, grid: Size) -> tuple[Size, ...]:
         """Return the windows of the stages for another patch grid (h, w)."""
