@@ -61,6 +61,7 @@ def run_suite(
     settings: Mapping[str, Any] | None = None,
     seeds: int | Sequence[int] = 0,
     limit: int = 0,
+    controls: bool = False,
     precision: str = "float32",
     resize: str = EXACT,
     results: str | Path = "results",
@@ -92,6 +93,7 @@ def run_suite(
         settings: changed hyper-parameters, such as `{"finetune.epochs": 3}`.
         seeds: one or several.
         limit: images of each role, for a smoke run; 0: all.
+        controls: add raw pixels, random weights, permuted labels and noise for probes.
         precision: of the backbone.
         resize: for evaluation: 'exact', 'fast' or 'reduced'.
         results: the folder of results.
@@ -131,6 +133,7 @@ def run_suite(
         layers=layers,
         changes=dict(settings or {}),
         limit=limit,
+        controls=controls,
         roots=find_roots(_roots(data_root), trust_task_code),
     )
     store = RunStore(Path(results))

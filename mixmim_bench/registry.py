@@ -15,6 +15,7 @@ _OPENMMLAB = "https://download.openmmlab.com"
 _PRETRAINED = "MixMIM, 600 epochs of ImageNet-1K without labels"
 _FINETUNED = "MixMIM, 600 epochs of ImageNet-1K, then fine-tuned on its labels"
 
+PIXELS = "pixels"  # the model that returns the image itself
 PACKAGED = Path(__file__).parent / "pretrained"
 
 _GOOGLE_DRIVE = "https://drive.google.com/file/d"
@@ -142,6 +143,14 @@ MODELS = (
     _model("mixmim-b-384", "mixmim_base_384", 384, 89_577_440, 52_570_710_016, _BASE_384_WEIGHTS),
     _model("mixmim-l-384", "mixmim_large_384", 384, 199_246_300, 112_150_450_176, _LARGE_384_WEIGHTS),
     _model("mixmim-tiny", "mixmim_tiny", 32, 4_952_775, 158_926_848, _TINY_WEIGHTS),
+    ModelSpec(
+        name=PIXELS,
+        arch=PIXELS,
+        weightless=True,
+        image_size=(32, 32),
+        params=3_073_000,
+        macs=3_072_000,
+    ),
 )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 RECORD_SCHEMA = 1
+OF_SESSION = "object_"  # begins architectures that are networks of a Python session
 AUTO = "auto"  # weights, presets, layers and devices are then chosen automatically
 ECE = "ece"  # the name of a calibration error among scores; the lower, the better
 RANDOM_INIT = "random init"  # the name of untrained weights in tables and plots
@@ -21,6 +22,8 @@ TORCH, OPENVINO, COMPILE = ENGINES = ("torch", "openvino", "compile")  # that co
 PRECISIONS = ("float32", "bfloat16", "float16")
 ROLES = ("train", "val", "test")
 LIMITED = "limit"  # begins the variant of a task with so many images, for smoke runs
+PERMUTED = "permuted"  # the variant of a task whose labels are permuted, a control
+NOISE = "noise"  # begins the variants of a task whose images are so many percent noise, a control
 
 
 def canonical_json(value: Any) -> str:
@@ -52,7 +55,7 @@ class WeightsSpec:
 class Weights:
     """The weights found for a model."""
 
-    kind: str  # file, remote (still to be downloaded) or random
+    kind: str  # file, remote (still to be downloaded), random, or none of a model without weights
     name: str  # as shown in tables
     sha256: str = ""
     path: str = ""  # of the file on this machine
@@ -64,6 +67,7 @@ class Weights:
 
 
 RANDOM = Weights(kind="random", name=RANDOM_INIT)
+NO_WEIGHTS = Weights(kind="none", name="no weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +82,12 @@ class Preprocessing:
     std: tuple[float, ...]
     resize: str = ""  # 'fast' or 'reduced'; '': the same pixels as timm's
     transform: str = ""  # key of an object of this process that does all of it; '': none
+    noise: int = 0  # percent of the variance that is noise, for controls
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON that run ids are computed from."""
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
-        return {name: v for name, v in values.items() if v or name not in ("resize", "transform")}
+        return {name: v for name, v in values.items() if v or name not in ("resize", "transform", "noise")}
 
     def describe(self, dense: bool = False) -> str:
         """Describe the steps in one line, for users to check: checkpoints do not store them.
@@ -90,8 +95,9 @@ class Preprocessing:
         dense: of label maps and objects, whose protocols resize and crop images.
         """
         height, width = self.size
+        noise = f", {self.noise} % noise" if self.noise else ""
         if self.transform:
-            return f"a transform object ({self.transform}) to {height} x {width}"
+            return f"a transform object ({self.transform}) to {height} x {width}{noise}"
         resized = math.floor(min(height, width) / self.crop_pct)
         how = f", {self.resize}" if self.resize else ""
         mean, std = (", ".join(f"{x:g}" for x in values) for values in (self.mean, self.std))
@@ -99,7 +105,7 @@ class Preprocessing:
             return f"resize for {height} x {width} ({self.interpolation}), mean {mean}, std {std}"
         return (
             f"resize to {resized} ({self.interpolation}{how}), {self.crop_mode} crop {height} x {width}, "
-            f"mean {mean}, std {std}"
+            f"mean {mean}, std {std}{noise}"
         )
 
 
@@ -120,10 +126,16 @@ class ModelSpec:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = ""  # the weights that a model file names: a path, 'auto' or 'random'
     version: int = 1  # of the architecture: bumped when its outputs change
+    weightless: bool = False  # whether it has no parameters besides those of its classifier
     # of registered models, at their own size; verified by `tests/test_mixmim.py`
     image_size: tuple[int, int] = (0, 0)
     params: int = 0
     macs: int = 0
+
+    @property
+    def of_session(self) -> bool:
+        """Whether it is a network of a Python session, which is built as a copy of that and not by code."""
+        return self.arch.startswith(OF_SESSION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +173,8 @@ class TaskSpec:
     partial: bool = False  # whether classes and images may be missing
     subset: tuple[str, ...] = ()  # the names of its classes, where those are not all
     limit: int = 0  # images of each role, for smoke runs; 0: all
+    permuted: bool = False  # whether the labels of train and val are permuted, for controls
+    noise: int = 0  # percent of the variance of the images that is noise, for controls
     image_size: int = 0  # 0: the model's own
     crop_pct: float = 0.0  # 0: the model's own
     forbid: tuple[str, ...] = ()
@@ -434,8 +448,16 @@ class RunRecord:
     @property
     def limited(self) -> bool:
         """Whether it is the result of a smoke run, on a limited number of images."""
-        variants = self.task.split("@")[1:]
-        return any(each.removeprefix(LIMITED).isdecimal() for each in variants if each.startswith(LIMITED))
+        return any(_numbered(LIMITED, each) for each in self._variants)
+
+    @property
+    def control(self) -> str:
+        """The variant of a control without its signal: 'permuted', or 'noise50' and so on; else ''."""
+        return next((each for each in self._variants if each == PERMUTED or _numbered(NOISE, each)), "")
+
+    @property
+    def _variants(self) -> list[str]:
+        return self.task.split("@")[1:]
 
     @property
     def metric(self) -> str:
@@ -466,6 +488,10 @@ class RunRecord:
         """Serialise the record as JSON."""
         values = dataclasses.asdict(self)
         return json.dumps(values, indent=1, sort_keys=True, allow_nan=False, default=_plain)
+
+
+def _numbered(prefix: str, variant: str) -> bool:
+    return variant.startswith(prefix) and variant.removeprefix(prefix).isdecimal()
 
 
 def _plain(value: Any) -> Any:

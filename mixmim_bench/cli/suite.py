@@ -42,6 +42,7 @@ from mixmim_bench.errors import BenchError, counted
         "mixmim-bench run -m mixmim-b -m resnet50 -s paper --data-root /data --workers 8",
         "mixmim-bench run -m vit_base_patch16_224=a.pth -m vit_base_patch16_224=b.pth -t imagenet1k@5shot",
         "mixmim-bench run -m mixmim-base_3rdparty_in1k -t imagenet1k -p own-head",
+        "mixmim-bench run -m mixmim-tiny -t digits -p linear -p knn --controls",
         "mixmim-bench run -m my_model.toml -t my_task.toml --limit 100",
         "mixmim-bench run -m mixmim-b -m mixmim-b@96 -s embedded --print-suite",
         "mixmim-bench run suite.toml --device cuda",
@@ -115,6 +116,12 @@ from mixmim_bench.errors import BenchError, counted
     "results have their own rows.",
 )
 @LIMIT
+@click.option(
+    "--controls",
+    is_flag=True,
+    help="Add what shows whether the scores of probes mean anything: raw pixels, random weights, permuted "
+    "labels, and images under growing noise. They have a table of their own.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
 @click.option(
     "--print-suite", is_flag=True, help="Print the options as a suite file, for SUITE_FILE, and do nothing."

@@ -1,11 +1,14 @@
 """Find, list, check and split the images of a task on this machine."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from mixmim_bench.data.images import Part
 from mixmim_bench.data.index import Index, index_of_rows, indexed, stamp
@@ -15,7 +18,7 @@ from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.data.slices import Slice
 from mixmim_bench.data.subsets import of_classes, relabelled, rows_of_classes
 from mixmim_bench.errors import BenchError, MissingData, TaskFileError, counted
-from mixmim_bench.specs import DataSource, TaskSpec
+from mixmim_bench.specs import PERMUTED, DataSource, TaskSpec
 
 LABELS = "data.labels"  # reported as the key if labels in the data are invalid
 
@@ -163,7 +166,27 @@ def open_task(task: TaskSpec, roots: DataRoots | None = None) -> TaskData:
         for role, cut in slices_of(task).items()
     }
     source = DataSource(fingerprint=index.fingerprint, layout=found.name, root=str(found.root))
-    return TaskData(splits, classes, source)
+    data = TaskData(splits, classes, source)
+    return with_permuted_labels(data) if task.permuted else data
+
+
+def with_permuted_labels(data: TaskData) -> TaskData:
+    """Return the images of a task, those of train, and those of val, with each other's labels.
+
+    The permutation is the same on any machine, and class frequencies stay the same. The stamps are those of
+    the images with their own labels, so the features of both are the same.
+    """
+    splits = {
+        role: split if role == "test" else Split(role, _permuted(split.part, role), split.stamp)
+        for role, split in data.splits.items()
+    }
+    return dataclasses.replace(data, splits=splits)
+
+
+def _permuted(part: Part, role: str) -> Part:
+    seed = int.from_bytes(hashlib.sha256(f"{PERMUTED} {role}".encode()).digest()[:8], "big")
+    order = np.random.default_rng(seed).permutation(len(part))
+    return Part(part.ids, part.targets.take(order), part.images)
 
 
 def list_task(task: TaskSpec, found: Found) -> tuple[dict[str, Part], tuple[str, ...], Index]:

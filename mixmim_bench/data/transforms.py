@@ -1,5 +1,6 @@
 """Picklable transforms, built by timm from a model's preprocessing."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,8 +52,9 @@ def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
     side is at least twice what is needed are decoded at a reduced scale, which smooths differently: 99 % of
     the values of images with the spectrum of photographs are within 20/255.
     """
+    noise = [Noise(preprocessing.noise)] if preprocessing.noise else []
     if preprocessing.transform:
-        return EvalTransform([ObjectTransform(preprocessing.transform, preprocessing.size)])
+        return EvalTransform([ObjectTransform(preprocessing.transform, preprocessing.size), *noise])
     steps = create_transform(
         input_size=(3, *preprocessing.size),
         interpolation=preprocessing.interpolation,
@@ -72,7 +74,26 @@ def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
             geometry = [FastResize(resize.size, resize.interpolation.value), crop]
         if preprocessing.resize == REDUCED:
             least = resize.size
-    return EvalTransform([*geometry, ToNormalised(normalize.mean, normalize.std)], least)
+    return EvalTransform([*geometry, ToNormalised(normalize.mean, normalize.std), *noise], least)
+
+
+class Noise:
+    """Replaces a normalised image x (3, H, W) by sqrt(1 - t) x + sqrt(t) e, with Gaussian noise e.
+
+    e has the mean 0 and the standard deviation 1, which normalised images have on average. It is drawn from a
+    hash of x, so it depends on nothing but the image, and copies of an image have the same noise.
+
+    Args:
+        percent: 100 t, the share of the variance that is noise: from 1 to 100, where nothing is left of x.
+    """
+
+    def __init__(self, percent: int) -> None:
+        self.share = percent / 100
+
+    def __call__(self, clean: torch.Tensor) -> torch.Tensor:
+        seed = int.from_bytes(hashlib.sha256(clean.numpy().tobytes()).digest()[:8], "big")
+        noise = np.random.default_rng(seed).standard_normal(tuple(clean.shape), dtype=np.float32)
+        return (1 - self.share) ** 0.5 * clean + self.share**0.5 * torch.from_numpy(noise)
 
 
 # transforms of this process by key
@@ -166,4 +187,6 @@ def train_transform(
         re_mode=remode,
     )
     assert isinstance(transform, transforms.Compose)
+    if preprocessing.noise:
+        transform.transforms.append(Noise(preprocessing.noise))
     return transform

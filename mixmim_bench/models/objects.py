@@ -24,7 +24,7 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.codehash import code_digest
 from mixmim_bench.errors import BenchError
-from mixmim_bench.specs import digest
+from mixmim_bench.specs import OF_SESSION, digest
 
 __all__: list[str] = []  # timm adds the architectures that are registered
 default_cfgs: dict[str, dict[str, Any]] = {}
@@ -123,7 +123,7 @@ def register_network(network: nn.Module, name: str, config: Mapping[str, Any], c
     shapes = [[key, list(value.shape)] for key, value in state.items()]
     about = {key: str(value) for key, value in config.items()}
     key = digest([code_digest(network), classifier, _hash(loose), shapes, about])
-    arch = f"object_{key}"
+    arch = f"{OF_SESSION}{key}"
     sized = hasattr(template, "set_input_size")
     if arch not in _TEMPLATES:
         _register(arch, template, config, sized)

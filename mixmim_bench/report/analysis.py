@@ -20,12 +20,13 @@ X = {
 }
 
 
-def load_results(path: str | Path = "results", limited: bool = False) -> pd.DataFrame:
+def load_results(path: str | Path = "results", limited: bool = False, controls: bool = False) -> pd.DataFrame:
     """Read the finished runs of a results folder: one row per run and metric.
 
     Args:
         path: the folder.
         limited: whether smoke runs (`--limit`) are included.
+        controls: whether tasks without signal (`--controls`) are included.
 
     Returns:
         The columns of `results.csv` with the dtypes of `report.frame.DTYPES`; scores are fractions. Invalid
@@ -39,7 +40,9 @@ def load_results(path: str | Path = "results", limited: bool = False) -> pd.Data
         raise BenchError(f"no results folder {folder}")
     store = RunStore(folder)
     records = [with_current_intervals(store, record, save=False) for record in store.records()]
-    kept = [record for record in records if limited or not record.limited]
+    kept = [
+        record for record in records if (limited or not record.limited) and (controls or not record.control)
+    ]
     return to_long(kept, store.read_costs()).reset_index(drop=True)
 
 

@@ -42,7 +42,7 @@ def compare(
     `say` is given what could not be compared, and why. Raises BenchError for names without results, for
     models that share no task and protocol, and where nothing could be compared.
     """
-    board = leaderboard(store.records())
+    board = leaderboard(record for record in store.records() if not record.control)
     rows = [row for row in board.rows if not row.settings]
     a, b = (_find(rows, name) for name in (first, second))
     shared = [column for column in board.columns if column in a.cells and column in b.cells]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mixmim_bench.report.controls import Controlled, controls_of
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import Column, Leaderboard, leaderboard
 from mixmim_bench.report.marks import Marks, Pairs, marks_of
@@ -17,7 +18,8 @@ class Contents:
     Attributes:
         store: the folder.
         records: finished and failed ones, without smoke runs.
-        board: the leaderboard.
+        board: the leaderboard, without controls.
+        controls: the probes that have controls.
         smoke: the leaderboard of smoke runs.
         costs: measurements by key.
         pairs: paired tests.
@@ -28,6 +30,7 @@ class Contents:
     store: RunStore
     records: Sequence[RunRecord]
     board: Leaderboard
+    controls: Sequence[Controlled]
     smoke: Leaderboard
     costs: Mapping[str, Cost]
     pairs: Pairs
@@ -40,12 +43,13 @@ def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
     broken: list[str] = []
     every = [with_current_intervals(store, record) for record in store.records(broken)]
     records = [record for record in every if not record.limited]
-    board, pairs = leaderboard(records), pairs or Pairs(store)
+    board, pairs = leaderboard(each for each in records if not each.control), pairs or Pairs(store)
     return Contents(
         store=store,
         records=records,
         board=board,
-        smoke=leaderboard(record for record in every if record.limited),
+        controls=controls_of(board, records),
+        smoke=leaderboard(each for each in every if each.limited and not each.control),
         costs=store.read_costs(broken),
         pairs=pairs,
         marks=marks_of(board, pairs),

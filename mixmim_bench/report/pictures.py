@@ -262,7 +262,7 @@ def draw_finished(
     of_fingerprint = {each.source.fingerprint: each for each in data}
     for record in records:
         path, images = store.picture_of(record.run_id), of_fingerprint.get(record.identity["data"])
-        if path.exists() or images is None:
+        if path.exists() or images is None or record.control:
             continue
         try:
             save_picture(path, picture(record, store.arrays(record.run_id), images))

@@ -13,6 +13,7 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.report.claims import beside
 from mixmim_bench.report.contents import read_contents
+from mixmim_bench.report.controls import controls_markdown
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.latex import to_latex
 from mixmim_bench.report.leaderboard import Row, leaderboard
@@ -74,6 +75,8 @@ def write_report(store: RunStore, published: bool = False) -> Report:
     frame = to_long(records, costs)
     page = to_html(contents)
     markdown = to_markdown(board, costs, contents.marks) if board.rows else NOTHING
+    if contents.controls:
+        markdown = f"{markdown}\n\n{controls_markdown(contents.controls)}"
     if published and (others := beside(board)):
         markdown = f"{markdown}\n\n{others}"
     with store.writing():
@@ -124,7 +127,7 @@ def filtered(store: RunStore, wanted: Filter) -> str:
     Rows without a measured cost are left out if a cost is limited.
     """
     records = matching(store.records(), wanted.models, wanted.tasks, wanted.protocols)
-    records = [each for each in records if not each.limited]
+    records = [each for each in records if not each.limited and not each.control]
     if wanted.suites:
         records = [each for each in records if set(wanted.suites) & set(each.suites)]
     board, costs = leaderboard(records), store.read_costs()

@@ -102,7 +102,7 @@ def plan(
     So each backbone is built once, and the features of a task are extracted once. Deterministic runs ignore
     the seeds.
     """
-    planned: dict[str, Planned] = {}
+    planned = []
     for place, model in enumerate(models):
         for task in tasks:
             for choice in task.protocols:
@@ -130,8 +130,16 @@ def plan(
                     if protocol.dense:
                         run = _as_pyramid(run)
                     work = protocol.images(task.counts)
-                    planned.setdefault(run.run_id, Planned(run=run, protocol=protocol, work=work))
-    return list(planned.values())
+                    planned.append(Planned(run=run, protocol=protocol, work=work))
+    return unique(planned)
+
+
+def unique(planned: Sequence[Planned]) -> list[Planned]:
+    """Return the runs without duplicates, each at its first place."""
+    found: dict[str, Planned] = {}
+    for each in planned:
+        found.setdefault(each.run.run_id, each)
+    return list(found.values())
 
 
 def _as_pyramid(run: Run) -> Run:
@@ -158,5 +166,6 @@ def _preprocessing(model: ModelChoice, task: TaskSpec, protocol: Protocol) -> Pr
         own,
         size=(side, side) if side else own.size,
         crop_pct=own.crop_pct if "crop_pct" in given else task.crop_pct or own.crop_pct,
+        noise=task.noise,
         resize="" if protocol.dense else own.resize,  # dense transforms resize with Pillow
     )

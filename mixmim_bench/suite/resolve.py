@@ -4,6 +4,7 @@ This is the only impure step before `plan`; it finds all errors in the input bef
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mixmim_bench.data import EXACT
@@ -18,9 +19,10 @@ from mixmim_bench.suite.checks import (
     say_preprocessing,
     say_same,
 )
+from mixmim_bench.suite.controls import probed, without_signal, without_training
 from mixmim_bench.suite.models import choose_weights, digests_of_outputs
-from mixmim_bench.suite.plan import Planned, TaskChoice, plan
-from mixmim_bench.suite.wanted import Say, Selection, by_roles, tasks_and_protocols
+from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, plan, unique
+from mixmim_bench.suite.wanted import Say, Selection, Wanted, by_roles, tasks_and_protocols
 from mixmim_bench.weights.download import Bar
 
 
@@ -65,17 +67,17 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
             chosen = dataclasses.replace(chosen, preprocessing=preprocessing)
         models.append(chosen)
     reasons: list[str] = []
-    tasks = [
-        TaskChoice(
-            spec=each.task,
-            data=data.source,
-            counts=data.counts,
-            protocols=[each.choose(cls.name, data.counts) for cls in each.classes],
-            outputs=digests_of_outputs(each, data, models, reasons),
+    seeds = list(dict.fromkeys(selection.seeds))
+    if not selection.controls:
+        planned = plan(models, _choices(opened, models, reasons), seeds, selection.precision)
+    else:
+        real = probed(opened)
+        opened += without_signal(real)
+        untrained = without_training(models, say)
+        planned = unique(
+            plan(models, _choices(opened, models, reasons), seeds, selection.precision)
+            + plan(untrained, _choices(real, untrained, reasons), seeds, selection.precision)
         )
-        for each, data in opened
-    ]
-    planned = plan(models, tasks, list(dict.fromkeys(selection.seeds)), selection.precision)
     if not planned:
         raise BenchError("; ".join(reasons))
     for reason in reasons:
@@ -86,3 +88,19 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     check_layers(planned)
     say_preprocessing(planned, say)
     return Resolved(planned, {each.task.key: data for each, data in opened})
+
+
+def _choices(
+    opened: Sequence[tuple[Wanted, TaskData]], models: Sequence[ModelChoice], reasons: list[str]
+) -> list[TaskChoice]:
+    """Return tasks with their protocols, and append why classifiers of models are not used."""
+    return [
+        TaskChoice(
+            spec=each.task,
+            data=data.source,
+            counts=data.counts,
+            protocols=[each.choose(cls.name, data.counts) for cls in each.classes],
+            outputs=digests_of_outputs(each, data, models, reasons),
+        )
+        for each, data in opened
+    ]

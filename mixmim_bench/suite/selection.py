@@ -9,6 +9,8 @@ A variant is an option of every task: `NAME@VARIANT`, or several, `NAME@VARIANT@
 | `subset` | classes and images that are there, where a copy has only some |
 | `FILE.txt` | the classes that the file names, one a line |
 | `limit100` | at most 100 of each role, test included, for smoke runs |
+| `permuted` | all, where those of train, and those of val, have each other's labels: a control |
+| `noise50` | all, with 50 % of their variance replaced by noise: a control |
 
 The second has the sizes of VTAB-1k (arXiv 1910.04867); its own images are the first ones in the order of
 TensorFlow Datasets, ours are chosen by hash.
@@ -23,11 +25,12 @@ from typing import Any
 
 import mixmim_bench
 from mixmim_bench.errors import BenchError, UnknownName, nearest
-from mixmim_bench.specs import LIMITED, TaskSpec
+from mixmim_bench.specs import LIMITED, NOISE, PERMUTED, TaskSpec
 from mixmim_bench.suite.taskfile import read_task
 
-EXAMPLES = ("5shot", "train800val200", "subset", "FILE.txt", "limit100")
+EXAMPLES = ("5shot", "train800val200", "subset", "FILE.txt", "limit100", PERMUTED, f"{NOISE}50")
 OF_CLASSES = ".txt"
+CONTROLLED = ("classification", "multilabel")  # kinds of task with controls
 
 
 def _fewer(task: TaskSpec, train: str, val: str) -> dict[str, Any]:
@@ -43,12 +46,21 @@ def _in_part(task: TaskSpec, names: tuple[str, ...]) -> dict[str, Any]:
     return {"partial": True, "subset": names, "counts": {}}
 
 
+def _control(task: TaskSpec, changes: dict[str, Any]) -> dict[str, Any]:
+    """Destroy the signal."""
+    if task.kind not in CONTROLLED or "train" not in task.split:
+        raise BenchError(f"{task.name} has no controls, which train probes of image classes")
+    return changes
+
+
 # pattern -> what changes in a task
 VARIANTS: dict[str, Callable[[TaskSpec, re.Match[str]], dict[str, Any]]] = {
     r"([1-9]\d*)shot": lambda task, found: _fewer(task, *[f"[:{found[1]}/class]"] * 2),
     r"train([1-9]\d*)val([1-9]\d*)": lambda task, found: _fewer(task, f"[:{found[1]}]", f"[:{found[2]}]"),
     r"subset": lambda task, _: _in_part(task, ()),
     rf"{LIMITED}([1-9]\d*)": lambda _, found: {"limit": int(found[1])},
+    PERMUTED: lambda task, _: _control(task, {"permuted": True}),
+    rf"{NOISE}([1-9]\d?|100)": lambda task, found: _control(task, {"noise": int(found[1])}),
 }
 
 

@@ -38,6 +38,7 @@ class Selection:
     layers: str = ""  # of protocols on frozen features; '': their default
     changes: Mapping[str, Any] = field(default_factory=dict)  # 'PROTOCOL.KEY' -> value
     limit: int = 0  # images of each role, for smoke runs; 0: all
+    controls: bool = False  # whether to add those of `suite.controls`
     roots: DataRoots = field(default_factory=DataRoots)
 
     def __post_init__(self) -> None:

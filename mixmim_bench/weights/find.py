@@ -5,7 +5,7 @@ from pathlib import Path
 from mixmim_bench.errors import BenchError, MissingWeights
 from mixmim_bench.factcache import fact_of
 from mixmim_bench.registry import has_weights, place_of
-from mixmim_bench.specs import AUTO, RANDOM, ModelSpec, Weights, WeightsSpec
+from mixmim_bench.specs import AUTO, NO_WEIGHTS, RANDOM, ModelSpec, Weights, WeightsSpec
 from mixmim_bench.weights.download import Bar, DownloadError, answers, fetch, file_sha256
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -29,6 +29,8 @@ def resolve_weights(
         MissingWeights: no weights were found; the message lists the ways to get some.
         BenchError: the file does not exist or is not the published one.
     """
+    if model.weightless:
+        return NO_WEIGHTS
     named = choice == AUTO and model.checkpoint
     choice = model.checkpoint if named else choice
     if choice == "random":

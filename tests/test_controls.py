@@ -1,0 +1,203 @@
+"""Controls: pixels, random weights, permuted labels and noise, which show what scores of probes are worth."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from records import made
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from mixmim_bench.api import run_suite
+from mixmim_bench.data.dataset import open_task
+from mixmim_bench.data.transforms import Noise, eval_transform
+from mixmim_bench.errors import BenchError
+from mixmim_bench.models.build import build, preprocessing
+from mixmim_bench.registry import find_model
+from mixmim_bench.report.controls import controls_markdown, controls_of
+from mixmim_bench.report.leaderboard import leaderboard
+from mixmim_bench.specs import NO_WEIGHTS, Preprocessing
+from mixmim_bench.suite.records import RunStore
+from mixmim_bench.suite.selection import in_variant, load_tasks
+
+PIXELS = find_model("pixels")
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory):
+    """The results of probes on pixels of digits, with controls."""
+    folder = tmp_path_factory.mktemp("controlled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXMIM_BENCH_CACHE", str(folder / "cache"))
+        patch.setenv("MIXMIM_BENCH_OFFLINE", "1")
+        run_suite(
+            "pixels",
+            "digits",
+            ["linear", "knn"],
+            controls=True,
+            results=folder / "results",
+            settings={"linear.low": -5, "linear.high": -2, "linear.steps": 4},
+            progress=False,
+        )
+    return RunStore(folder / "results")
+
+
+def test_scores_fall_with_the_signal_to_those_of_the_most_frequent_classes(controlled):
+    records = controlled.records()
+    found = {
+        each.protocol: each for each in controls_of(leaderboard(r for r in records if not r.control), records)
+    }
+    assert set(found) == {"linear", "knn"}
+    for each in found.values():
+        curve = [each.score.value, *(each.noise[percent].value for percent in (50, 75, 90, 100))]
+        assert curve == sorted(curve, reverse=True) and curve[0] > 0.9
+        n, frequent = each.score.record.scores["top1"]["n"], each.frequent
+        assert curve[-1] < stats.binom.isf(1e-3, n, frequent) / n
+        assert each.permuted.value < 0.2 and not each.suspicious
+        assert each.chance == pytest.approx(0.1)
+        assert each.pixels is not None and each.random is None  # pixels have no weights
+
+
+def test_pixels_score_what_scikit_learn_finds_in_them(controlled):
+    (record,) = [r for r in controlled.records() if r.task == "digits" and r.protocol == "linear"]
+    data = open_task(load_tasks()["digits"])
+    transform, network = eval_transform(preprocessing(PIXELS)), build(PIXELS, NO_WEIGHTS, (32, 32), 0)
+
+    def rows(*roles):
+        parts = [data.splits[role].part for role in roles]
+        images = [transform(part.images.load(row)) for part in parts for row in range(len(part))]
+        return network(torch.stack(images)).numpy(), np.concatenate([part.labels for part in parts])
+
+    x, y = rows("train", "val")
+    assert x.shape[1] == 3 * 32 * 32
+    scale = StandardScaler().fit(x)
+    theirs = LogisticRegression(C=record.chosen["C"], tol=1e-6, max_iter=5000).fit(scale.transform(x), y)
+    x, y = rows("test")
+    assert record.scores["top1"]["value"] == pytest.approx(theirs.score(scale.transform(x), y), abs=0.005)
+
+
+def test_permuted_labels_use_the_features_of_the_images_with_their_own(controlled):
+    runs = {(r.task, r.protocol): r for r in controlled.records()}
+    assert runs["digits@permuted", "linear"].timings["extract_s"] == 0
+    assert runs["digits@noise50", "linear"].timings["extract_s"] > 0
+    own, task = open_task(load_tasks()["digits"]), in_variant(load_tasks()["digits"], "permuted")
+    other = open_task(task)
+    for role in ("train", "val"):
+        mine, theirs = own.splits[role], other.splits[role]
+        assert mine.stamp == theirs.stamp and (mine.part.ids == theirs.part.ids).all()
+        assert (np.bincount(mine.part.labels) == np.bincount(theirs.part.labels)).all()
+        assert np.mean(mine.part.labels == theirs.part.labels) < 0.2
+    assert (own.splits["test"].part.labels == other.splits["test"].part.labels).all()
+    assert (open_task(task).splits["train"].part.labels == other.splits["train"].part.labels).all()
+
+
+def test_controls_stand_in_a_table_of_their_own(controlled):
+    folder = controlled.folder
+    table = (folder / "leaderboard.md").read_text()
+    above, _, below = table.partition("| Task ")
+    assert "noise" not in above and "permuted" not in above
+    assert "digits linear" in below and "Noise 100 %" in below
+    wide = (folder / "leaderboard.csv").read_text().splitlines()[0]
+    assert "permuted" not in wide and "noise" not in wide
+    assert "digits@permuted" in (folder / "results.csv").read_text()
+
+
+def test_finished_controls_are_not_run_again(controlled, monkeypatch):
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(controlled.folder.parent / "cache"))
+    before = {path.name: path.stat().st_mtime_ns for path in controlled.runs.iterdir()}
+    frame = run_suite(
+        *("pixels", "digits", ["linear", "knn"]),
+        controls=True,
+        results=controlled.folder,
+        settings={"linear.low": -5, "linear.high": -2, "linear.steps": 4},
+        progress=False,
+    )
+    assert {path.name: path.stat().st_mtime_ns for path in controlled.runs.iterdir()} == before
+    assert len(set(frame.task)) == 6
+
+
+def test_random_weights_are_a_control_of_trained_ones_but_not_of_objects(tmp_path, run):
+    plan = run(
+        "run", "-m", "mixmim-tiny", "-t", "digits", "-p", "linear", "--controls", "--dry-run", "--json"
+    )
+    rows = [json.loads(line) for line in plan.stdout.splitlines()]
+    named = [(row["model"], row["weights"], row["task"]) for row in rows]
+    assert ("mixmim-tiny", "random init", "digits") in named and ("pixels", "no weights", "digits") in named
+    assert ("mixmim-tiny", "random init", "digits@permuted") not in named
+    assert len(named) == len(set(named)) == 8
+    frame = run_suite(
+        {"mine": nn.Conv2d(3, 4, 8)},
+        "digits@limit60",
+        "knn",
+        controls=True,
+        results=tmp_path / "results",
+        progress=False,
+    )
+    assert {"mine", "pixels"} == set(frame.model) and not frame.random_init.any()
+
+
+def test_noise_keeps_the_variance_and_depends_on_the_image_alone():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(64, 3, 32, 32, generator=generator)
+    for percent in (1, 50, 100):
+        noisy = torch.stack([Noise(percent)(image) for image in images])
+        assert noisy.std().item() == pytest.approx(1.0, abs=0.01)
+        correlation = np.corrcoef(noisy.flatten(), images.flatten())[0, 1]
+        assert correlation == pytest.approx((1 - percent / 100) ** 0.5, abs=0.01)
+        assert torch.equal(Noise(percent)(images[0]), noisy[0])
+    assert abs(np.corrcoef(noisy[0].flatten(), noisy[1].flatten())[0, 1]) < 0.1
+
+
+def test_noise_is_in_the_identity_and_no_noise_is_not():
+    plain = preprocessing(PIXELS)
+    values = {**vars(plain), "noise": 50}
+    noisy = Preprocessing(**values)
+    assert "noise" not in plain.identity() and noisy.identity() == {**plain.identity(), "noise": 50}
+    assert noisy.describe() == f"{plain.describe()}, 50 % noise"
+    image = Image.fromarray(np.full((32, 32, 3), 128, dtype=np.uint8))
+    assert not torch.equal(eval_transform(noisy)(image), eval_transform(plain)(image))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-t", "digits", "-p", "finetune"), "select a classification task and -p linear, knn or fewshot"),
+        (("-t", "digit-scenes-seg", "-p", "linear"), "select a classification task"),
+    ],
+)
+def test_controls_of_what_has_none_are_refused(run, options, message):
+    result = run("run", "-m", "pixels", *options, "--controls", code=2)
+    assert message in result.output
+
+
+@pytest.mark.parametrize("variant", ["noise0", "noise101", "noise", "permute"])
+def test_unknown_controls_are_refused(variant):
+    with pytest.raises(BenchError, match="no variant"):
+        in_variant(load_tasks()["digits"], variant)
+
+
+def test_a_probe_that_scores_without_signal_is_marked():
+    def scored(task, value):
+        record = made("mixmim-tiny", value, task=task)
+        record.scores["top1"]["guess"] = 0.1
+        record.identity["task"]["num_classes"] = 10
+        return record
+
+    def marked(permuted, empty):
+        records = [
+            scored("digits", 0.9),
+            scored("digits@permuted", permuted),
+            scored("digits@noise100", empty),
+        ]
+        found = controls_of(leaderboard(records[:1]), records)
+        return found[0].suspicious, controls_markdown(found)
+
+    assert marked(0.1, 0.12)[0] == []
+    assert marked(0.17, 0.17)[0] == []  # above its interval, but below a tenth of the gain
+    leaking, table = marked(0.4, 0.11)
+    assert leaking == ["permuted"] and "40.0 !" in table and "leaks of labels" in table
+    assert marked(0.1, 0.3)[0] == ["noise100"]
