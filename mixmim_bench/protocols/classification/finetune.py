@@ -49,7 +49,7 @@ class Finetune(Protocol):
     the best on val is trained on both.
 
     On train, the loss is that of the last epoch, and the metrics are those of images that are not augmented:
-    10,000 at most, and no more than add a tenth to the work of training (but 200).
+    10,000 at most, and no more than add a tenth to the work of training (200, if that is more).
     """
 
     name: ClassVar[str] = "finetune"
