@@ -421,6 +421,8 @@ class RunRecord:
     costs: Mapping[str, str] = field(default_factory=dict)  # 'own' size and 'run' size -> key of a Cost
     data_bytes: str = ""  # digest of the bytes of all images
     scores: Mapping[str, Score] = field(default_factory=dict)
+    # of the images that the model was fitted to: metrics as fractions, `loss`, and `n`, how many were scored
+    train: Mapping[str, float] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)

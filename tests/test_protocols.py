@@ -43,7 +43,7 @@ PROTOCOLS = load_protocols()
 class PixelBench:
     """Digits whose features are their pixels, or `half` of them; remembers what was asked for."""
 
-    metric, seed, machine = "top1", 0, Machine(device="cpu")
+    metric, metrics, seed, machine = "top1", ("top1",), 0, Machine(device="cpu")
 
     def __init__(self, sealed=()):
         data = load_digits()
@@ -291,9 +291,9 @@ def test_one_head_is_trained_on_train_and_val_at_once(my_task):
         epochs=20, warmup_epochs=1.0, batch_size=15, base_lr=(100.0,), crop_scale=(0.9, 1.0), hflip=0.0
     )
     done = protocol.fit(bench, splits["train"], splits["val"])
-    assert bench.stages.counted == {"training the head": [20 * 60, 20 * 60]}
+    assert bench.stages.counted == {"training the head": [20 * 60, 20 * 60], "scoring train": [60, 60]}
     assert done.arrays["train_loss"][-1] < 0.8 * done.arrays["train_loss"][0]
-    assert protocol.images({"train": 48, "val": 12, "test": 30}) == Workload(forward=20 * 60 + 30)
+    assert protocol.images({"train": 48, "val": 12, "test": 30}) == Workload(forward=20 * 60 + 60 + 30)
     predicted = done.predict(splits["test"])
     assert (predicted.scores.argmax(1) == predicted.y).mean() > 0.5
 

@@ -48,6 +48,18 @@ def nearest(bank: Any, queries: Any, depth: int, device: str = "cpu") -> tuple[n
     return cosines, neighbours
 
 
+def nearest_others(
+    bank: Any, rows: np.ndarray, depth: int, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find what `nearest` finds for rows (n,) of the bank itself, none of which is its own neighbour."""
+    every = stacked(bank)
+    cosines, neighbours = nearest(every, every.take(rows), depth + 1, device)
+    left_out = neighbours == rows[:, None]
+    left_out[~left_out.any(1), -1] = True  # as near as more than `depth` others: the last of these
+    shape = len(rows), neighbours.shape[1] - 1
+    return cosines[~left_out].reshape(shape), neighbours[~left_out].reshape(shape)
+
+
 def _best(
     bank: Stacked, queries: torch.Tensor, depth: int, sizes: _Sizes
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _LATER = "added after version 1"
 TRAIN_WORK = 3.0  # a training step costs about three forward passes
+SCORED = 10_000  # training images that are scored at most, where the network has to see them again
+SCORED_MAPS = 200  # those with label maps
+SCORED_SHARE = 0.1  # of the forward passes of a training, which scoring its images may add
 
 
 def later(default: T) -> T:
@@ -25,6 +28,11 @@ def later(default: T) -> T:
     While it has its default, it stays out of the identity of runs, so finished runs keep their ids.
     """
     return field(default=default, metadata={_LATER: True})
+
+
+def scored_again(images: int, passes: float, most: int = SCORED) -> int:
+    """Return how many of the training images, at least one, are scored after so many forward passes."""
+    return min(images, most, max(1, int(SCORED_SHARE * passes)))
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Fitted:
         head_params: parameters behind the backbone.
         head_macs: multiply-adds of one image behind the backbone.
         heads: weights (K, d) and bias (K,) of a linear probe, fitted on 'train' and on 'both' train and val.
+        train: the field `train` of the record (`protocols/on_train.py`); empty if nothing was fitted.
     """
 
     predict: "Callable[[Split], Predictions]"
@@ -56,6 +65,7 @@ class Fitted:
     head_params: int = 0
     head_macs: int = 0
     heads: "Mapping[str, tuple[np.ndarray, np.ndarray]]" = field(default_factory=dict)
+    train: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

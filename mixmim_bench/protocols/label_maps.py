@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixmim_bench.data.dataset import Split
+from mixmim_bench.data.images import Part
 from mixmim_bench.data.joint import SegmentationEval
 from mixmim_bench.data.windows import windows as cut
 from mixmim_bench.models.pyramid import Pyramid
 from mixmim_bench.protocols.dense import one_by_one, reduced, shown_rows
+from mixmim_bench.protocols.on_train import of_items, sample
 from mixmim_bench.protocols.segmentation import SLIDE, WHOLE
 from mixmim_bench.protocols.workbench import Workbench
 from mixmim_bench.scoring.predictions import PixelCounts
@@ -29,6 +31,15 @@ def evaluation_of(pyramid: Pyramid, asked: str, notes: list[str]) -> str:
         notes.append("evaluated by sliding windows, since the network takes images of one size only")
         return SLIDE
     return asked
+
+
+def score_on_train(
+    bench: Workbench, part: Part, most: int, network: Logits, evaluation: str, stride: int
+) -> dict[str, float]:
+    """Score at most so many of the images that a network was trained on, as those of test are scored."""
+    split = Split("train", sample(part, most))
+    (counts,) = predict_maps(bench.aside(), split, [network], evaluation, stride)
+    return of_items(dict.fromkeys(bench.metrics, counts.items), len(counts))
 
 
 @torch.inference_mode()

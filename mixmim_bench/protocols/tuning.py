@@ -12,6 +12,7 @@ from mixmim_bench import facts, processes
 from mixmim_bench.data.images import Part
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS
+from mixmim_bench.features.engines import Reader
 from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.extract import Features, extract_together
 from mixmim_bench.protocols.workbench import Workbench
@@ -107,13 +108,18 @@ def train_head(network: Any, epochs: int, schedule: Schedule, train: Callable[[S
 
 def logits_of(network: nn.Module, part: Part, bench: Workbench, name: str) -> Features:
     """Compute the logits of images with a trained network."""
+    return read_images(TorchReader(network, bench.machine), LOGITS, part, bench, name)
+
+
+def read_images(reader: Reader, layer: str, part: Part, bench: Workbench, name: str) -> Features:
+    """Read a layer of images as they are evaluated, into memory; all processes of a job take part."""
     with bench.stages.stage(name, len(part), bench.gmacs) as advance:
         return extract_together(
-            TorchReader(network, bench.machine),
+            reader,
             part,
             bench.transform(),
             bench.machine,
             bench.run.task.skip_unreadable,
             advance,
-            LOGITS,
+            layer,
         )

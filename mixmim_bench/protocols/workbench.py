@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,15 @@ class Workbench:
     def metric(self) -> str:
         """The ranked metric of the task, by which hyper-parameters are selected on val."""
         return self.run.task.metrics[0]
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """All metrics of the task, the ranked one first."""
+        return self.run.task.metrics
+
+    def aside(self) -> "Workbench":
+        """Return a workbench whose record does not count the images that are read with it."""
+        return replace(self, skipped={}, _digests={})
 
     def backbone(self, **kwargs: Any) -> nn.Module:
         """Build a new copy of the backbone with its weights, for training."""

@@ -14,16 +14,16 @@ DTYPES = {
     ),
     **dict.fromkeys(("image_size", "metric", "interval", "data", "setting", "started"), "object"),
     **dict.fromkeys(("random_init", "ranked"), "bool"),
-    **dict.fromkeys(("seed", "n", "draws"), "Int64"),
+    **dict.fromkeys(("seed", "n", "draws", "train_n"), "Int64"),
     **dict.fromkeys(("task_version", "metric_version", "protocol_version"), "int64"),
-    **dict.fromkeys(("value", "low", "high", "std", "guess"), "float64"),
+    **dict.fromkeys(("value", "low", "high", "std", "guess", "train", "train_loss"), "float64"),
     **dict.fromkeys(("params_m", "gmacs", "images_per_s"), "float64"),
 }
 COLUMNS = (
     *("run_id", "model", "arch", "weights", "random_init", "task", "suites", "protocol", "seed", "precision"),
     *("engine", "image_size", "metric", "ranked", "value", "low", "high", "interval", "n", "draws", "std"),
-    *("guess", "params_m", "gmacs", "images_per_s", "task_version", "metric_version", "protocol_version"),
-    *("data", "setting", "started"),
+    *("guess", "train", "train_loss", "train_n", "params_m", "gmacs", "images_per_s"),
+    *("task_version", "metric_version", "protocol_version", "data", "setting", "started"),
 )
 
 
@@ -69,9 +69,13 @@ def _rows(record: RunRecord, costs: Mapping[str, Cost]) -> Iterable[dict[str, An
             name: score.get(name)
             for name in ("value", "low", "high", "interval", "n", "draws", "std", "guess")
         }
+        trained = record.train if metric in identity["task"]["metrics"] else {}  # not of further settings
         yield {
             **common,
             **known,
+            "train": trained.get(metric),
+            "train_loss": trained.get("loss"),
+            "train_n": trained.get("n"),
             "metric": metric,
             "ranked": metric == record.metric,
             "metric_version": record.metric_version(metric),

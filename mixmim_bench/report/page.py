@@ -258,6 +258,7 @@ def _record(
         "protocol": one_line(record.protocol_title),
         "error": record.error,
         "scores": {name: dict(score) for name, score in record.scores.items()},
+        "train": dict(record.train),
         "sections": [
             ("Chosen on val", record.chosen),
             ("Hyper-parameters", identity["protocol"]),

@@ -65,6 +65,8 @@ def describe(store: RunStore, record: RunRecord) -> str:
         lines.append(f"FAILED      {record.error}")
     for name, score in record.scores.items():
         lines.append(f"{name:<11} {in_percent(score)} %{_of_what(score)}")
+    if record.train:
+        lines.append(f"{'on train':<11} {_on_train(record.train)}")
     for title, values in (
         ("chosen", record.chosen),
         ("counts", record.counts),
@@ -85,6 +87,13 @@ def _of_what(score: Score) -> str:
     details += [f"n {score['n']}"] if "n" in score else []
     details += [f"a guess scores {100 * score['guess']:.1f}"] if "guess" in score else []
     return f"; {', '.join(details)}" if details else ""
+
+
+def _on_train(train: Mapping[str, float]) -> str:
+    """Describe the scores of training images, the loss and the number of images last."""
+    scores = [f"{name} {100 * value:.1f} %" for name, value in train.items() if name not in ("loss", "n")]
+    loss = [f"loss {train['loss']:.4g}"] if "loss" in train else []
+    return ", ".join([*scores, *loss]) + (f"; n {train['n']}" if "n" in train else "")
 
 
 def _table(title: str, values: Mapping[str, Any]) -> list[str]:

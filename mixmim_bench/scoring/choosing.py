@@ -21,7 +21,13 @@ INFORMATIVE = (
 
 
 def log_loss(y: np.ndarray, scores: np.ndarray) -> float:
-    """Return the mean negative log-likelihood of labels y (n,), or (n, K) with -1 for unknown.
+    """Return the mean of `log_losses`, 0 if there are none."""
+    losses = log_losses(y, scores)
+    return float(losses.mean()) if len(losses) else 0.0
+
+
+def log_losses(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the negative log-likelihoods of labels y (n,), or of known ones of (n, K) with -1 for unknown.
 
     Scores (n, K) are logits. Images of classes that no classifier has learnt (-inf) are ignored.
     """
@@ -29,8 +35,7 @@ def log_loss(y: np.ndarray, scores: np.ndarray) -> float:
         own = log_softmax(scores, axis=1)[np.arange(len(y)), y]
     else:
         own = np.where(y == 1, log_expit(scores), log_expit(-scores))[y >= 0]
-    own = own[np.isfinite(own)]
-    return -float(own.mean()) if len(own) else 0.0
+    return -own[np.isfinite(own)]
 
 
 class Sweep:

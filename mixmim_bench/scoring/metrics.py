@@ -168,9 +168,8 @@ def _mean_per_class(items: Items, weights: np.ndarray) -> np.ndarray:
     """Average the accuracies of the classes with items (in a resample: drawn items)."""
     hits, y = items
     classes, codes = np.unique(y, return_inverse=True)
-    belongs = np.eye(len(classes))[codes]
-    counts = weights @ belongs
-    right = weights @ (belongs * hits[:, None])
+    counts = np.array([np.bincount(codes, each, len(classes)) for each in weights])
+    right = np.array([np.bincount(codes, each * hits, len(classes)) for each in weights])
     with np.errstate(invalid="ignore"):
         return np.nanmean(np.where(counts > 0, right / counts, np.nan), axis=1)
 

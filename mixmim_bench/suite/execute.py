@@ -92,6 +92,7 @@ def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict
         blank_record(run),
         data_bytes=data_bytes,
         scores=scores,
+        train=dict(fitted.train),
         chosen=dict(fitted.chosen),
         counts={
             **{f"n_{role}": count for role, count in data.counts.items()},

@@ -52,6 +52,15 @@ class _Score(_Open):
         return self
 
 
+class _Train(_Strict):
+    """Scores of the training images; those of metrics, by their names, are fractions."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+    __pydantic_extra__: dict[str, Share] = Field(init=False)
+    loss: float = Field(default_factory=float)  # a factory, since the schema states other defaults
+    n: Annotated[int, Field(ge=1)] = Field(default_factory=int)
+
+
 class _Weights(_Strict):
     kind: Text
     sha256: str
@@ -103,6 +112,7 @@ class _Record(_Strict):
     costs: dict[str, str] = {}
     data_bytes: str = ""
     scores: dict[str, _Score] = {}
+    train: _Train = Field(default_factory=_Train)
     chosen: dict[str, JsonValue] = {}
     counts: dict[str, Annotated[int, Field(ge=0)]] = {}
     timings: dict[str, NotNegative] = {}
@@ -216,5 +226,8 @@ def _check_record(record: RunRecord, name: str) -> None:
     if known is not None and known.arch != arch:
         raise NotARecord(f"model is {record.model!r}, and the architecture is {arch}")
     missing = [metric for metric in record.identity["task"]["metrics"] if metric not in record.scores]
+    unknown = sorted(set(record.train) - {*record.identity["task"]["metrics"], "loss", "n"})
+    if unknown:
+        raise NotARecord(f"train: {unknown[0]!r} is not a metric of the task")
     if missing and not record.error:
         raise NotARecord(f"scores: {missing[0]} is missing, and there is no error")

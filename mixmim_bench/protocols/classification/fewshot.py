@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require
@@ -26,7 +27,8 @@ class FewShot(FrozenProtocol):
     A draw orders the images of each class and takes the first ones, so more shots include fewer. The penalty
     of each head and number of shots is selected on val, averaged over the draws; train and val are not
     joined, as that would add shots. Tables show the score of 10 shots (or the most below) with the better
-    head on val; the record holds the others.
+    head on val; the record holds the others. The score on train is that of the drawn images, averaged over
+    the draws; ridge regression has no log-loss.
     """
 
     name: ClassVar[str] = "fewshot"
@@ -54,7 +56,9 @@ class FewShot(FrozenProtocol):
         """Select the penalty of each head and number of shots on val."""
         import numpy as np
 
+        from mixmim_bench.probes.rows import Stacked
         from mixmim_bench.protocols.classification import score_path
+        from mixmim_bench.protocols.on_train import mean_of_draws, of_some_rows
         from mixmim_bench.scoring.predictions import DrawScores, of_all_classes
 
         (layer,) = bench.layers(self.layers)
@@ -81,15 +85,20 @@ class FewShot(FrozenProtocol):
         first = max(HEADS, key=lambda head: on_val[head, shown])
         chosen |= {"head": first, "shots": shown, f"val_{bench.metric}": on_val[first, shown]}
 
+        def scores_of(path: Any, x: Any) -> np.ndarray:
+            return of_all_classes(path.log_odds(x), path.classes_, bench.num_classes)
+
         def predict(split: "Split") -> DrawScores:
             features = bench.features(split, layer)
-            scores = {
-                key: [of_all_classes(p.log_odds(features.x), p.classes_, bench.num_classes) for p in paths]
-                for key, paths in fitted.items()
-            }
+            scores = {key: [scores_of(p, features.x) for p in paths] for key, paths in fitted.items()}
             others = {f"{head} {shots}-shot": draws for (head, shots), draws in scores.items()}
             return DrawScores(features.ids, features.y, scores[first, shown], others)
 
+        rows, logits = Stacked([of_train.x]), first == "logistic"
+        on_train = [
+            of_some_rows(bench, rows, of_train.y, order[rank < shown], partial(scores_of, path), logits)
+            for path, (order, rank) in zip(fitted[first, shown], orders, strict=True)
+        ]
         most = max(self.shots)
         smallest = int(np.bincount(of_train.y, minlength=bench.num_classes).min())
         return Fitted(
@@ -102,6 +111,7 @@ class FewShot(FrozenProtocol):
             )
             if smallest < most
             else (),
+            train=mean_of_draws(on_train),
         )
 
     def _path(self, bench: "Workbench", head: str, features: "Features", rows: "np.ndarray") -> Any:

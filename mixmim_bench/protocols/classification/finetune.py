@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require, require_bounds
-from mixmim_bench.protocols.contract import TRAIN_WORK, Fitted, Protocol, Workload, later
+from mixmim_bench.protocols.contract import TRAIN_WORK, Fitted, Protocol, Workload, later, scored_again
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mixmim_bench.scoring.predictions import ClassScores
     from mixmim_bench.training.contract import Objective, Schedule, Trained
 
-CHECKED = 200  # images of train that are scored after training, to see that something was learnt
+CHECKED = 200  # training images that are scored at least, to see that something was learnt
 LAYER_IDS = ("timm", "release", "openmmlab")
 HEAD_INITS = ("random", "linear")
 SHORT = 2500  # steps, as the shorter schedule of VTAB's lightweight sweep (arXiv 1910.04867)
@@ -47,6 +47,9 @@ class Finetune(Protocol):
     the release; 'timm' gives the classifier the full rate, as other models have it. `head_epochs` train the
     head alone before all is trained. With `base_lr_grid` or `epochs_grid`, each pair is trained on train and
     the best on val is trained on both.
+
+    On train, the loss is that of the last epoch, and the metrics are those of images that are not augmented:
+    10,000 at most, and no more than add a tenth to the work of training (200, if that is more).
     """
 
     name: ClassVar[str] = "finetune"
@@ -185,7 +188,7 @@ class Finetune(Protocol):
 
     def images(self, counts: Mapping[str, int]) -> Workload:
         seen = (counts["train"] + counts["val"]) * max(self._epochs)  # at most
-        forward = counts["test"] + min(CHECKED, counts["train"])
+        forward = counts["test"] + _scored(counts["train"] + counts["val"], max(self._epochs))
         if len(self._choices) > 1:
             seen += counts["train"] * len(self._base_lrs) * sum(self._epochs)
             forward += counts["val"] * len(self._choices)
@@ -230,6 +233,8 @@ class Finetune(Protocol):
         """Choose on val if there are several recipes; train on train and val; the scores are logits."""
         import numpy as np
 
+        from mixmim_bench.data.images import join
+        from mixmim_bench.protocols.on_train import of_scores, sample
         from mixmim_bench.protocols.tuning import classifier, logits_of
 
         heads = self._probe().fit(bench, train, val).heads if self.head_init == "linear" else {}
@@ -239,9 +244,11 @@ class Finetune(Protocol):
         )
         bench.note_training([train, val], trained)
         bench.keep_weights(network)
-        sample = np.sort(np.random.default_rng(bench.seed).permutation(len(train.part))[:CHECKED])
-        known = logits_of(network, train.part.take(sample), bench, "checking what was learnt")
-        accuracy, note = self._check(known.y, known.x, train.part.labels)
+        part = join([train.part, val.part])
+        scored = sample(part, _scored(len(part), epochs))
+        known = logits_of(network, scored, bench, "checking what was learnt")
+        accuracy, note = self._check(known.y, known.x, part.labels)
+        on_train = of_scores(bench.metrics, [(known.y, known.x)], likelihood=False)
 
         def predict(split: "Split") -> "ClassScores":
             return score(network, split, bench)
@@ -258,6 +265,7 @@ class Finetune(Protocol):
             notes=(*notes, *filter(None, [note])),
             head_params=sum(parameter.numel() for parameter in head),
             head_macs=sum(parameter.numel() for parameter in head if parameter.ndim > 1),
+            train={**on_train, "loss": trained.losses[-1]},
         )
 
     def _choose(
@@ -384,6 +392,11 @@ class Finetune(Protocol):
             clip_grad=self.clip_grad,
             ema_decay=self.ema_decay,
         )
+
+
+def _scored(images: int, epochs: int) -> int:
+    """Return how many of the training images are scored after a training of so many epochs."""
+    return max(min(CHECKED, images), scored_again(images, TRAIN_WORK * epochs * images))
 
 
 def score(network: "nn.Module", split: "Split", bench: "Workbench") -> "ClassScores":

@@ -17,7 +17,8 @@ class KNN(FrozenProtocol):
     """Vote of the k nearest neighbours by cosine similarity, weighted by exp(similarity / temperature).
 
     DINO's evaluation (arXiv 2104.14294); k is selected on val, and train and val vote on test. `layers` is as
-    in `linear`.
+    in `linear`. The score on train leaves one out: an image does not vote on itself. It is that of 10,000
+    images at most, and votes have no log-loss.
     """
 
     name: ClassVar[str] = "knn"
@@ -41,6 +42,7 @@ class KNN(FrozenProtocol):
 
         from mixmim_bench.probes.neighbours import nearest, vote
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.protocols.on_train import of_neighbours
         from mixmim_bench.scoring.metrics import value
         from mixmim_bench.scoring.predictions import ClassScores
 
@@ -58,11 +60,15 @@ class KNN(FrozenProtocol):
         both = Stacked([banks[layer].x, queries[layer].x])
         labels = np.concatenate([banks[layer].y, queries[layer].y])
 
+        ids = np.concatenate([banks[layer].ids, queries[layer].ids])
+
+        def votes(cosines: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            return vote(cosines, labels[rows], k, self.temperature, bench.num_classes)
+
         def predict(split: "Split") -> ClassScores:
             features = bench.features(split, layer)
-            cosines, rows = nearest(both, features.x, k, bench.machine.device)
-            scores = vote(cosines, labels[rows], k, self.temperature, bench.num_classes)
-            return ClassScores(features.ids, features.y, scores)
+            found = nearest(both, features.x, k, bench.machine.device)
+            return ClassScores(features.ids, features.y, votes(*found))
 
         return Fitted(
             predict,
@@ -74,6 +80,7 @@ class KNN(FrozenProtocol):
             },
             head_params=both.shape[0] * both.shape[1],
             head_macs=both.shape[0] * both.shape[1],
+            train=of_neighbours(bench, both, labels, ids, k, votes),
         )
 
 

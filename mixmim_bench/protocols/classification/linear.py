@@ -58,6 +58,7 @@ class Linear(FrozenProtocol):
 
         from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.protocols.on_train import of_all_rows
         from mixmim_bench.scoring.choosing import Sweep, loss_of_frequencies
         from mixmim_bench.scoring.predictions import ClassScores, of_all_classes
 
@@ -81,12 +82,12 @@ class Linear(FrozenProtocol):
         start = (sweep.coef_path_[best], sweep.intercept_path_[best]) if same_classes else None
         final, more = self._solve(bench, Cs[best : best + 1], both, y, coef_init=start)
 
+        def scores_of(x: Any) -> np.ndarray:
+            return of_all_classes(final.predict_log_proba(x), final.classes_, bench.num_classes)
+
         def predict(split: "Split") -> ClassScores:
             features = bench.features(split, layer)
-            known = final.predict_log_proba(features.x)
-            return ClassScores(
-                features.ids, features.y, of_all_classes(known, final.classes_, bench.num_classes)
-            )
+            return ClassScores(features.ids, features.y, scores_of(features.x))
 
         return Fitted(
             predict,
@@ -110,6 +111,7 @@ class Linear(FrozenProtocol):
                 "train": self._head(sweep.coef_path_[best], sweep.intercept_path_[best], sweep, bench),
                 "both": self._head(final.coef_, final.intercept_, final, bench),
             },
+            train=of_all_rows(bench, both, y, np.concatenate([fit_on.ids, choose_on.ids]), scores_of),
         )
 
     def _head(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require, require_bounds
-from mixmim_bench.protocols.contract import Fitted, FrozenProtocol, Workload
+from mixmim_bench.protocols.contract import Fitted, FrozenProtocol, Workload, scored_again
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,8 @@ class LinearSGD(FrozenProtocol):
 
     With several heads, the best one on **val** is selected and trained again on train and val; a single head
     is trained on both at once. The only layer between pooling and head is the optional BatchNorm, which has
-    no weights.
+    no weights. On train, the loss is that of the last epoch, and the metrics are those of images that are not
+    augmented: 10,000 at most, and no more than a tenth of the images of all epochs.
     """
 
     name: ClassVar[str] = "linear-sgd"
@@ -86,12 +87,20 @@ class LinearSGD(FrozenProtocol):
     def images(self, counts: Mapping[str, int]) -> Workload:
         seen = self.epochs * (counts["train"] + counts["val"])  # forward only: the backbone does not learn
         tried = self.epochs * counts["train"] + counts["val"] if self._chooses else 0
-        return Workload(forward=seen + tried + counts["test"])
+        scored = self._scored(counts["train"] + counts["val"])
+        return Workload(forward=seen + tried + scored + counts["test"])
+
+    def _scored(self, images: int) -> int:
+        """Return how many of the images that the head was trained on are scored."""
+        return scored_again(images, passes=self.epochs * images)
 
     def fit(self, bench: "Workbench", train: "Split", val: "Split") -> Fitted:
         """Train all heads on train, select one on val, train it on both."""
         import numpy as np
 
+        from mixmim_bench.data.images import join
+        from mixmim_bench.protocols.on_train import of_scores, sample
+        from mixmim_bench.protocols.tuning import read_images
         from mixmim_bench.scoring.metrics import value
         from mixmim_bench.scoring.predictions import ClassScores
 
@@ -120,6 +129,12 @@ class LinearSGD(FrozenProtocol):
             features = bench.features(split, layer)
             return ClassScores(features.ids, features.y, probe.logits(0, features.x))
 
+        part = join([train.part, val.part])
+        known = read_images(
+            bench.frozen(train), layer, sample(part, self._scored(len(part))), bench, "scoring train"
+        )
+        of_train = [(known.y, probe.logits(0, known.x))] if len(known) else []  # none could be read
+        on_train = of_scores(bench.metrics, of_train, likelihood=False)
         chosen |= {"layer": layer, "base_lr": base_lr}
         weight: Any = probe.heads[0].weight
         return Fitted(
@@ -128,6 +143,7 @@ class LinearSGD(FrozenProtocol):
             arrays={**arrays, "train_loss": np.array(trained.losses)},
             head_params=weight.numel() + bench.num_classes,
             head_macs=weight.numel(),
+            train={**on_train, "loss": trained.losses[-1]},
         )
 
     def _objective(self) -> "Objective":

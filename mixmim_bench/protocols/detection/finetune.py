@@ -25,7 +25,8 @@ class FinetuneDetection(Protocol):
     projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py), ConvMAE having none. The detector is
     torchvision's, with its heads of two linear layers and without their norms. The learning rate is
     base_lr * batch_size / 256, 8e-5 for 32 images. Batch norm of the backbone keeps its statistics. Sets
-    without masks train Faster R-CNN. Nothing is selected, so train and val are trained on together.
+    without masks train Faster R-CNN. Nothing is selected, so train and val are trained on together. On train,
+    the loss of the last epoch is recorded, the sum of those of the detector's parts.
 
     Large-scale jitter enlarges the longer side to `image_size` times a scale from `jitter`; with `shorter`,
     the shorter side is one of these, and the longer at most `image_size`, as in `eval_shorter` for
@@ -216,6 +217,7 @@ class FinetuneDetection(Protocol):
             notes=(*notes, *doubts),
             head_params=params,
             head_macs=macs,
+            train={"loss": trained.losses[-1], "n": min(len(np.unique(rows)), steps * batch_size)},
         )
 
 

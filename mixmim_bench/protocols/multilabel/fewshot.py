@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require
@@ -24,7 +25,8 @@ class FewShotMultilabel(FrozenProtocol):
     A draw takes images in random order that show a class with fewer than `shots` images so far, rare classes
     first, so that each class has `shots` images at least (all, where it has fewer) and more shots include
     fewer. C is selected on val for each number of shots, averaged over the draws; train and val are not
-    joined. Tables show the score of 10 shots (or the most below).
+    joined. Tables show the score of 10 shots (or the most below). The score on train is that of the drawn
+    images, averaged over the draws.
     """
 
     name: ClassVar[str] = "fewshot"
@@ -49,6 +51,9 @@ class FewShotMultilabel(FrozenProtocol):
         """Select C for each number of shots on val."""
         import numpy as np
 
+        from mixmim_bench.probes.path import decide_each
+        from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.protocols.on_train import mean_of_draws, of_some_rows
         from mixmim_bench.scoring.metrics import value
         from mixmim_bench.scoring.predictions import DrawScores
 
@@ -82,7 +87,18 @@ class FewShotMultilabel(FrozenProtocol):
             return DrawScores(features.ids, features.y, scores[shown], others)
 
         smallest, most = int((of_train.y == 1).sum(0).min()), max(self.shots)
-        coef = fitted[shown][1][0].coef_path_[0]
+        best, paths = fitted[shown]
+        coef = paths[0].coef_path_[0]
+
+        def scores_of(path: Any, x: np.ndarray) -> np.ndarray:
+            one = slice(best, best + 1)
+            return next(decide_each(x, path.coef_path_[one], path.intercept_path_[one]))
+
+        rows = Stacked([of_train.x])
+        on_train = [
+            of_some_rows(bench, rows, of_train.y, draw[shown], partial(scores_of, path))
+            for path, draw in zip(paths, draws, strict=True)
+        ]
         return Fitted(
             predict,
             chosen=chosen,
@@ -93,6 +109,7 @@ class FewShotMultilabel(FrozenProtocol):
             )
             if smallest < most
             else (),
+            train=mean_of_draws(on_train),
         )
 
     def _path(self, bench: "Workbench", features: "Features", rows: "np.ndarray") -> Any:

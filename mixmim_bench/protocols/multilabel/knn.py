@@ -33,6 +33,7 @@ class KNNMultilabel(KNN):
 
         from mixmim_bench.probes.neighbours import nearest, shares
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.protocols.on_train import of_neighbours
         from mixmim_bench.scoring.metrics import value
         from mixmim_bench.scoring.predictions import ClassScores
 
@@ -44,11 +45,15 @@ class KNNMultilabel(KNN):
         ]
         k = self.k[int(np.argmax(on_val))]
         both, labels = Stacked([bank.x, asked.x]), np.concatenate([bank.y, asked.y])
+        ids = np.concatenate([bank.ids, asked.ids])
+
+        def votes(cosines: np.ndarray, rows: np.ndarray) -> np.ndarray:
+            return shares(cosines, labels[rows], k, self.temperature)
 
         def predict(split: "Split") -> ClassScores:
             features = bench.features(split, layer)
-            cosines, rows = nearest(both, features.x, k, bench.machine.device)
-            return ClassScores(features.ids, features.y, shares(cosines, labels[rows], k, self.temperature))
+            found = nearest(both, features.x, k, bench.machine.device)
+            return ClassScores(features.ids, features.y, votes(*found))
 
         return Fitted(
             predict,
@@ -56,6 +61,7 @@ class KNNMultilabel(KNN):
             arrays={"k": np.array(self.k), f"val_{bench.metric}": np.array(on_val)},
             head_params=both.shape[0] * both.shape[1],
             head_macs=both.shape[0] * both.shape[1],
+            train=of_neighbours(bench, both, labels, ids, k, votes),
         )
 
 

@@ -36,6 +36,7 @@ class LinearMultilabel(Linear):
         from mixmim_bench.probes.onevsrest import OneVsRestPath
         from mixmim_bench.probes.path import decide_each
         from mixmim_bench.probes.rows import Stacked
+        from mixmim_bench.protocols.on_train import of_all_rows
         from mixmim_bench.scoring.choosing import Sweep, loss_of_frequencies
         from mixmim_bench.scoring.predictions import ClassScores
 
@@ -57,11 +58,15 @@ class LinearMultilabel(Linear):
                 sweep.fit(fit_on.x, fit_on.y, monitor)
             best = on_val.best()
             final = OneVsRestPath([Cs[best]], self.tol, self.max_iter, bench.machine.device)
-            final.fit(Stacked([fit_on.x, choose_on.x]), np.concatenate([fit_on.y, choose_on.y]))
+            both, y = Stacked([fit_on.x, choose_on.x]), np.concatenate([fit_on.y, choose_on.y])
+            final.fit(both, y)
+
+        def scores_of(x: np.ndarray) -> np.ndarray:
+            return next(final.decision_path(x))
 
         def predict(split: "Split") -> ClassScores:
             features = bench.features(split, layer)
-            return ClassScores(features.ids, features.y, next(final.decision_path(features.x)))
+            return ClassScores(features.ids, features.y, scores_of(features.x))
 
         return Fitted(
             predict,
@@ -78,6 +83,7 @@ class LinearMultilabel(Linear):
                 "train": (sweep.coef_path_[best], sweep.intercept_path_[best]),
                 "both": (final.coef_path_[0], final.intercept_path_[0]),
             },
+            train=of_all_rows(bench, both, y, np.concatenate([fit_on.ids, choose_on.ids]), scores_of),
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require, require_bounds
-from mixmim_bench.protocols.contract import Fitted, Protocol, Workload
+from mixmim_bench.protocols.contract import SCORED_MAPS, TRAIN_WORK, Fitted, Protocol, Workload, scored_again
 from mixmim_bench.protocols.segmentation import EVALUATIONS
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ class FinetuneSegmentation(Protocol):
     upernet_convmae_base_512_slide_160k_ade20k.py); decoder, auxiliary head and augmentation are Swin-B's
     (SwinTransformer/Swin-Transformer-Semantic-Segmentation, configs/_base_/models/upernet_swin.py and
     configs/_base_/datasets/ade20k.py). The learning rate is base_lr * batch_size / 256, 1e-4 for 16 images.
-    Nothing is selected, so train and val are trained on together.
+    Nothing is selected, so train and val are trained on together. On train, the loss is that of the last
+    epoch, with the auxiliary head's, and the metrics are those of 200 images at most, scored as test is.
 
     `image_size` is the side of a crop, and of the shorter side of images in evaluation; `stride` of the
     sliding windows is 2/3 of it unless stated. `evaluation` is 'slide' or 'whole'.
@@ -78,7 +79,12 @@ class FinetuneSegmentation(Protocol):
         require_bounds(self, "scale")
 
     def images(self, counts: Mapping[str, int]) -> Workload:
-        return Workload(forward=counts["test"], train=self.steps * self.batch_size)
+        scored = self._scored(counts["train"] + counts["val"])
+        return Workload(forward=counts["test"] + scored, train=self.steps * self.batch_size)
+
+    def _scored(self, images: int) -> int:
+        """Return how many of the training images are scored."""
+        return scored_again(images, TRAIN_WORK * self.steps * self.batch_size, SCORED_MAPS)
 
     def input_size(self) -> int:
         return self.image_size
@@ -91,9 +97,8 @@ class FinetuneSegmentation(Protocol):
         from mixmim_bench.data.joint import SegmentationTrain
         from mixmim_bench.data.masks import IGNORED
         from mixmim_bench.models.segmenter import UperNet
-        from mixmim_bench.protocols.contract import TRAIN_WORK
         from mixmim_bench.protocols.dense import cost_of, layerwise, open_pyramid
-        from mixmim_bench.protocols.label_maps import evaluation_of, predict_maps
+        from mixmim_bench.protocols.label_maps import evaluation_of, predict_maps, score_on_train
         from mixmim_bench.training import loop
         from mixmim_bench.training.contract import Schedule, scaled
         from mixmim_bench.training.objectives import Segmenting
@@ -144,8 +149,11 @@ class FinetuneSegmentation(Protocol):
         bench.keep_weights(network)
         network.eval()
 
+        stride = self.stride or round(size * 2 / 3)
+        on_train = score_on_train(bench, part, self._scored(len(part)), network, evaluation, stride)
+
         def predict(split: "Split") -> "PixelCounts":
-            (counts,) = predict_maps(bench, split, [network], evaluation, self.stride or round(size * 2 / 3))
+            (counts,) = predict_maps(bench, split, [network], evaluation, stride)
             return counts
 
         shapes = [(1, *shape) for shape in pyramid.shapes(bench.run.size)]
@@ -156,6 +164,7 @@ class FinetuneSegmentation(Protocol):
             notes=(*notes, *doubts),
             head_params=params,
             head_macs=macs,
+            train={**on_train, "loss": trained.losses[-1]},
         )
 
 

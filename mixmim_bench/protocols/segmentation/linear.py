@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixmim_bench.hyperparameters import require
-from mixmim_bench.protocols.contract import Fitted, Protocol, Workload
+from mixmim_bench.protocols.contract import SCORED_MAPS, Fitted, Protocol, Workload
 from mixmim_bench.protocols.segmentation import EVALUATIONS
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class LinearSegmentation(Protocol):
     in both cases. Of a plain network (ViT), the maps are those of four blocks at one stride.
 
     With several values of `base_lr`, each is trained for every choice of `stages`. `evaluation` is 'slide' or
-    'whole'.
+    'whole'. On train, the loss is that of the last epoch, and the metrics are those of 200 images at most,
+    scored as test is.
     """
 
     name: ClassVar[str] = "linear"
@@ -72,7 +73,8 @@ class LinearSegmentation(Protocol):
         require(self.evaluation in EVALUATIONS, f"evaluation must be one of {', '.join(EVALUATIONS)}")
 
     def images(self, counts: Mapping[str, int]) -> Workload:
-        return Workload(forward=sum(counts.values()))
+        scored = min(SCORED_MAPS, counts["train"] + counts["val"])
+        return Workload(forward=sum(counts.values()) + scored)
 
     def input_size(self) -> int:
         return self.image_size
@@ -82,8 +84,9 @@ class LinearSegmentation(Protocol):
         import numpy as np
 
         from mixmim_bench import processes
+        from mixmim_bench.data.images import join
         from mixmim_bench.protocols.dense import cost_of, open_pyramid
-        from mixmim_bench.protocols.label_maps import evaluation_of, predict_maps
+        from mixmim_bench.protocols.label_maps import evaluation_of, predict_maps, score_on_train
         from mixmim_bench.scoring.metrics import value_of_items
 
         pyramid, notes = open_pyramid(bench, frozen=True)
@@ -107,9 +110,12 @@ class LinearSegmentation(Protocol):
             # of the main process: those of others may differ by rounding
             heads = [heads[processes.broadcast(int(np.argmax(scores)))]]
         network, trained = self._train(bench, pyramid, [train, val], heads, "training the head")
+        final = partial(network.eval().of_head, 0)
+        part = join([train.part, val.part])
+        on_train = score_on_train(bench, part, SCORED_MAPS, final, evaluation, stride)
 
         def predict(split: "Split") -> "PixelCounts":
-            (counts,) = predict_maps(bench, split, [partial(network.eval().of_head, 0)], evaluation, stride)
+            (counts,) = predict_maps(bench, split, [final], evaluation, stride)
             return counts
 
         shapes = [(1, *shape) for shape in pyramid.shapes(bench.run.size)]
@@ -121,6 +127,7 @@ class LinearSegmentation(Protocol):
             notes=(*notes, *doubts),
             head_params=params,
             head_macs=macs,
+            train={**on_train, "loss": trained.losses[-1]},
         )
 
     def _train(

@@ -263,12 +263,13 @@
       [element("dt", {}, key), element("dd", {}, text(value))]));
   }
 
-  function scored(score) {
+  function scored(score, onTrain) {
     const about = [`${percent(score.value)} % (${percent(score.low)} to ${percent(score.high)})`];
     if (score.interval) about.push(`${score.interval} interval`);
     if (score.n !== undefined) about.push(`n ${score.n}`);
     if (score.draws > 1) about.push(`${score.draws} draws`);
     if (score.guess !== undefined) about.push(`a guess scores ${percent(score.guess)}`);
+    if (onTrain !== undefined) about.push(`on train ${percent(onTrain)} %`);
     return about.join("; ");
   }
 
@@ -276,7 +277,12 @@
     const record = data.records[id];
     const parts = [element("h3", {}, `${record.task}, ${record.protocol}`), element("p", { class: "note" }, `run ${id}`)];
     if (record.error) parts.push(element("p", { class: "error" }, record.error));
-    parts.push(listed(Object.fromEntries(Object.entries(record.scores).map(([name, score]) => [name, scored(score)]))));
+    const train = record.train;
+    parts.push(listed({
+      ...Object.fromEntries(Object.entries(record.scores).map(([name, score]) => [name, scored(score, train[name])])),
+      ...(train.loss === undefined ? {} : { "loss on train": Number(train.loss.toPrecision(4)) }),
+      ...(train.n === undefined ? {} : { "train images scored": train.n }),
+    }));
     if (record.notes.length) parts.push(element("ul", {}, ...record.notes.map((note) => element("li", {}, note))));
     if (record.picture) parts.push(element("img", { src: record.picture, loading: "lazy",
       alt: "Test images with their labels and predictions" }));
