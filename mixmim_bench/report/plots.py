@@ -1,22 +1,17 @@
 """The plots of a results folder: scores against costs, drawn only when they have changed."""
 
-import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-from mixmim_bench.atomic import read_json, write_whole
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
 from mixmim_bench.report.panels import Panel, Point, exact
 from mixmim_bench.report.published import of_task
+from mixmim_bench.report.redraw import draw_if_changed
 from mixmim_bench.report.text import one_line
-from mixmim_bench.specs import RANDOM_INIT, Cost, digest
+from mixmim_bench.specs import RANDOM_INIT, Cost
 
-VERSION = 2  # raised when `drawing` draws the same panels in another way
-FORMATS = ("png", "svg", "pdf")
 GREY = "Grey: published by others, not measured here."
 
 
@@ -63,34 +58,6 @@ def write_plots(
             panels(board, costs, name, published), folder, f"{name}_vs_accuracy", GREY if published else ""
         )
     return written
-
-
-def draw_if_changed(drawn: Sequence[Panel], folder: Path, name: str, caption: str = "") -> list[Path]:
-    """Draw panels into `folder/NAME.*`, or remove these files if there are none.
-
-    Files that were drawn from the same panels and not modified since are left as they are.
-    """
-    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
-    note = folder / f".{name}.json"
-    if not drawn:
-        for path in (*paths, note):
-            path.unlink(missing_ok=True)  # of removed results
-        return []
-    versions = [VERSION, metadata.version("matplotlib"), metadata.version("adjustText")]
-    drawn_from = digest([*versions, caption, *map(dataclasses.asdict, drawn)], 32)
-    if read_json(note) != {"drawn_from": drawn_from, "files": _stats(paths)}:
-        from mixmim_bench.report.drawing import draw, save
-
-        note.unlink(missing_ok=True)
-        save(draw(drawn, caption), paths)
-        write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
-    return paths
-
-
-def _stats(paths: Sequence[Path]) -> list[list[int]]:
-    """Return size and time of each file, empty for one that is missing."""
-    stats = [path.stat() if path.exists() else None for path in paths]
-    return [[stat.st_size, stat.st_mtime_ns] if stat else [] for stat in stats]
 
 
 def panels(
