@@ -7,11 +7,12 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mixmim_bench.report import style
 from mixmim_bench.report.panels import Curve, CurvePanel
 from mixmim_bench.report.style import STYLE
+from mixmim_bench.report.text import cut
 
 DIRECT = 9  # curves that are labelled at their ends where there is one panel
 SHOWN_TICKS = 8  # values on a logarithmic axis that all have a tick
@@ -29,6 +30,11 @@ def draw_curves(panels: Sequence[CurvePanel], caption: str = "") -> Figure:
     looks = _looks(panels)
     for axis, panel in zip(axes, panels, strict=True):
         _draw_panel(axis, panel, looks)
+    if len({tuple(panel.title) for panel in panels}) == 1:
+        figure.suptitle(style.wrapped(panels[0].title, style.WIDE_TITLE), fontsize=9, parse_math=False)
+    else:
+        for axis, panel in zip(axes, panels, strict=True):
+            axis.set_title(style.wrapped(panel.title), parse_math=False)
     x_titles, y_titles = ({getattr(panel, key) for panel in panels} for key in ("x_title", "y_title"))
     for axis, panel in zip(axes, panels, strict=True):  # what all share is written once
         axis.set_xlabel(panel.x_title if len(x_titles) > 1 else "")
@@ -53,6 +59,7 @@ def draw_curves_on(panel: CurvePanel, axes: Any = None) -> Any:
         axes = style.axes_of_new_figure()
     looks = _looks([panel])
     _draw_panel(axes, panel, looks)
+    axes.set_title(style.wrapped(panel.title, style.WIDE_TITLE), parse_math=False)
     axes.set_xlabel(panel.x_title)
     axes.set_ylabel(panel.y_title)
     if _few(panel):
@@ -79,12 +86,15 @@ def _draw_panel(axis: Any, panel: CurvePanel, looks: Mapping[str, Mapping[str, A
             axis.plot(curve.x, curve.y, color=style.OTHERS, linewidth=0.7, zorder=1)
         else:
             _draw_curve(axis, curve, looks[curve.label], panel.markers)
-    style.set_title(axis, panel.title)
     values = sorted({x for curve in panel.curves for x in curve.x})
     if panel.logarithmic:
-        space = 1.25 if len(values) > 1 else 2.0
+        space = max(1.25, (values[-1] / values[0]) ** 0.04) if len(values) > 1 else 2.0
         exact = values if len(values) <= SHOWN_TICKS and _apart(values) else ()
         style.set_log_ticks(axis, values[0] / space, values[-1] * space, exact)
+    elif panel.ticks:
+        axis.set_xticks(range(len(panel.ticks)), map(cut, panel.ticks), rotation=90, parse_math=False)
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=values[-1] >= 2))
     axis.margins(y=0.12)
     style.set_score_ticks(axis)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -136,7 +146,7 @@ def _label_ends(axis: Any, panel: CurvePanel, looks: Mapping[str, Mapping[str, A
     places = spread([curve.y[-1] for curve in named], apart, low, high)
     for curve, place in zip(named, places, strict=True):
         axis.annotate(
-            style.cut(curve.label),
+            cut(curve.label),
             xy=(curve.x[-1], curve.y[-1]),
             xytext=(1.02, place),
             textcoords=axis.get_yaxis_transform(),
@@ -173,7 +183,7 @@ def _keys(panels: Sequence[CurvePanel], looks: Mapping[str, Mapping[str, Any]]) 
     hollow = {c.label: c.hollow for panel in panels for c in panel.curves if not c.pale}
     return [
         Line2D(
-            [], [], linewidth=1.1, label=style.cut(label),
+            [], [], linewidth=1.1, label=cut(label),
             **(style.hollow(looks[label]) if hollow[label] else looks[label]),
         )
         for label in looks if label

@@ -6,13 +6,16 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from mixmim_bench.report import style
 from mixmim_bench.report.panels import Dot, Dots
 from mixmim_bench.report.style import STYLE
+from mixmim_bench.report.text import cut
 
 ROW = 0.17  # inches
 BAR = "#0072B2"
+LABEL = 56  # characters
 
 
 @matplotlib.rc_context(STYLE)
@@ -45,17 +48,17 @@ def _draw(dots: Dots, axes: Any) -> None:
             axes.barh(place, dot.value, height=0.7, color=BAR, zorder=2)
         else:
             _draw_dot(axes, place, dot, looks[dot.group])
+    if dots.bars:
+        axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
     if dots.zero:
         axes.axvline(0.0, color="0.35", linewidth=0.9, zorder=1)
-    ticks, labels = list(places), [style.cut(dot.label) for dot in dots.dots]
+    ticks, labels = list(places), [cut(dot.label, LABEL) for dot in dots.dots]
     if dots.gap:
         ticks, labels = [*ticks, -dots.gap], [*labels, dots.gap_label]
     axes.set_yticks(ticks, labels, fontsize=7, parse_math=False)
     axes.set_ylim(min(ticks) - 0.7, 0.7)
     axes.set_xlabel(dots.x_title, parse_math=False)
-    axes.set_title(
-        "\n".join(style.cut(line, 64) for line in dots.title), loc="center", wrap=False, parse_math=False
-    )
+    axes.set_title(style.wrapped(dots.title, style.WIDE_TITLE), parse_math=False)
 
 
 def _draw_dot(axes: Any, place: float, dot: Dot, look: Mapping[str, Any]) -> None:
@@ -76,7 +79,7 @@ def _keys(dots: Dots) -> list[Line2D]:
     """Make one key per group that has dots."""
     looks, there = _looks(dots), {dot.group for dot in dots.dots}
     return [
-        Line2D([], [], linestyle="none", label=style.cut(group, 60), **looks[group])
+        Line2D([], [], linestyle="none", label=cut(group, 60), **looks[group])
         for group in dots.groups
         if group in there
     ]

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from mixmim_bench.report import style
 from mixmim_bench.report.panels import Panel, Point
 from mixmim_bench.report.style import OTHERS, STYLE
+from mixmim_bench.report.text import cut
 
 DIRECT = 9  # points that are labelled in a panel; of more, those on the front
 KEYS = 24  # in a legend; of more groups, those on a front
@@ -85,7 +86,7 @@ def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]])
         linestyle="--",
         zorder=1,
     )
-    style.set_title(axis, panel.title)
+    axis.set_title(style.wrapped(panel.title), parse_math=False)
     values = [point.x for point in points]
     space = 1.8 if max(values) > 10 * min(values) else 4.0  # for labels beside a few points
     style.set_log_ticks(axis, min(values) / space, max(values) * space)
@@ -113,7 +114,7 @@ def _label_points(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]
         named = front if len(front) <= DIRECT else [front[0], front[-1]]
     texts = [
         axis.text(
-            point.x, 100 * point.value, style.cut(point.label),
+            point.x, 100 * point.value, cut(point.label),
             fontsize=8 if point.bold else 7, fontweight="bold" if point.bold else "normal",
             color=style.darker(looks[point.group]["color"]), parse_math=False, zorder=4,
             bbox={"facecolor": "white", "alpha": 0.6, "pad": 0.4, "linewidth": 0},

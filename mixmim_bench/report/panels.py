@@ -64,6 +64,7 @@ class CurvePanel:
     x_title: str
     y_title: str
     logarithmic: bool = False  # the horizontal axis
+    ticks: Sequence[str] = ()  # names of x = 0, 1, …
     markers: bool = True  # at every point; else at a few, to tell curves apart
 
 

@@ -5,6 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
+from mixmim_bench.errors import counted
+from mixmim_bench.report.fewshot import HEADS, few_shot_panels
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
 from mixmim_bench.report.panels import Panel, Point, exact
 from mixmim_bench.report.published import of_task
@@ -57,6 +61,23 @@ def write_plots(
         written += draw_if_changed(
             panels(board, costs, name, published), folder, f"{name}_vs_accuracy", GREY if published else ""
         )
+    return written
+
+
+def write_few_shot(board: Leaderboard, frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw scores against shots, one figure for each head with one panel a task; returns their paths.
+
+    frame: the long table; of it, only the runs of rows with the usual settings are drawn.
+    """
+    cells = [cell for row in board.rows if not row.settings for cell in row.cells.values()]
+    usual = frame[frame["run_id"].isin({record.run_id for cell in cells for record in cell.records})]
+    titles = {column[0]: board.first(column).task_title for column in board.columns}
+    written = []
+    for head in HEADS:
+        found = few_shot_panels(usual, head, titles)
+        pale = len({curve.label for panel in found for curve in panel.curves if curve.pale})
+        caption = f"Grey: {counted(pale, 'other model')}." if pale else ""
+        written += draw_if_changed(found, folder, f"fewshot_{head}", caption)
     return written
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixmim_bench.atomic import read_json, write_whole
+from mixmim_bench.errors import BenchError
 from mixmim_bench.report.panels import CurvePanel, Dots, Figures, Matrix
 from mixmim_bench.specs import digest
 
@@ -39,6 +40,23 @@ def draw_if_changed(drawn: Figures, folder: Path, name: str, caption: str = "") 
         save(figure_of(drawn, caption), paths)
         write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
     return paths
+
+
+def check_format(path: Path) -> None:
+    """Check that a figure can be written in the format of a file name; raises BenchError."""
+    if path.suffix[1:] not in FORMATS:
+        raise BenchError(f"{path} is not the name of a plot; it must end in .{', .'.join(FORMATS)}")
+
+
+def draw_to(drawn: Figures, path: Path) -> None:
+    """Draw a figure into one file; raises BenchError."""
+    check_format(path)
+    from mixmim_bench.report.style import save
+
+    try:
+        save(figure_of(drawn), [path])
+    except OSError as error:
+        raise BenchError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def figure_of(drawn: Figures, caption: str = "") -> "Figure":

@@ -20,8 +20,9 @@ MARKERS = "osD^vPX<>*"
 OTHERS = "#B4B4B4"  # the background
 PANELS_IN_A_ROW = 4
 TITLE_WIDTH = 30  # characters that fit above a panel
-NAME_WIDTH = 34  # characters of a label, of which more are cut
+WIDE_TITLE = 64  # above a figure
 TICKS = 4
+CHARACTER, KEY = 4.6, 34.0  # points that a character of a legend takes, and its marker
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -88,15 +89,9 @@ def darker(colour: str) -> str:
     return "#" + "".join(f"{round(channel * share):02x}" for channel in (red, green, blue))
 
 
-def cut(name: str, width: int = NAME_WIDTH) -> str:
-    """Return a name that is short enough for a label."""
-    return name if len(name) <= width else f"{name[: width - 1]}…"
-
-
-def set_title(axis: Any, lines: Sequence[str]) -> None:
-    """Write a title above a panel, on as many lines as it needs."""
-    wrapped = [textwrap.fill(line, TITLE_WIDTH, break_on_hyphens=False) for line in lines]
-    axis.set_title("\n".join(wrapped), parse_math=False)
+def wrapped(lines: Sequence[str], width: int = TITLE_WIDTH) -> str:
+    """Return a title on as many lines as it needs."""
+    return "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in lines)
 
 
 def set_caption(figure: Figure, x_title: str, y_title: str, caption: str = "") -> None:
@@ -110,9 +105,10 @@ def set_caption(figure: Figure, x_title: str, y_title: str, caption: str = "") -
 def add_legend(figure: Figure, keys: Sequence[Line2D], across: int) -> None:
     """Add a legend above the panels, if there are keys."""
     if keys:
-        legend = figure.legend(
-            handles=list(keys), loc="outside upper center", ncols=min(len(keys), 2 * across, 5)
-        )
+        widest = max(len(str(key.get_label())) for key in keys)
+        fitting = int(72 * figure.get_figwidth() / (CHARACTER * widest + KEY))
+        columns = max(1, min(len(keys), 2 * across, 5, fitting))
+        legend = figure.legend(handles=list(keys), loc="outside upper center", ncols=columns)
         for text in legend.get_texts():
             text.set_parse_math(False)
 
