@@ -76,7 +76,7 @@ def show(run: str, results: Path, as_json: bool) -> None:
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="The folder to write to; by default RESULTS/plots/RUN_ID.",
+    help="The folder to write to; by default RESULTS/plots/runs/RUN_ID.",
 )
 @RESULTS
 def plot(run: str, what: str | None, output: Path | None, results: Path) -> None:

@@ -17,6 +17,7 @@ from mixmim_bench.report.text import cut
 DIRECT = 9  # curves that are labelled at their ends where there is one panel
 SHOWN_TICKS = 8  # values on a logarithmic axis that all have a tick
 LABEL = 7  # points of the labels at the ends
+LEADER = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
 SIGNS = 9  # markers along a curve of many points
 
 
@@ -30,8 +31,9 @@ def draw_curves(panels: Sequence[CurvePanel], caption: str = "") -> Figure:
     looks = _looks(panels)
     for axis, panel in zip(axes, panels, strict=True):
         _draw_panel(axis, panel, looks)
+    title = ""
     if len({tuple(panel.title) for panel in panels}) == 1:
-        figure.suptitle(style.wrapped(panels[0].title, style.WIDE_TITLE), fontsize=9, parse_math=False)
+        title = style.wrapped(panels[0].title, style.WIDE_TITLE)
     else:
         for axis, panel in zip(axes, panels, strict=True):
             axis.set_title(style.wrapped(panel.title), parse_math=False)
@@ -45,10 +47,11 @@ def draw_curves(panels: Sequence[CurvePanel], caption: str = "") -> Figure:
         y_titles.pop() if len(y_titles) == 1 else "",
         caption,
     )
-    if len(panels) == 1 and _few(panels[0]):
+    direct = len(panels) == 1 and _few(panels[0])
+    keys = [] if direct else _keys(panels, looks)
+    style.add_legend(figure, keys, min(len(panels), style.PANELS_IN_A_ROW), title)
+    if direct:
         _label_ends(axes[0], panels[0], looks)
-    else:
-        style.add_legend(figure, _keys(panels, looks), min(len(panels), style.PANELS_IN_A_ROW))
     return figure
 
 
@@ -148,14 +151,14 @@ def _label_ends(axis: Any, panel: CurvePanel, looks: Mapping[str, Mapping[str, A
         axis.annotate(
             cut(curve.label),
             xy=(curve.x[-1], curve.y[-1]),
-            xytext=(1.02, place),
+            xytext=(1.04, place),
             textcoords=axis.get_yaxis_transform(),
             fontsize=LABEL,
             color=style.darker(looks[curve.label]["color"]),
             va="center",
             annotation_clip=False,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+            arrowprops=LEADER,
         )
 
 

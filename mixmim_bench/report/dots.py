@@ -22,9 +22,10 @@ LABEL = 56  # characters
 def draw_dots(dots: Dots) -> Figure:
     """Draw a list as a figure that is as wide as a column, and as high as it needs."""
     rows = len(dots.dots) + bool(dots.gap)
-    axes = style.axes_of_new_figure(height=1.1 + ROW * rows + 0.25 * bool(dots.groups))
+    width = 6.2 if dots.bars else 5.2  # whose labels are longer
+    axes = style.axes_of_new_figure(width, 1.1 + ROW * rows + 0.25 * bool(dots.groups))
     _draw(dots, axes)
-    style.add_legend(axes.figure, _keys(dots), 2)
+    style.add_legend(axes.figure, _keys(dots), 2, style.wrapped(dots.title, style.WIDE_TITLE))
     return axes.figure
 
 
@@ -34,6 +35,7 @@ def draw_dots_on(dots: Dots, axes: Any = None) -> Any:
     if axes is None:
         return draw_dots(dots).axes[0]
     _draw(dots, axes)
+    axes.set_title(style.wrapped(dots.title, style.WIDE_TITLE), parse_math=False)
     if keys := _keys(dots):
         for text in axes.legend(handles=keys, fontsize=7).get_texts():
             text.set_parse_math(False)
@@ -58,7 +60,6 @@ def _draw(dots: Dots, axes: Any) -> None:
     axes.set_yticks(ticks, labels, fontsize=7, parse_math=False)
     axes.set_ylim(min(ticks) - 0.7, 0.7)
     axes.set_xlabel(dots.x_title, parse_math=False)
-    axes.set_title(style.wrapped(dots.title, style.WIDE_TITLE), parse_math=False)
 
 
 def _draw_dot(axes: Any, place: float, dot: Dot, look: Mapping[str, Any]) -> None:

@@ -27,7 +27,8 @@ def few_shot_table(frame: pd.DataFrame) -> pd.DataFrame:
     ranked = frame[frame["ranked"] & frame["protocol"].isin(["fewshot", "linear"])]
     ranked = newest(ranked, ["task", "protocol"], ["task_version", "metric_version", "protocol_version"])
     ranked = newest(ranked, [*ROW, "task", "protocol"], ["started"], of="setting")
-    of_heads = frame[(frame["protocol"] == "fewshot") & frame["run_id"].isin(ranked["run_id"])]
+    whole = ~frame["task"].str.contains("@[1-9][0-9]*shot")  # of which all numbers of shots can be drawn
+    of_heads = frame[(frame["protocol"] == "fewshot") & whole & frame["run_id"].isin(ranked["run_id"])]
     found = of_heads["metric"].str.extract(f"^{OF_SETTING.pattern}$")
     first = of_heads.assign(of_task=of_heads["task"], of_metric=found["metric"], head=found["head"])
     of_variants = ranked[ranked["protocol"] == "linear"]

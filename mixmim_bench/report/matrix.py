@@ -12,7 +12,7 @@ from mixmim_bench.report.panels import Matrix
 from mixmim_bench.report.style import STYLE
 from mixmim_bench.report.text import cut
 
-SHADES = ("#FFFFFF", "#D4E6F3", "#7DB4DA", "#0072B2", "#00263F")  # darker and darker, in any colour vision
+SHADES = ("#FFFFFF", "#C6DDEF", "#7DB4DA", "#0072B2", "#00263F")  # darker and darker, in any colour vision
 WRITTEN = 12  # classes, up to which the shares are written into their cells
 ABSENT = "0.85"
 

@@ -56,7 +56,7 @@ def figures_of(store: RunStore, record: RunRecord, what: str = "") -> dict[str, 
     wanted = {name: figure for name, figure in found.items() if what in ("", name)}
     if not wanted:
         has = f"; it has: {', '.join(found)}" if found else ""
-        raise BenchError(f"{about} has no {what or 'plots'}: {'; '.join(_of(reasons, what))}{has}")
+        raise BenchError(f"{about} has no {NAMES.get(what, 'plots')}: {'; '.join(_of(reasons, what))}{has}")
     return wanted
 
 
@@ -305,6 +305,12 @@ def class_names(store: RunStore, record: RunRecord, count: int) -> list[str]:
     return [one_line(str(name)) for name in names]
 
 
+NAMES = {
+    "choice": "choices on val",
+    "training": "training curves",
+    "per-class": "scores of classes",
+    "confusion": "confusions",
+}
 Make = Callable[[RunStore, RunRecord, Mapping[str, np.ndarray]], Figures]
 FIGURES: dict[str, Make] = {
     "choice": choices,

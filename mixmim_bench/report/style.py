@@ -34,6 +34,7 @@ STYLE: Any = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8,
+    "legend.title_fontsize": 9,
     "svg.fonttype": "none",
     "svg.hashsalt": "mixmim-bench",
     "pdf.fonttype": 42,
@@ -71,9 +72,9 @@ def axes_of_new_figure(width: float = 5.2, height: float = 3.6) -> Any:
 
 def look(place: int) -> dict[str, Any]:
     """Return the marker of a group: of groups that are next to each other colour and shape both differ."""
-    colour = COLOURS[place % len(COLOURS)]
-    marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
-    return {"marker": marker, "color": colour, "markersize": 5.5}
+    n = len(COLOURS)
+    turn = place // n + place // (5 * n)  # so that no look returns before all have been used
+    return {"marker": MARKERS[(place + turn) % len(MARKERS)], "color": COLOURS[place % n], "markersize": 5.5}
 
 
 def hollow(look_of_group: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,15 +103,17 @@ def set_caption(figure: Figure, x_title: str, y_title: str, caption: str = "") -
     figure.supxlabel(below, fontsize=9 if not caption else 7)
 
 
-def add_legend(figure: Figure, keys: Sequence[Line2D], across: int) -> None:
-    """Add a legend above the panels, if there are keys."""
-    if keys:
-        widest = max(len(str(key.get_label())) for key in keys)
-        fitting = int(72 * figure.get_figwidth() / (CHARACTER * widest + KEY))
-        columns = max(1, min(len(keys), 2 * across, 5, fitting))
-        legend = figure.legend(handles=list(keys), loc="outside upper center", ncols=columns)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+def add_legend(figure: Figure, keys: Sequence[Line2D], across: int, title: str = "") -> None:
+    """Write a title above all panels, and a legend below it if there are keys."""
+    if not keys:
+        figure.suptitle(title, fontsize=9, parse_math=False)
+        return
+    widest = max(len(str(key.get_label())) for key in keys)
+    fitting = int(72 * figure.get_figwidth() / (CHARACTER * widest + KEY))
+    columns = max(1, min(len(keys), 2 * across, 5, fitting))
+    legend = figure.legend(handles=list(keys), loc="outside upper center", ncols=columns, title=title or None)
+    for text in (legend.get_title(), *legend.get_texts()):
+        text.set_parse_math(False)
 
 
 def set_log_ticks(axis: Any, low: float, high: float, exact: Sequence[float] = ()) -> None:

@@ -120,7 +120,7 @@ class RunStore:
 
     def plots_of(self, run_id: str) -> Path:
         """Return the folder of the plots of a run."""
-        return self.folder / "plots" / run_id
+        return self.folder / "plots" / "runs" / run_id
 
     def logs_of(self, run_id: str) -> Path:
         """Return the folder of the logs of a training."""
