@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from records import made
 from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_score, recall_score
 
@@ -166,7 +167,7 @@ def test_curves_are_labelled_without_collisions(store, count, tasks):
     assert bool(figure.legends) == (tasks > 1)
     names = [text.get_text() for text in texts if text.get_text().startswith("vit_base")]
     assert len(names) == len(coloured)
-    boxes = [text.get_window_extent().shrunk(0.98, 0.8) for text in texts if text.get_text()]
+    boxes = [Text.get_window_extent(text).shrunk(0.98, 0.8) for text in texts if text.get_text()]
     for place, box in enumerate(boxes):
         assert not [other for other in boxes[place + 1 :] if box.overlaps(other)]
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1
@@ -440,7 +441,7 @@ def test_hostile_names_are_drawn_as_they_are(store, run):
     texts = {"task_title": HOSTILE, "weights": HOSTILE, "chosen": {"C": 0.1, "layer": HOSTILE}}
     record = keep(store, model=HOSTILE, names=names, arrays=choice_arrays(), **texts)
     other = keep(store, predicted(9), model="b", **texts)
-    store.save(few_shot(HOSTILE, HOSTILE, task_title=HOSTILE), {})
+    store.save(few_shot(HOSTILE, HOSTILE, task_title=HOSTILE, weights=HOSTILE), {})
     run("results", "plot", record.run_id, "--results", store.folder)
     run(
         "compare", HOSTILE, other.model, "--results", store.folder, "--plot", store.folder / "plots" / "x.svg"

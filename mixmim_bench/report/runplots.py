@@ -27,7 +27,7 @@ TRIED = {
     "base_lr": "base learning rate",
     "k": "neighbours (k)",
 }
-GROUPED = {"layer": "layer", "stages": "stages", "epochs": "epochs"}  # one curve each
+GROUPED = ("layer", "stages", "epochs")  # one curve each
 
 
 class NotThere(BenchError):
@@ -120,14 +120,15 @@ def _tried(
     groups = arrays[f"fit_{group}"][: len(values)] if group else np.zeros(len(values))
     percent = 1.0 if measure == LOSS else 100.0
     curves = []
-    for each in dict.fromkeys(groups.tolist()):
+    several = list(dict.fromkeys(groups.tolist()))
+    for each in several:
         rows = np.flatnonzero((groups == each) & np.isfinite(values))  # without what diverged
         rows = rows[np.argsort(x[rows], kind="stable")]
         is_chosen = (x[rows] == record.chosen.get(tried)) & (str(each) == str(record.chosen.get(group, each)))
         if len(rows):
             curves.append(
                 Curve(
-                    label=one_line(f"{GROUPED[group]} {each}") if group else "",
+                    label=one_line(f"{group} {each}") if len(several) > 1 else "",
                     x=_line(x[rows]),
                     y=_line(percent * values[rows]),
                     chosen=int(is_chosen.argmax()) if is_chosen.any() else -1,
