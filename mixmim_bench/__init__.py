@@ -7,7 +7,15 @@ if TYPE_CHECKING:
     from mixmim_bench.api import make_task, run_suite, wrap_model
     from mixmim_bench.inference import demo_image, get_model, inference_model, list_models
     from mixmim_bench.models.pretraining import pretraining_model
-    from mixmim_bench.report.analysis import leaderboard, load_results, plot_pareto
+    from mixmim_bench.report.analysis import (
+        leaderboard,
+        load_results,
+        plot_comparison,
+        plot_confusion,
+        plot_fewshot,
+        plot_pareto,
+        plot_per_class,
+    )
 
 __version__ = "0.1.0"
 
@@ -20,7 +28,11 @@ _PUBLIC = {
     "list_models": "mixmim_bench.inference",
     "load_results": "mixmim_bench.report.analysis",
     "make_task": "mixmim_bench.api",
+    "plot_comparison": "mixmim_bench.report.analysis",
+    "plot_confusion": "mixmim_bench.report.analysis",
+    "plot_fewshot": "mixmim_bench.report.analysis",
     "plot_pareto": "mixmim_bench.report.analysis",
+    "plot_per_class": "mixmim_bench.report.analysis",
     "pretraining_model": "mixmim_bench.models.pretraining",
     "run_suite": "mixmim_bench.api",
     "wrap_model": "mixmim_bench.api",
@@ -34,7 +46,11 @@ __all__ = [
     "list_models",
     "load_results",
     "make_task",
+    "plot_comparison",
+    "plot_confusion",
+    "plot_fewshot",
     "plot_pareto",
+    "plot_per_class",
     "pretraining_model",
     "run_suite",
     "wrap_model",

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from records import cost, made
 
-from mixmim_bench.report import drawing, plots
+from mixmim_bench.report import drawing, plots, style
 from mixmim_bench.report.frame import COLUMNS, to_long
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import write_plots
@@ -393,8 +393,8 @@ def test_nothing_is_printed_over_something_else(count):
 
 @pytest.mark.parametrize(("low", "high"), [(0.2, 0.5), (0.14, 260), (7, 36), (0.001, 1e6), (90, 110)])
 def test_ticks_are_few(low, high):
-    ticks = drawing._ticks(low, high)
-    assert len(ticks) <= drawing.TICKS and all(low <= tick <= high for tick in ticks)
+    ticks = style.log_ticks(low, high)
+    assert len(ticks) <= style.TICKS and all(low <= tick <= high for tick in ticks)
 
 
 def test_settings_follow_their_model_where_models_tie():

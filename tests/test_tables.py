@@ -11,11 +11,11 @@ from records import cost, made
 from mixmim_bench import leaderboard, load_results, plot_pareto
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report import marks as marking
-from mixmim_bench.report.frame import COLUMNS, DTYPES
+from mixmim_bench.report.frame import COLUMNS, DTYPES, to_long
 from mixmim_bench.report.latex import latex, to_latex
 from mixmim_bench.report.leaderboard import leaderboard as board_of
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Pairs, marks_of
-from mixmim_bench.report.tables import to_markdown
+from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.statistics import holm, mcnemar_mid_p
 from mixmim_bench.suite.records import RunStore
@@ -143,12 +143,17 @@ def test_the_latex_table_is_grouped_and_marked(tmp_path):
     saved(tmp_path, {"a_1": right(0.9, 3)}, task="other")
     board, costs = board_of(store.records()), store.read_costs()
     text = to_latex(board, costs, marks_of(board, Pairs(store)))
-    assert r"\multicolumn{1}{c}{digits} & \multicolumn{1}{c}{other}" in text
+    assert (
+        r"\multicolumn{1}{c}{digits} & \multicolumn{1}{c}{other} & \multicolumn{3}{c}{mean linear top1}"
+        in text
+    )
     assert r"{}a\_1 & w & 5.0 & 1.0 & \textbf{" in text
     assert r"\underline{" in text
-    assert text.count("--") == 2  # rows without the other task
-    assert (lines := text.splitlines())[1] == r"\begin{tabular}{llrrrr}"
-    assert all(line.count("&") == 5 for line in lines if line.endswith(r"\\"))
+    assert text.count("--") == 8  # rows without the other task have no averages either
+    lines = text.splitlines()
+    assert lines[2] == r"\begin{tabular}{llrrrrrrr}"
+    cells = [line.count("&") for line in lines if line.endswith(r"\\")]
+    assert cells == [6, 8, 8, 8, 8]  # the first one has wide cells
 
 
 def test_metrics_that_order_models_differently_are_named():
@@ -185,6 +190,123 @@ def test_a_part_of_the_table_is_printed_and_nothing_written(run, tmp_path):
         in run("report", "--sort", "digit linear", *at, code=2).output
     )
     assert not (store.folder / "leaderboard.md").exists()
+
+
+# -- averages over tasks -----------------------------------------------------------------------------
+
+SCORES = {  # of tasks, whose guesses are GUESSES
+    "a": (0.9, 0.6, 0.7),
+    "b": (0.8, 0.7, 0.7),
+    "c": (0.85, 0.65, None),  # incomplete
+    "d": (0.7, 0.5, 0.6),
+}
+GUESSES = (0.5, 0.1, None)  # the last metric has none
+
+
+def averaged():
+    """Records of four models on three tasks, of which one model lacks one; d has two seeds on the first."""
+    records = []
+    for model, values in SCORES.items():
+        for task, (value, guess) in enumerate(zip(values, GUESSES, strict=True)):
+            if value is None:
+                continue
+            score = {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 500}
+            score |= {} if guess is None else {"guess": guess}
+            seeds = (0, 1) if (model, task) == ("d", 0) else (0,)
+            for seed in seeds:
+                moved = {
+                    **score,
+                    "value": value + 0.1 * (seed - 0.5) * (len(seeds) - 1),
+                    "low": 0.0,
+                    "high": 1.0,
+                }
+                records.append(made(model, value, f"task{task}", seed=seed, scores={"top1": moved}))
+    return records
+
+
+def by_hand():
+    """Means, means above chance and mean ranks of the complete rows, with pandas."""
+    table = pd.DataFrame(SCORES, index=[0, 1, 2], dtype=float).T
+    whole = table.dropna()
+    guess = pd.Series(GUESSES, dtype=float).fillna(0.0)
+    return pd.DataFrame(
+        {
+            "mean": whole.mean(axis=1),
+            "normalised": ((whole - guess) / (1 - guess)).mean(axis=1),
+            "rank": whole.rank(ascending=False).mean(axis=1),
+        }
+    )
+
+
+def all_tasks(records):
+    """A leaderboard whose mean is over all tasks: a row with one task leaves fewer than two in common."""
+    return board_of([*records, made("e", 0.5, "task2", seed=0)])
+
+
+def test_averages_are_those_computed_by_hand():
+    board = all_tasks(averaged())
+    frame = to_frame(board, {}).set_index("model")
+    expected = by_hand()
+    assert expected["rank"].to_dict() == pytest.approx({"a": 1.5, "b": 1.5, "d": 3.0})
+    assert expected["normalised"]["a"] == pytest.approx((0.8 + 0.5 / 0.9 + 0.7) / 3)
+    for name in ("mean", "normalised", "rank"):
+        column = frame[f"{name} linear top1"]
+        assert column[["a", "b", "d"]].tolist() == pytest.approx(expected[name].tolist())
+        assert column[["c", "e"]].isna().all()
+
+
+def test_incomplete_rows_are_shown_as_such():
+    text = to_markdown(all_tasks(averaged()), {})
+    table = text.split("Averages over tasks:")[1].split("\n\n")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[1] for row in rows[2:3]] == ["d"] and {row[1] for row in rows[:2]} == {"a", "b"}
+    expected = by_hand().loc["d"]
+    assert rows[2] == [
+        "linear top1: 3 tasks", "d", "w",
+        *(f"{100 * expected[name]:.1f}" for name in ("mean", "normalised")), f"{expected['rank']:.2f}",
+    ]  # fmt: skip
+    assert sorted(row[1:] for row in rows[3:]) == [
+        ["c", "w", "incomplete: 2 of 3", "", ""],
+        ["e", "w", "incomplete: 1 of 3", "", ""],
+    ]
+    assert max(map(len, table.splitlines())) < 110  # as wide as a README
+    tex = to_latex(all_tasks(averaged()), {}, {})
+    line = next(line for line in tex.splitlines() if line.startswith("{}d &"))
+    shown = " & ".join([*(f"{100 * expected[name]:.1f}" for name in ("mean", "normalised")), "3.00"])
+    assert line.endswith(rf" & {shown} \\")
+    assert next(line for line in tex.splitlines() if line.startswith("{}c &")).endswith(r" & -- & -- & -- \\")
+
+
+def test_averages_in_a_notebook_are_the_same():
+    table = leaderboard(to_long(averaged(), {}))
+    expected = by_hand()
+    for name in ("mean", "normalised", "rank"):
+        column = table[name].droplevel(["weights", "precision"])
+        assert column[["a", "b", "d"]].tolist() == pytest.approx(expected[name].tolist())
+        assert pd.isna(column["c"])
+
+
+def test_rows_with_other_settings_have_no_rank():
+    older = {"values": {"C": 1}, "provenance": {"started": "2025"}}
+    records = [made(model, value, f"task{t}") for t in (0, 1) for model, value in (("a", 0.9), ("b", 0.8))]
+    records += [made("a", 0.99, f"task{t}", **older) for t in (0, 1)]
+    frame = to_frame(board_of(records), {})
+    ranks = {(row.model, bool(row.variant)): rank for row, rank in zip(
+        frame.itertuples(), frame["rank linear top1"], strict=True
+    )}  # fmt: skip
+    assert ranks["a", False] == 1.0 and ranks["b", False] == 2.0
+    assert pd.isna(ranks["a", True])
+
+
+def test_a_task_where_guessing_is_always_right_has_no_score_above_chance():
+    """All test images are of one class."""
+    score = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 50, "guess": 1.0}
+    records = [made("a", 0.9, "one"), made("a", 1.0, "two", scores={"top1": score})]
+    frame = to_frame(board_of(records), {})
+    assert frame["mean linear top1"][0] == pytest.approx(0.95)
+    assert pd.isna(frame["normalised linear top1"][0]) and frame["rank linear top1"][0] == 1.0
+    table = leaderboard(to_long(records, {}))
+    assert pd.isna(table["normalised"].iloc[0]) and table["mean"].iloc[0] == pytest.approx(0.95)
 
 
 # -- from Python ------------------------------------------------------------------------------------

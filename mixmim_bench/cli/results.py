@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mixmim_bench.specs import RunRecord
     from mixmim_bench.suite.records import RunStore
 
+PLOTS = ("choice", "training", "per-class", "confusion")  # of a run, as in `report.runplots`
 _RUNS = click.argument("runs", nargs=-1, required=True, shell_complete=completing(run_ids))
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be removed.")
 
@@ -61,13 +62,44 @@ def show(run: str, results: Path, as_json: bool) -> None:
 
 
 @results.command(
+    epilog=examples(
+        "mixmim-bench results plot 0a1b2c", "mixmim-bench results plot 0a1b2c --what confusion --output plots"
+    )
+)
+@click.argument("run", shell_complete=completing(run_ids))
+@click.option(
+    "--what",
+    type=click.Choice(PLOTS),
+    help="Only this plot: what was tried on val, losses and learning rates, scores of the classes, or which "
+    "classes were taken for which. By default all that the run has data for.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The folder to write to; by default RESULTS/plots/runs/RUN_ID.",
+)
+@RESULTS
+def plot(run: str, what: str | None, output: Path | None, results: Path) -> None:
+    """Draw what RUN chose on val, how its training went, the score of each class and the confusions.
+
+    RUN is the first digits of its id, as `ls` shows it. Each plot is a PNG, an SVG and a PDF. Of more than 60
+    classes, the 30 best and the 30 worst are shown; of more than 40, the 25 most frequent confusions.
+    """
+    from mixmim_bench.report.runplots import write_run_plots
+
+    store = _store(results)
+    for path in write_run_plots(store, store.find(run), what or "", output):
+        click.echo(path)
+
+
+@results.command(
     epilog=examples("mixmim-bench results rm 0a1b2c 3d4e5f", "mixmim-bench results rm 0a --dry-run")
 )
 @_RUNS
 @RESULTS
 @_DRY_RUN
 def rm(runs: tuple[str, ...], results: Path, dry_run: bool) -> None:
-    """Remove RUNS for good, with predictions, pictures, weights and logs, and rebuild the leaderboard."""
+    """Remove RUNS for good, with all their files, and rebuild the leaderboard."""
     store = _store(results)
     found = {record.run_id: record for record in map(store.find, runs)}
     _remove(store, list(found.values()), dry_run)

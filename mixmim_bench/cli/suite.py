@@ -283,13 +283,20 @@ def _duration(seconds: float) -> str:
     epilog=examples(
         "mixmim-bench compare mixmim-b resnet50",
         "mixmim-bench compare 'mixmim-b/random init' resnet50 --json",
+        "mixmim-bench compare mixmim-b resnet50 --plot difference.pdf",
     )
 )
 @click.argument("first")
 @click.argument("second")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also draw the differences with their intervals: a .png, .svg or .pdf file.",
+)
 @RESULTS
 @JSON
-def compare(first: str, second: str, results: Path, as_json: bool) -> None:
+def compare(first: str, second: str, plot: Path | None, results: Path, as_json: bool) -> None:
     """Compare two models on the same test images, from saved predictions.
 
     FIRST and SECOND are models of the leaderboard: MODEL, or MODEL/WEIGHTS if it has several. Shown are the
@@ -300,11 +307,18 @@ def compare(first: str, second: str, results: Path, as_json: bool) -> None:
     import dataclasses
 
     from mixmim_bench.report.compare import compare as compared
+    from mixmim_bench.report.compare import differences
+    from mixmim_bench.report.redraw import check_format, draw_to
     from mixmim_bench.suite.records import RunStore
 
+    if plot is not None:
+        check_format(plot)
     comparisons = compared(
         RunStore(existing(results)), first, second, lambda text: click.echo(text, err=True)
     )
+    if plot is not None:
+        draw_to(differences(comparisons, first, second), plot)
+        click.echo(f"Written: {plot}", err=True)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in comparisons], indent=1))
         return

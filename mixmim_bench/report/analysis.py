@@ -7,12 +7,15 @@ from typing import Any
 import pandas as pd
 
 from mixmim_bench.errors import BenchError, nearest
+from mixmim_bench.report.compare import compare, differences
+from mixmim_bench.report.fewshot import few_shot_panel
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
-from mixmim_bench.report.panels import Panel, Point
+from mixmim_bench.report.panels import Dots, Matrix, Panel, Point
+from mixmim_bench.report.rows import ROW, names_of, newest
+from mixmim_bench.report.runplots import figures_of
 from mixmim_bench.suite.records import RunStore
 
-ROW = ("model", "weights", "precision")
 X = {
     "gmacs": ("FLOPs of one image (billion multiply-adds)", False),
     "params_m": ("Parameters (million)", False),
@@ -35,10 +38,7 @@ def load_results(path: str | Path = "results", limited: bool = False, controls: 
     Raises:
         BenchError: there is no such folder.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise BenchError(f"no results folder {folder}")
-    store = RunStore(folder)
+    store = _store(path)
     records = [with_current_intervals(store, record, save=False) for record in store.records()]
     kept = [
         record for record in records if (limited or not record.limited) and (controls or not record.control)
@@ -63,34 +63,37 @@ def leaderboard(
         complete: only rows without a missing score.
 
     Returns:
-        Columns (task, protocol) with the mean over seeds, `mean` over all columns and `rank`, the mean rank;
-        both are missing for incomplete rows. A column has the newest versions of task, metric and protocol, a
-        cell the newest setting of its model; other settings are left out.
+        Columns (task, protocol) with the mean over seeds, and over all columns `mean`, `normalised`, the mean
+        of (score - guess) / (1 - guess), and `rank`, the mean rank; these three are missing for incomplete
+        rows, and ranks are among the complete ones. A column has the newest versions of task, metric and
+        protocol, a cell the newest setting of its model; other settings are left out.
     """
     rows = frame[frame["ranked"]] if not metric else frame[frame["metric"] == metric]
     rows = rows[rows["task"].isin(tasks)] if tasks else rows
     rows = rows[rows["protocol"].isin(protocols)] if protocols else rows
-    rows = _newest(rows, ["task", "protocol"], ["task_version", "metric_version", "protocol_version"])
-    rows = _newest(rows, [*ROW, "task", "protocol"], ["started"], of="setting")
-    table = rows.pivot_table(index=list(ROW), columns=["task", "protocol"], values="value", aggfunc="mean")
+    rows = newest(rows, ["task", "protocol"], ["task_version", "metric_version", "protocol_version"])
+    rows = newest(rows, [*ROW, "task", "protocol"], ["started"], of="setting")
+    guess = rows["guess"].fillna(0.0)
+    share = ((rows["value"] - guess) / (1.0 - guess)).where(guess < 1.0)  # else guessing is always right
+    table, shares = (
+        rows.assign(shown=values).pivot_table(
+            index=list(ROW), columns=["task", "protocol"], values="shown", aggfunc="mean"
+        )
+        for values in (rows["value"], share)
+    )
+    shares = shares.reindex(index=table.index, columns=table.columns)
     whole = table.notna().all(axis=1)
-    ranks = table[whole].rank(ascending=False).mean(axis=1)
-    means = table[whole].mean(axis=1)
-    table[("mean", "")], table[("rank", "")] = means, ranks
+    averages = {
+        "mean": table[whole].mean(axis=1),
+        "normalised": shares[whole].mean(axis=1, skipna=False),
+        "rank": table[whole].rank(ascending=False).mean(axis=1),
+    }
+    for name, values in averages.items():
+        table[(name, "")] = values
     table = table[whole] if complete else table
     return table.sort_values(
         [("rank", ""), *table.columns[:1]], ascending=[True, *[False] * 1], na_position="last"
     )
-
-
-def _newest(rows: pd.DataFrame, by: list[str], keys: list[str], of: str = "") -> pd.DataFrame:
-    """Keep, in each group, the rows with the highest keys, or those that share the value `of` with them."""
-    kept = []
-    for _, group in rows.groupby(by, sort=False):
-        best = group.sort_values(keys, kind="stable").iloc[-1]
-        same = group[of] == best[of] if of else (group[keys] == best[keys]).all(axis=1)
-        kept.append(group[same])
-    return pd.concat(kept) if kept else rows
 
 
 def plot_pareto(
@@ -128,8 +131,8 @@ def plot_pareto(
     from mixmim_bench.report.drawing import draw_on
 
     cost, more_is_better = X[x]
-    rows = _newest(rows, list(ROW), ["started"])  # of several seeds and settings the newest
-    names = _names(rows)
+    rows = newest(rows, list(ROW), ["started"])  # of several seeds and settings the newest
+    names = names_of(rows)
     points = [
         Point(
             label=names[row.model, row.weights, row.precision],
@@ -153,12 +156,98 @@ def plot_pareto(
     return draw_on(panel, ax)
 
 
-def _names(rows: pd.DataFrame) -> dict[tuple[str, str, str], str]:
-    """Return a name for each row, with weights and precision where a model has several."""
-    keys = [(row.model, row.weights, row.precision) for row in rows.itertuples()]
-    names = {}
-    for key in keys:
-        others = [other for other in keys if other[0] == key[0] and other != key]
-        about = [key[place] for place in (1, 2) if any(other[place] != key[place] for other in others)]
-        names[key] = f"{key[0]} ({', '.join(about)})" if about else key[0]
-    return names
+def plot_fewshot(frame: pd.DataFrame, task: str, head: str = "", ax: Any = None) -> Any:
+    """Plot scores of a task against the number of training images per class, with intervals.
+
+    Args:
+        frame: from `load_results`.
+        task: its name, without `@5shot`.
+        head: 'ridge' or 'logistic' of the protocol `fewshot`, or 'linear' for linear probes of `TASK@5shot`;
+            by default the first of these that has results.
+        ax: the axes to draw on; by default those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        BenchError: there are no such results.
+    """
+    from mixmim_bench.report.curves import draw_curves_on
+
+    return draw_curves_on(few_shot_panel(frame, task, head), ax)
+
+
+def plot_per_class(run: str, results: str | Path = "results", ax: Any = None) -> Any:
+    """Plot the score of each class of a run with its 95 % interval, the best first.
+
+    Of more than 60 classes, the 30 best and the 30 worst are shown.
+
+    Args:
+        run: the first digits of its id.
+        results: the results folder.
+        ax: the axes to draw on; by default those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        BenchError: there is no such run, or its predictions are missing.
+    """
+    return _plot_of_run(run, results, "per-class", ax)
+
+
+def plot_confusion(run: str, results: str | Path = "results", ax: Any = None) -> Any:
+    """Plot which classes a run took for which: a matrix, or of more than 40 classes the 25 most frequent.
+
+    Args:
+        run: the first digits of its id.
+        results: the results folder.
+        ax: the axes to draw on; by default those of a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        BenchError: there is no such run, its images have no single labels, or its predictions are missing.
+    """
+    return _plot_of_run(run, results, "confusion", ax)
+
+
+def _plot_of_run(run: str, results: str | Path, what: str, ax: Any) -> Any:
+    store = _store(results)
+    figure = figures_of(store, store.find(run), what)[what]
+    if isinstance(figure, Dots):
+        from mixmim_bench.report.dots import draw_dots_on
+
+        return draw_dots_on(figure, ax)
+    assert isinstance(figure, Matrix)
+    from mixmim_bench.report.matrix import draw_matrix_on
+
+    return draw_matrix_on(figure, ax)
+
+
+def plot_comparison(first: str, second: str, results: str | Path = "results", ax: Any = None) -> Any:
+    """Plot the paired differences of two models over all tasks and protocols that both have.
+
+    Args:
+        first: a model of the leaderboard, as in `mixmim-bench compare`.
+        second: another one.
+        results: the results folder.
+        ax: the axes to draw on; by default those of a new figure.
+
+    Returns:
+        The axes: differences in points with their 95 % intervals, the largest on top.
+
+    Raises:
+        BenchError: the models have no results in common.
+    """
+    from mixmim_bench.report.dots import draw_dots_on
+
+    return draw_dots_on(differences(compare(_store(results), first, second), first, second), ax)
+
+
+def _store(results: str | Path) -> RunStore:
+    folder = Path(results)
+    if not folder.is_dir():
+        raise BenchError(f"no results folder {folder}")
+    return RunStore(folder)

@@ -10,8 +10,8 @@ import pandas as pd
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.leaderboard import Leaderboard
 from mixmim_bench.report.panels import Panel, Point, exact
-from mixmim_bench.report.plots import draw_if_changed
 from mixmim_bench.report.published import MIXMIM, NOT_PUBLISHED, Published, load_published, methods, of_task
+from mixmim_bench.report.redraw import draw_if_changed
 from mixmim_bench.report.text import markdown
 
 NAME = "published"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from mixmim_bench.errors import BenchError, UnknownName
 from mixmim_bench.report.leaderboard import Cell, Row, leaderboard
+from mixmim_bench.report.panels import Dot, Dots
+from mixmim_bench.report.text import one_line
 from mixmim_bench.scoring.compare import Pair, Side, Unit
 from mixmim_bench.scoring.predictions import restore
 from mixmim_bench.scoring.statistics import holm
@@ -78,6 +80,29 @@ def compare(
         )
         for ((task, protocol), pair), p_holm in zip(pairs.items(), corrected, strict=True)
     ]
+
+
+def differences(comparisons: Sequence[Comparison], first: str, second: str) -> Dots:
+    """Return the differences in points with their intervals, the largest in favour of the first on top."""
+    first, second = one_line(first), one_line(second)
+    groups = (f"{first} is better", "no difference shown", f"{second} is better")
+    ordered = sorted(comparisons, key=lambda each: (-each.difference, each.task, each.protocol))
+    return Dots(
+        title=[f"{first} minus {second}"],
+        dots=[
+            Dot(
+                label=one_line(f"{each.task} {each.protocol}"),
+                value=100 * each.difference,
+                low=100 * each.low,
+                high=100 * each.high,
+                group=groups[1] if each.p_holm >= LEVEL else groups[0 if each.difference > 0 else 2],
+            )
+            for each in ordered
+        ],
+        x_title="difference in points, with its 95 % interval",
+        groups=groups,
+        zero=True,
+    )
 
 
 def _find(rows: Sequence[Row], name: str) -> Row:

@@ -1,47 +1,22 @@
 """Draw scores against costs in the style of a paper: readable at column width and by colour-blind readers."""
 
-import io
-import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 from adjustText import adjust_text
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from mixmim_bench.atomic import write_whole
+from mixmim_bench.report import style
 from mixmim_bench.report.panels import Panel, Point
+from mixmim_bench.report.style import OTHERS, STYLE
+from mixmim_bench.report.text import cut
 
-# Okabe and Ito's colours without yellow, which is pale on white (jfly.uni-koeln.de/color)
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX<>*"
-OTHERS = "#9A9A9A"
-PANELS_IN_A_ROW = 4
-TITLE_WIDTH = 30  # characters that fit above a panel
-TICKS = 4
 DIRECT = 9  # points that are labelled in a panel; of more, those on the front
 KEYS = 24  # in a legend; of more groups, those on a front
 MOVES = 300  # of labels, each time the same
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mixmim-bench",
-    "pdf.fonttype": 42,
-}
 
 
 @matplotlib.rc_context(STYLE)
@@ -52,26 +27,18 @@ def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
     directly where they are few, else those on the front. Random weights have open markers, points in the
     background are grey.
     """
-    across = min(len(panels), PANELS_IN_A_ROW)
-    down = math.ceil(len(panels) / across)
-    wide, tall = (6.2, 4.2) if len(panels) == 1 else (max(2.7 * across, 5.2), 0.9 + 2.5 * down)
-    figure = Figure(figsize=(wide, tall), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).flatten()
+    figure, axes = style.grid_of_panels(len(panels))
     looks = _looks(panels)
-    for axis, panel in zip(axes, panels, strict=False):
+    for axis, panel in zip(axes, panels, strict=True):
         _draw_panel(axis, panel, looks)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    _label_axes(figure, panels, caption)
-    keys = _legend(panels, looks)
-    if keys:
-        legend = figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 2 * across, 5))
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+    metrics = sorted({panel.metric for panel in panels})
+    y_title = f"{metrics[0]} (%)" if len(metrics) == 1 else "Score (%)"
+    style.set_caption(figure, panels[0].cost, y_title, caption)
+    style.add_legend(figure, _legend(panels, looks), min(len(panels), style.PANELS_IN_A_ROW))
     figure.draw_without_rendering()  # sizes are known, and labels can be placed
     figure.set_layout_engine("none")
-    for axis, panel in zip(axes, panels, strict=False):
-        with _alone(axis, figure.axes[: len(panels)]):
+    for axis, panel in zip(axes, panels, strict=True):
+        with _alone(axis, axes):
             _label_points(axis, panel, looks)
     return figure
 
@@ -80,7 +47,7 @@ def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
 def draw_on(panel: Panel, axes: Any = None) -> Any:
     """Draw one panel on axes, or on those of a new figure, and return them."""
     if axes is None:
-        axes = Figure(figsize=(5.2, 3.6), layout="constrained").subplots()
+        axes = style.axes_of_new_figure()
     looks = _looks([panel])
     _draw_panel(axes, panel, looks)
     axes.set_xlabel(panel.cost)
@@ -88,16 +55,6 @@ def draw_on(panel: Panel, axes: Any = None) -> Any:
     axes.figure.draw_without_rendering()
     _label_points(axes, panel, looks)
     return axes
-
-
-@matplotlib.rc_context(STYLE)
-def save(figure: Figure, paths: Sequence[Path]) -> None:
-    """Save a figure in the formats given by the suffixes, each file atomically and without a date."""
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
-    for path in paths:
-        kind, drawn = path.suffix[1:], io.BytesIO()
-        figure.savefig(drawn, format=kind, dpi=200, metadata=dates[kind])
-        write_whole(path, drawn.getvalue())
 
 
 def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -118,8 +75,7 @@ def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]])
                 capsize=2,
                 elinewidth=0.9,
             )
-        if point.hollow:
-            look["markerfacecolor"] = "white"
+        look = style.hollow(look) if point.hollow else look
         axis.plot(point.x, 100 * point.value, linestyle="none", zorder=3, **look)
     front = front_of(panel)
     axis.plot(
@@ -130,29 +86,12 @@ def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]])
         linestyle="--",
         zorder=1,
     )
-    title = "\n".join(textwrap.fill(line, TITLE_WIDTH, break_on_hyphens=False) for line in panel.title)
-    axis.set_title(title, parse_math=False)
+    axis.set_title(style.wrapped(panel.title), parse_math=False)
     values = [point.x for point in points]
-    axis.set_xscale("log")
     space = 1.8 if max(values) > 10 * min(values) else 4.0  # for labels beside a few points
-    limits = min(values) / space, max(values) * space
-    axis.set_xlim(*limits)
+    style.set_log_ticks(axis, min(values) / space, max(values) * space)
     axis.margins(y=0.12)
-    axis.xaxis.set_major_locator(FixedLocator(_ticks(*limits)))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Choose at most TICKS values such as 1, 2, 5, 10 on a logarithmic axis."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ticks: list[float] = []
-    for steps in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [s * 10.0**e for e in range(first, last + 1) for s in steps if low <= s * 10.0**e <= high]
-        if len(ticks) <= TICKS:
-            return ticks
-    return ticks[:: math.ceil(len(ticks) / TICKS)]
+    style.set_score_ticks(axis)
 
 
 def front_of(panel: Panel) -> list[Point]:
@@ -167,14 +106,6 @@ def front_of(panel: Panel) -> list[Point]:
     return front
 
 
-def _label_axes(figure: Figure, panels: Sequence[Panel], caption: str) -> None:
-    metrics = sorted({panel.metric for panel in panels})
-    figure.supylabel(f"{metrics[0]} (%)" if len(metrics) == 1 else "Score (%)", fontsize=9)
-    characters = round(16 * figure.get_figwidth())
-    below = panels[0].cost if not caption else f"{panels[0].cost}\n\n{textwrap.fill(caption, characters)}"
-    figure.supxlabel(below, fontsize=9 if not caption else 7)
-
-
 def _label_points(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
     """Write names beside points, and move them apart."""
     named = [point for point in panel.points if point.named]
@@ -183,9 +114,9 @@ def _label_points(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]
         named = front if len(front) <= DIRECT else [front[0], front[-1]]
     texts = [
         axis.text(
-            point.x, 100 * point.value, textwrap.shorten(point.label, 34, placeholder="…"),
+            point.x, 100 * point.value, cut(point.label),
             fontsize=8 if point.bold else 7, fontweight="bold" if point.bold else "normal",
-            color=_darker(looks[point.group]["color"]), parse_math=False, zorder=4,
+            color=style.darker(looks[point.group]["color"]), parse_math=False, zorder=4,
             bbox={"facecolor": "white", "alpha": 0.6, "pad": 0.4, "linewidth": 0},
         )
         for point in named
@@ -212,14 +143,6 @@ def _alone(axis: Any, axes: Sequence[Any]) -> Iterator[None]:
         each.set_visible(True)
 
 
-def _darker(colour: str) -> str:
-    """Return a colour that is dark enough for text on white."""
-    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-    luminance = (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255
-    share = min(1.0, 0.40 / luminance) if luminance else 1.0
-    return "#" + "".join(f"{round(channel * share):02x}" for channel in (red, green, blue))
-
-
 def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
     """Choose the marker of each group, in the order of the panels: colour and shape both differ."""
     groups = list(dict.fromkeys(group for panel in panels for group in panel.groups))
@@ -230,9 +153,7 @@ def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
         if place is None:
             looks[group] = {"marker": "o", "color": OTHERS, "markersize": 3.5}
         else:
-            colour = COLOURS[place % len(COLOURS)]
-            marker = MARKERS[(place + place // len(COLOURS)) % len(MARKERS)]
-            looks[group] = {"marker": marker, "color": colour, "markersize": 5.5}
+            looks[group] = style.look(place)
     return looks
 
 
@@ -262,7 +183,7 @@ def _legend(panels: Sequence[Panel], looks: Mapping[str, Mapping[str, Any]]) -> 
     return [
         Line2D(
             [], [], linestyle="none", label=group,
-            **{**looks[group], **({"markerfacecolor": "white"} if hollow else {})},
+            **(style.hollow(looks[group]) if hollow else looks[group]),
         )
         for group, hollow in sorted(kinds, key=lambda kind: (order.index(kind[0]), kind[1]))
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from mixmim_bench.report.averages import Average, averages
 from mixmim_bench.report.leaderboard import Column, Leaderboard
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Marks
 from mixmim_bench.report.text import one_line
@@ -13,6 +14,7 @@ _SPECIAL = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
 }
+AVERAGED = ("mean", "norm.", "rank")
 _ANY_SPECIAL = re.compile("|".join(map(re.escape, _SPECIAL)))
 
 
@@ -24,7 +26,8 @@ def latex(text: str) -> str:
 def to_latex(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column, Marks]) -> str:
     """Return the leaderboard as a tabular: grouped by task, percent, the best bold and the second underlined.
 
-    Ties with the highest score have an asterisk. Rows with other settings are left out.
+    Ties with the highest score have an asterisk. Averages over tasks follow: mean, mean above chance, and
+    mean rank. Rows with other settings are left out.
     """
     columns = board.columns
     tasks: dict[str, list[str]] = {}
@@ -32,11 +35,15 @@ def to_latex(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Colum
         tasks.setdefault(task, []).append(protocol)
     if not columns:
         return "% no run is finished yet"
-    heads = " & ".join(f"\\multicolumn{{{len(p)}}}{{c}}{{{latex(t)}}}" for t, p in tasks.items())
-    names = " & ".join(latex(protocol) for _, protocol in columns)
+    of_means = [(mean, averages(board, mean)) for mean in board.means]
+    groups = [(task, len(protocols)) for task, protocols in tasks.items()]
+    groups += [(f"mean {mean.over}", len(AVERAGED)) for mean, _ in of_means]
+    heads = " & ".join(f"\\multicolumn{{{width}}}{{c}}{{{latex(name)}}}" for name, width in groups)
+    names = " & ".join([latex(protocol) for _, protocol in columns] + [*AVERAGED] * len(of_means))
     lines = [
         "% \\usepackage{booktabs}; bold: better than all, underlined: than all but that; *: not shown lower",
-        f"\\begin{{tabular}}{{llrr{'r' * len(columns)}}}",
+        "% norm.: mean of (score - guess) / (1 - guess); rank: mean rank among the complete rows",
+        f"\\begin{{tabular}}{{llrr{'r' * sum(width for _, width in groups)}}}",
         "\\toprule",
         f" & & & & {heads} \\\\",
         f"Model & Weights & Params (M) & FLOPs (G) & {names} \\\\",
@@ -49,9 +56,16 @@ def to_latex(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Colum
         numbers = [f"{cost.params_m:.1f}", f"{cost.gmacs:.1f}"] if cost else ["--", "--"]
         weights = f"{row.weights}, {row.variant}" if row.variant else row.weights
         cells = [_cell(board, place, column, marks) for column in columns]
+        cells += [text for _, of_rows in of_means for text in _averaged(of_rows[place])]
         # an empty group, since a name that begins with [ or * would be read as an argument
         lines.append(" & ".join(["{}" + latex(row.model), latex(weights), *numbers, *cells]) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"])
+
+
+def _averaged(average: Average) -> list[str]:
+    """Return the cells of an average, empty where a row lacks a task."""
+    shares = ["--" if each is None else f"{100 * each:.1f}" for each in (average.value, average.normalised)]
+    return [*shares, "--" if average.rank is None else f"{average.rank:.2f}"]
 
 
 def _cell(board: Leaderboard, place: int, column: Column, marks: Mapping[Column, Marks]) -> str:

@@ -83,9 +83,14 @@ class Mean:
     left_out: Sequence[str]  # that not every row has
 
     @property
+    def over(self) -> str:
+        """What it is over: suite, protocol and metric."""
+        return " ".join(filter(None, [self.suite, self.protocol, self.metric]))
+
+    @property
     def name(self) -> str:
         """The name of its column."""
-        return " ".join(filter(None, ["mean", self.suite, self.protocol, self.metric]))
+        return f"mean {self.over}"
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,21 @@
 """The plots of a results folder: scores against costs, drawn only when they have changed."""
 
-import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-from mixmim_bench.atomic import read_json, write_whole
+import pandas as pd
+
+from mixmim_bench.errors import counted
+from mixmim_bench.report.fewshot import HEADS, few_shot_panels
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
 from mixmim_bench.report.panels import Panel, Point, exact
 from mixmim_bench.report.published import of_task
+from mixmim_bench.report.redraw import draw_if_changed
 from mixmim_bench.report.text import one_line
-from mixmim_bench.specs import RANDOM_INIT, Cost, digest
+from mixmim_bench.specs import RANDOM_INIT, Cost
 
-VERSION = 2  # raised when `drawing` draws the same panels in another way
-FORMATS = ("png", "svg", "pdf")
 GREY = "Grey: published by others, not measured here."
 
 
@@ -65,32 +64,21 @@ def write_plots(
     return written
 
 
-def draw_if_changed(drawn: Sequence[Panel], folder: Path, name: str, caption: str = "") -> list[Path]:
-    """Draw panels into `folder/NAME.*`, or remove these files if there are none.
+def write_few_shot(board: Leaderboard, frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw scores against shots, one figure for each head with one panel a task; returns their paths.
 
-    Files that were drawn from the same panels and not modified since are left as they are.
+    frame: the long table; of it, only the runs of rows with the usual settings are drawn.
     """
-    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
-    note = folder / f".{name}.json"
-    if not drawn:
-        for path in (*paths, note):
-            path.unlink(missing_ok=True)  # of removed results
-        return []
-    versions = [VERSION, metadata.version("matplotlib"), metadata.version("adjustText")]
-    drawn_from = digest([*versions, caption, *map(dataclasses.asdict, drawn)], 32)
-    if read_json(note) != {"drawn_from": drawn_from, "files": _stats(paths)}:
-        from mixmim_bench.report.drawing import draw, save
-
-        note.unlink(missing_ok=True)
-        save(draw(drawn, caption), paths)
-        write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
-    return paths
-
-
-def _stats(paths: Sequence[Path]) -> list[list[int]]:
-    """Return size and time of each file, empty for one that is missing."""
-    stats = [path.stat() if path.exists() else None for path in paths]
-    return [[stat.st_size, stat.st_mtime_ns] if stat else [] for stat in stats]
+    cells = [cell for row in board.rows if not row.settings for cell in row.cells.values()]
+    usual = frame[frame["run_id"].isin({record.run_id for cell in cells for record in cell.records})]
+    titles = {column[0]: board.first(column).task_title for column in board.columns}
+    written = []
+    for head in HEADS:
+        found = few_shot_panels(usual, head, titles)
+        pale = len({curve.label for panel in found for curve in panel.curves if curve.pale})
+        caption = f"Grey: {counted(pale, 'other model')}." if pale else ""
+        written += draw_if_changed(found, folder, f"fewshot_{head}", caption)
+    return written
 
 
 def panels(

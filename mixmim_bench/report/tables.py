@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from mixmim_bench.errors import counted
+from mixmim_bench.report.averages import averages
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, column_of
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Marks
 from mixmim_bench.report.text import markdown, one_line
@@ -24,7 +26,8 @@ MORE_COST = ("activations_m", "peak_share")  # in the CSV only
 def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
     """Build the wide table described in `results/README.md`; costs: measurements by key."""
     rows = []
-    for row in board.rows:
+    of_means = [(mean, averages(board, mean)) for mean in board.means]
+    for place, row in enumerate(board.rows):
         cost = row.cost(costs)
         values: dict[str, Any] = {
             "model": row.model,
@@ -48,8 +51,11 @@ def to_frame(board: Leaderboard, costs: Mapping[str, Cost]) -> pd.DataFrame:
             values[name] = other.value if other else None
             values[f"{name} low"] = other.low if other else None
             values[f"{name} high"] = other.high if other else None
-        means = {mean.name: row.mean(mean.tasks, mean.protocol) for mean in board.means}
-        rows.append({**values, **means})
+        for mean, of_rows in of_means:
+            values[mean.name] = of_rows[place].value
+            values[f"normalised {mean.over}"] = of_rows[place].normalised
+            values[f"rank {mean.over}"] = of_rows[place].rank
+        rows.append(values)
     return pd.DataFrame(rows)
 
 
@@ -74,9 +80,6 @@ def to_markdown(
         for column in board.columns:
             mark = marks[column].of_row.get(place, "") if column in marks else ""
             shown[_title(column)] = _marked(_show(row.cells.get(column)), mark)
-        for mean in board.means:
-            value = row.mean(mean.tasks, mean.protocol)
-            shown[markdown(mean.name)] = "" if value is None else f"{100 * value:.1f}"
         rows.append(shown)
         cells = {(*column, name): board.other(row, column, name) for column, name in board.other_metrics}
         if any(cells.values()):
@@ -85,7 +88,39 @@ def to_markdown(
             )
     table = _markdown(rows)
     more = f"\n\nFurther metrics of the same runs:\n\n{_markdown(others)}" if others else ""
-    return f"{table}\n\n{_notes(board, costs, marks, table + more)}{more}"
+    means = _averages(board)
+    notes = _notes(board, costs, marks, table + more)
+    return f"{table}\n\n{notes}{means and f'{_AVERAGES}{_markdown(means)}'}{more}"
+
+
+_AVERAGES = (
+    "\n\nAverages over tasks: the mean score, the mean above chance ((score - guess) / (1 - guess), where a "
+    "guess knows only the class frequencies), and the mean rank among the complete rows:\n\n"
+)
+
+
+def _averages(board: Leaderboard) -> list[dict[str, str]]:
+    """List the averages of each row that has some of their tasks, the best rank first."""
+    shown = []
+    for mean in board.means:
+        found = zip(board.rows, averages(board, mean), strict=True)
+        # what is incomplete last, and rows with other settings only where they are complete
+        there = [
+            (row, each) for row, each in found if each.tasks and not (row.settings and each.value is None)
+        ]
+        there.sort(key=lambda each: (each[1].value is None, each[1].rank is None, each[1].rank or 0.0))
+        for row, each in there:
+            incomplete = f"incomplete: {each.tasks} of {len(mean.tasks)}"
+            shown.append(
+                {
+                    "Average over": f"{markdown(mean.over)}: {counted(len(mean.tasks), 'task')}",
+                    **_named(row),
+                    "Mean": incomplete if each.value is None else f"{100 * each.value:.1f}",
+                    "Above chance": "" if each.normalised is None else f"{100 * each.normalised:.1f}",
+                    "Rank": "" if each.rank is None else f"{each.rank:.2f}",
+                }
+            )
+    return shown
 
 
 def _markdown(rows: Sequence[Mapping[str, str]]) -> str:

@@ -14,6 +14,14 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(" ", text).strip()
 
 
+def cut(name: str, width: int = 34) -> str:
+    """Shorten a name for a label: what is left out is its middle, since names often begin in the same way."""
+    if len(name) <= width:
+        return name
+    tail = width * 2 // 5
+    return f"{name[: width - 1 - tail]}…{name[-tail:]}"
+
+
 def markdown(text: str) -> str:
     """Escape a text so that Markdown, in a cell of a table too, shows it as it is."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -118,6 +118,10 @@ class RunStore:
         """Return where the picture of a run is."""
         return self.folder / "pictures" / f"{run_id}.png"
 
+    def plots_of(self, run_id: str) -> Path:
+        """Return the folder of the plots of a run."""
+        return self.folder / "plots" / "runs" / run_id
+
     def logs_of(self, run_id: str) -> Path:
         """Return the folder of the logs of a training."""
         return self.folder / "logs" / run_id
@@ -132,10 +136,11 @@ class RunStore:
         return records[found[0]]
 
     def files_of(self, run_id: str) -> list[Path]:
-        """Return what there is of a run: its record, predictions, picture, weights and logs."""
+        """Return what there is of a run: its record, predictions, picture, plots, weights and logs."""
         paths = [
             self._predictions(run_id),
             self.picture_of(run_id),
+            self.plots_of(run_id),
             self.weights_of(run_id),
             self.logs_of(run_id),
             self._head(run_id),

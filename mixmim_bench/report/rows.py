@@ -1,0 +1,29 @@
+"""Rows of the long table: the newest ones of each group, and names for them."""
+
+import pandas as pd
+
+from mixmim_bench.report.text import one_line
+
+ROW = ("model", "weights", "precision")
+
+
+def newest(rows: pd.DataFrame, by: list[str], keys: list[str], of: str = "") -> pd.DataFrame:
+    """Keep, in each group, the rows with the highest keys, or those that share the value `of` with them."""
+    kept = []
+    for _, group in rows.groupby(by, sort=False):
+        best = group.sort_values(keys, kind="stable").iloc[-1]
+        same = group[of] == best[of] if of else (group[keys] == best[keys]).all(axis=1)
+        kept.append(group[same])
+    return pd.concat(kept) if kept else rows
+
+
+def names_of(rows: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """Return a name for each ROW: with weights if they are random or a model has several, and precision."""
+    keys = {(row.model, row.weights, row.precision): bool(row.random_init) for row in rows.itertuples()}
+    names = {}
+    for key, random in keys.items():
+        others = [other for other in keys if other[0] == key[0] and other != key]
+        differ = [any(other[place] != key[place] for other in others) for place in (1, 2)]
+        about = [key[place] for place, shown in ((1, random or differ[0]), (2, differ[1])) if shown]
+        names[key] = one_line(f"{key[0]} ({', '.join(about)})" if about else key[0])
+    return names
