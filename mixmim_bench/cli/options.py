@@ -75,6 +75,21 @@ LIMIT = click.option(
     help="Smoke run: use at most so many images each of train, val and test. Results are kept apart "
     "(limited.md); `mixmim-bench results prune --limited` removes them.",
 )
+
+
+def _parse_shard(_: click.Context, __: click.Parameter, text: str | None) -> Any:
+    from mixmim_bench.suite.shards import Shard
+
+    return None if text is None else Shard.parse(text)
+
+
+SHARD = click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_parse_shard,
+    help="Do only shard I (from 1) of N: disjoint parts of the plan, balanced by estimated work, the same on "
+    "every machine with the same plan, whatever is finished. For array jobs.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 JSON_LINES = click.option(
     "--json",

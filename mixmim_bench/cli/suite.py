@@ -20,6 +20,7 @@ from mixmim_bench.cli.options import (
     MODELS,
     RESULTS,
     SET_OF_PROTOCOL,
+    SHARD,
     SUITES,
     TASKS,
     TRACKERS,
@@ -45,6 +46,7 @@ from mixmim_bench.errors import BenchError, counted
         "mixmim-bench run -m my_model.toml -t my_task.toml --limit 100",
         "mixmim-bench run -m mixmim-b -m mixmim-b@96 -s embedded --print-suite",
         "mixmim-bench run suite.toml --device cuda",
+        "mixmim-bench run suite.toml --shard 3/8",
     )
 )
 @click.argument(
@@ -115,6 +117,7 @@ from mixmim_bench.errors import BenchError, counted
     "results have their own rows.",
 )
 @LIMIT
+@SHARD
 @click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
 @click.option(
     "--print-suite", is_flag=True, help="Print the options as a suite file, for SUITE_FILE, and do nothing."
@@ -136,6 +139,7 @@ def run(
     sharded: bool,
     trackers: tuple[str, ...],
     save_weights: bool,
+    shard: Any,
     dry_run: bool,
     print_suite: bool,
     as_json: bool,
@@ -192,9 +196,10 @@ def run(
         trackers,
         save_weights,
         planning=dry_run,
+        shard=shard,
     )
     if dry_run:
-        _show_plan(session.estimates(), as_json)
+        _show_plan(session.estimates() if session.resolved.planned else [], as_json)
         return
     if not as_json and session.is_finished():
         total = len(session.resolved.planned)
