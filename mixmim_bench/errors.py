@@ -1,7 +1,9 @@
 """Errors that users can act on: each names what is wrong, the closest valid name and a fix."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 
 class BenchError(Exception):
@@ -68,3 +70,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not names:
         return "none are known"
     return f"known: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}"
+
+
+def show_warnings(say: Callable[[str], None]) -> None:
+    """Print user warnings in one line each, others like Python."""
+    otherwise = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if issubclass(category, UserWarning):
+            say(f"Warning: {' '.join(str(message).split())}")
+        else:
+            otherwise(message, category, *args, **kwargs)
+
+    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # timm's import
+    warnings.showwarning = show

@@ -97,6 +97,7 @@ def open_machine(
     grad_checkpointing: bool = False,
     compile_training: bool = False,
     sharded: bool = False,
+    beside: int = 1,
 ) -> Machine:
     """Choose the device and precision, set the number of threads, and connect the processes of a job.
 
@@ -111,6 +112,7 @@ def open_machine(
         grad_checkpointing: recompute activations in the backward pass.
         compile_training: use torch.compile for training.
         sharded: shard weights and optimizer state over the processes of a job.
+        beside: how many processes of a suite share the cores and memory, by default evenly.
 
     Raises:
         BenchError: the device is not available.
@@ -134,13 +136,15 @@ def open_machine(
             "--fsdp shards over several processes; start them with torchrun or accelerate launch"
         )
     processes.connect(device)
+    if threads is None and beside > 1:
+        threads = max(1, _threads_of_torch() // beside)
     if threads is not None:  # after connecting, which sets it too on a CPU
         torch.set_num_threads(threads)
     given = batch_size or 0
     if batch_size is None:
         batch_size = GPU_BATCH if device.startswith("cuda") else CPU_BATCH
     if workers is None:
-        workers = _workers_for_gpu(batch_size) if device.startswith("cuda") else 0
+        workers = _workers_for_gpu(batch_size, beside) if device.startswith("cuda") else 0
     return Machine(
         device=device,
         precision=precision,
@@ -153,10 +157,16 @@ def open_machine(
     )
 
 
-def _workers_for_gpu(batch_size: int) -> int:
+@cache
+def _threads_of_torch() -> int:
+    """Return torch's number of threads before this package has changed it."""
+    return torch.get_num_threads()
+
+
+def _workers_for_gpu(batch_size: int, beside: int = 1) -> int:
     """Choose the number of worker processes: one per spare core, as far as /dev/shm holds their batches."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    beside = processes.local_count()  # which share cores and memory
+    beside *= processes.local_count()  # which share cores and memory
     workers = min(cores // beside - 1, MOST_WORKERS)
     if SHARED_MEMORY.is_dir():
         batch_bytes = 4 * 3 * 224**2 * batch_size

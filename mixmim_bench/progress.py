@@ -95,9 +95,13 @@ class View:
         """Print a line that stays."""
         line_printer(self.console)(text)
 
-    def finish_run(self, planned_work: float) -> None:
-        """Count what was planned as done, also where it was not needed (features were at hand)."""
-        self.done = planned_work
+    def lane(self, name: str = "") -> "Lane":
+        """Return where one of several processes shows its runs; '' for a single one."""
+        return Lane(self, name)
+
+    def count_work(self, gmacs: float) -> None:
+        """Count GMACs of the whole plan as done."""
+        self.done += gmacs
         self._show_whole()
 
     def _show_whole(self) -> None:
@@ -105,9 +109,9 @@ class View:
             self._bars.update(self._whole, completed=round(self.done))
 
     @contextmanager
-    def stage(self, name: str, total: int, work: float) -> Iterator[Advance]:
+    def stage(self, name: str, total: int, work: float, prefix: str = "") -> Iterator[Advance]:
         """Show a stage over `total` items, each of which costs `work` GMACs."""
-        bar = self._bars.add_task(f"  {name}", total=total) if self.live else None
+        bar = self._bars.add_task(f"{prefix}  {name}", total=total) if self.live else None
         count, before, started, said = 0, 0, time.monotonic(), time.monotonic()
 
         def advance(n: int) -> None:
@@ -115,21 +119,50 @@ class View:
             count += n
             if time.monotonic() - started < AT_ONCE_S:
                 before += n
-            self.done += n * work
+            self.count_work(n * work)
             if bar is not None:
                 self._bars.advance(bar, n)
-                self._show_whole()
             elif time.monotonic() - said > QUIET_S:
                 said = time.monotonic()
                 speed = (count - before) / (said - started)
                 left = (total - count) / speed if speed else 0.0
-                self.say(f"  {name}: {count}/{total}, {speed:.1f}/s, {left:.0f} s left")
+                self.say(f"{prefix}  {name}: {count}/{total}, {speed:.1f}/s, {left:.0f} s left")
 
         try:
             yield advance
         finally:
             if bar is not None:
                 self._bars.remove_task(bar)
+
+
+class Lane:
+    """Where one process shows its runs in a view that several may share."""
+
+    def __init__(self, view: View, name: str = "") -> None:
+        self.view = view
+        self.prefix = f"{name}: " if name else ""
+        self._counted = 0.0  # GMACs of the current run
+
+    def say(self, text: str) -> None:
+        """Print lines that stay, each with the name of the process."""
+        for line in text.splitlines():
+            self.view.say(f"{self.prefix}{line}")
+
+    @contextmanager
+    def stage(self, name: str, total: int, work: float) -> Iterator[Advance]:
+        """Show a stage of the current run."""
+        with self.view.stage(name, total, work, self.prefix) as advance:
+
+            def counting(n: int) -> None:
+                self._counted += n * work
+                advance(n)
+
+            yield counting
+
+    def finish_run(self, planned_work: float) -> None:
+        """Count what was planned as done, also where it was not needed (features were cached)."""
+        self.view.count_work(planned_work - self._counted)
+        self._counted = 0.0
 
 
 def line_printer(console: Console) -> Callable[[str], None]:

@@ -1,7 +1,7 @@
 """Commands of mixmim-bench in processes of their own, two at once or stopped at points that have names.
 
 `forked` starts at once, from a server that has imported torch and computed nothing; `commanded` imports all
-again, as what a user types does.
+again, as what a user types does. `start` and `launch` start the processes of a job, as torchrun does.
 """
 
 import fnmatch
@@ -9,6 +9,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,3 +138,30 @@ def commanded(*args: object, log: Path) -> subprocess.Popen:
     with log.open("ab") as file:
         command = [sys.executable, "-m", "mixmim_bench.cli", *map(str, args)]
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+
+def start(count, *command, **environment):
+    """Start processes as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if count > 1:
+        shared |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", *map(str, command)],
+            env={**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def launch(count, *command, **environment):
+    """Start processes and return each one's exit status and output."""
+    started = start(count, *command, **environment)
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]

@@ -2,48 +2,19 @@
 
 import contextlib
 import json
-import os
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import launch, start
 
 from mixmim_bench import processes
 from mixmim_bench.training import trainer
 
 TESTS = Path(__file__).parent
-
-
-def start(count, *command, **environment):
-    """Start processes as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    if count > 1:
-        shared |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", *map(str, command)],
-            env={**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-
-
-def launch(count, *command, **environment):
-    """Start processes and return each one's exit status and output."""
-    started = start(count, *command, **environment)
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
 
 def train(count, out, **options):

@@ -4,7 +4,6 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from mixmim_bench.cli.reproduction import check_published
 from mixmim_bench.cli.results import results
 from mixmim_bench.cli.show import show
 from mixmim_bench.cli.suite import compare, report, run
-from mixmim_bench.errors import BenchError
+from mixmim_bench.errors import BenchError, show_warnings
 
 
 class _Group(click.Group):
@@ -45,14 +44,6 @@ def _interrupt_once(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _warn(otherwise: Callable[..., None], message: Any, category: type[Warning], *args: Any) -> None:
-    """Print user warnings in one line, others like Python."""
-    if issubclass(category, UserWarning):
-        click.echo(f"Warning: {' '.join(str(message).split())}", err=True)
-    else:
-        otherwise(message, category, *args)
-
-
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.pass_context
@@ -65,8 +56,7 @@ def main(context: click.Context) -> None:
         context.call_on_close(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
         signal.signal(signal.SIGINT, _interrupt_once)
     context.with_resource(warnings.catch_warnings())
-    warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)  # timm's import
-    warnings.showwarning = partial(_warn, warnings.showwarning)
+    show_warnings(partial(click.echo, err=True))
 
 
 for command in (

@@ -1,5 +1,6 @@
 """Shared options, and tables on the terminal."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,56 @@ LIMIT = click.option(
     type=click.IntRange(min=1),
     help="Smoke run: use at most so many images each of train, val and test. Results are kept apart "
     "(limited.md); `mixmim-bench results prune --limited` removes them.",
+)
+
+
+def _parse_shard(_: click.Context, __: click.Parameter, text: str | None) -> Any:
+    from mixmim_bench.suite.shards import Shard
+
+    return None if text is None else Shard.parse(text)
+
+
+SHARD = click.option(
+    "--shard",
+    metavar="I/N",
+    callback=_parse_shard,
+    help="Do only shard I (from 1) of N: disjoint parts of the plan, balanced by estimated work, the same on "
+    "every machine with the same plan, whatever is finished. For array jobs.",
+)
+DEVICES = click.option(
+    "--devices",
+    default="",
+    metavar="LIST",
+    help="Do runs in one process per device: GPUs by index (0,1,2), all, or cpu once for each process that "
+    "shares the CPU (cpu,cpu).",
+)
+
+
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}  # of the units of a time
+
+
+class Duration(click.ParamType):
+    """A time as a number of seconds, or with its unit: 90s, 30m, 2h; becomes seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse a time."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", str(value).strip())
+        seconds = float(found[1]) * _SECONDS.get(found[2], 0) if found else 0.0
+        if not seconds:
+            text = f"{value!r} is not a time: give seconds, or a number with s, m or h, such as 30m"
+            self.fail(text, param, ctx)
+        return seconds
+
+
+TIMEOUT = click.option(
+    "--timeout-per-run",
+    "timeout_s",
+    type=Duration(),
+    metavar="TIME",
+    help="End a run that takes longer, as failed, and go on with the others: 90s, 30m, 2h. Its checkpoints "
+    "and extracted features remain.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 JSON_LINES = click.option(

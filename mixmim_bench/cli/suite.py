@@ -13,6 +13,7 @@ from mixmim_bench.cli.complete import preset_names, protocol_names
 from mixmim_bench.cli.options import (
     COMPUTING,
     DATA_ROOT,
+    DEVICES,
     FILTERS,
     JSON,
     JSON_LINES,
@@ -20,8 +21,10 @@ from mixmim_bench.cli.options import (
     MODELS,
     RESULTS,
     SET_OF_PROTOCOL,
+    SHARD,
     SUITES,
     TASKS,
+    TIMEOUT,
     TRACKERS,
     TRAINING,
     ByName,
@@ -46,6 +49,7 @@ from mixmim_bench.errors import BenchError, counted
         "mixmim-bench run -m my_model.toml -t my_task.toml --limit 100",
         "mixmim-bench run -m mixmim-b -m mixmim-b@96 -s embedded --print-suite",
         "mixmim-bench run suite.toml --device cuda",
+        "mixmim-bench run suite.toml --shard 3/8",
     )
 )
 @click.argument(
@@ -122,6 +126,9 @@ from mixmim_bench.errors import BenchError, counted
     help="Add what shows whether the scores of probes mean anything: raw pixels, random weights, permuted "
     "labels, and images under growing noise. They have a table of their own.",
 )
+@DEVICES
+@SHARD
+@TIMEOUT
 @click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
 @click.option(
     "--print-suite", is_flag=True, help="Print the options as a suite file, for SUITE_FILE, and do nothing."
@@ -143,6 +150,9 @@ def run(
     sharded: bool,
     trackers: tuple[str, ...],
     save_weights: bool,
+    devices: str,
+    shard: Any,
+    timeout_s: float | None,
     dry_run: bool,
     print_suite: bool,
     as_json: bool,
@@ -169,13 +179,24 @@ def run(
     from mixmim_bench.suite.session import Session
     from mixmim_bench.suite.wanted import Selection
 
+    settings: dict[str, Any] = {
+        "precision": precision,
+        "threads": threads,
+        "batch_size": batch_size,
+        "workers": workers,
+        "grad_checkpointing": grad_checkpointing,
+        "compile_training": compile_training,
+        "sharded": sharded,
+    }
+    fleet = _fleet(device, devices, timeout_s or 0.0, settings, selected["roots"])
+    if fleet is not None:
+        device, settings = fleet.devices[0], dict(fleet.settings)
+
     @cache
     def machine() -> Any:  # imports torch, which a finished suite does not need
         from mixmim_bench.machine import open_machine
 
-        return open_machine(
-            device, precision, threads, batch_size, workers, grad_checkpointing, compile_training, sharded
-        )
+        return open_machine(device, **settings)
 
     if trackers:
         from mixmim_bench.training.logs import check_trackers
@@ -199,9 +220,11 @@ def run(
         trackers,
         save_weights,
         planning=dry_run,
+        shard=shard,
+        fleet=fleet,
     )
     if dry_run:
-        _show_plan(session.estimates(), as_json)
+        _show_plan(session.estimates() if session.resolved.planned else [], as_json)
         return
     if not as_json and session.is_finished():
         total = len(session.resolved.planned)
@@ -210,6 +233,24 @@ def run(
     click.echo(err=as_json)
     show_report(report_session(session, partial(click.echo, err=as_json)), err=as_json)
     _exit_unless_complete(outcome, results)
+
+
+def _fleet(device: str, devices: str, timeout_s: float, settings: dict[str, Any], roots: Any) -> Any:
+    """Return the processes that do the runs; None if this one does. Raises BenchError."""
+    from mixmim_bench.specs import AUTO
+    from mixmim_bench.suite.fleet import Fleet, parse_devices
+
+    if not devices and not timeout_s:
+        return None
+    if devices and device != AUTO:
+        raise BenchError(f"--device {device} and --devices {devices}: give one of them")
+    names: tuple[str, ...] = (device,)
+    if devices:
+        import torch
+
+        names = parse_devices(devices, torch.cuda.device_count())
+    settings = {**settings, "beside": len(names)}
+    return Fleet(devices=names, settings=settings, roots=roots, timeout_s=timeout_s)
 
 
 def _print_line(record: Any, new: bool) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from mixmim_bench.cli.options import Duration
 from mixmim_bench.errors import BenchError
 from mixmim_bench.modelfile import is_model_file
 from mixmim_bench.specs import AUTO
@@ -41,6 +42,7 @@ MACHINE = {
     "data_root": "roots",
     "results": "results",
     "device": "device",
+    "devices": "devices",
     "engine": "engine",
     "threads": "threads",
     "workers": "workers",
@@ -49,6 +51,7 @@ MACHINE = {
     "compile": "compile_training",
     "fsdp": "sharded",
     "track": "trackers",
+    "timeout_per_run": "timeout_s",
     "save_weights": "save_weights",
 }
 SET = "changes"
@@ -114,7 +117,9 @@ def _checked(context: click.Context, table: Table, key: str, parameter: click.Pa
     each = value if parameter.multiple and isinstance(value, list) else [value]
     wanted = _types_of(parameter)
     if parameter.multiple != isinstance(value, list) or not all(type(item) in wanted for item in each):
-        kind = " or ".join({str: "a string", int: "an integer", bool: "true or false"}[t] for t in wanted)
+        kind = " or ".join(
+            {str: "a string", int: "an integer", float: "a number", bool: "true or false"}[t] for t in wanted
+        )
         raise table.error(
             key, f"must be {'a list, each ' if parameter.multiple else ''}{kind}, not {value!r}"
         )
@@ -130,6 +135,8 @@ def _types_of(parameter: click.Parameter) -> tuple[type, ...]:
         return (bool,)
     if isinstance(parameter.type, click.types.IntParamType):
         return (int, str) if parameter.default == AUTO else (int,)
+    if isinstance(parameter.type, Duration):
+        return (str, int, float)
     return (str,)
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mixmim_bench.errors import BenchError, TaskFileError
 from mixmim_bench.specs import TaskSpec
@@ -60,6 +61,23 @@ class DataRoots:
         """Merge with other roots, which have lower priority."""
         of_task = {**other.of_task, **self.of_task}
         return DataRoots(self.base or other.base, of_task, (*self.trusted, *other.trusted))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, for another process."""
+        return {
+            "base": None if self.base is None else str(self.base),
+            "of_task": {name: str(path) for name, path in self.of_task.items()},
+            "trusted": list(map(str, self.trusted)),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "DataRoots":
+        """Restore the roots from the output of `to_json`."""
+        return cls(
+            None if values["base"] is None else Path(values["base"]),
+            {name: Path(path) for name, path in values["of_task"].items()},
+            tuple(map(Path, values["trusted"])),
+        )
 
 
 def parse_roots(texts: Sequence[str]) -> DataRoots:

@@ -13,9 +13,11 @@ from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.progress import View, download_bar, line_printer
 from mixmim_bench.specs import AUTO, ENGINES, Run, RunRecord
 from mixmim_bench.suite.estimate import Estimate, finished_runs, nothing_to_do
+from mixmim_bench.suite.fleet import Fleet
 from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import resolve
+from mixmim_bench.suite.shards import Shard, cut, of_runs
 from mixmim_bench.suite.wanted import Selection
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ class Session:
         trackers: of trainings, by name.
         save_weights: whether fine-tuned networks are saved.
         planning: whether nothing is downloaded, written or run.
+        shard: the part of the plan that is done here; None: all of it.
+        fleet: the processes that do the runs; None: this one.
 
     Raises:
         BenchError: the selection cannot be run.
@@ -50,15 +54,22 @@ class Session:
         trackers: Sequence[str] = (),
         save_weights: bool = False,
         planning: bool = False,
+        shard: Shard | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
         if engine not in (AUTO, *ENGINES):
             raise BenchError(f"no engine {engine!r}; {nearest(engine, [AUTO, *ENGINES])}")
         self.store, self.console, self.engine = store, console, engine
         self.trackers, self.save_weights = trackers, save_weights
-        self._machine = machine
+        self._machine, self._fleet = machine, fleet
         if not planning:
             store.prepare()
-        self.resolved = resolve(selection, line_printer(console), None if planning else download_bar(console))
+        say = line_printer(console)
+        self.resolved = self._whole = resolve(selection, say, None if planning else download_bar(console))
+        if shard is not None:
+            part = cut(self._whole, shard)
+            self.resolved = of_runs(self._whole, part.run_ids)
+            say(part.describe())
         with View(console, 0) as view:
             self.finished = finished_runs(self.resolved, store, None if planning else view)
 
@@ -95,8 +106,12 @@ class Session:
         from mixmim_bench.suite.runner import Suite
 
         machine = self._machine()
-        resolved = with_engines(self.resolved, self.finished, machine, self.engine)
-        return Suite(resolved, self.store, machine, self.console, self.trackers, self.save_weights)
+        # by the whole plan, so that all shards choose the same
+        resolved = with_engines(self._whole, self.finished, machine, self.engine)
+        resolved = of_runs(resolved, {each.run.run_id for each in self.resolved.planned})
+        return Suite(
+            resolved, self.store, machine, self.console, self.trackers, self.save_weights, self._fleet
+        )
 
     def _warn_of_weights(self, run: Run, trains: bool) -> None:
         path = self.store.weights_of(run.run_id)
