@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from functools import cache
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,16 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions,
     }
+
+
+@cache
+def package_digest() -> str:
+    """Hash the code of this package, the same on every machine that has it."""
+    folder = Path(mixmim_bench.__file__).parent
+    hashed = sha256()
+    for path in sorted(folder.rglob("*.py")):
+        hashed.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    return hashed.hexdigest()[:16]
 
 
 def _commit() -> dict[str, Any]:

@@ -102,7 +102,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Costs:
 @pytest.fixture(autouse=True)
 def _costs_once(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands in this process count and measure a model at a size once a session."""
-    monkeypatch.setattr("mixmim_bench.suite.runner.measure", costs.measure)
+    monkeypatch.setattr("mixmim_bench.suite.doing.measure", costs.measure)
     monkeypatch.setattr("mixmim_bench.counting.count_on_meta", costs.count_on_meta)
 
 

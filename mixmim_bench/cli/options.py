@@ -100,6 +100,31 @@ DEVICES = click.option(
 )
 
 
+_RAY_OPTIONS = (
+    click.option(
+        "--ray",
+        "ray_address",
+        default="",
+        metavar="ADDRESS",
+        help="Do runs on the nodes of a Ray cluster: auto for the one that this machine belongs to, else one "
+        "of this machine alone. Ray belongs on trusted networks only.",
+    ),
+    click.option(
+        "--gpus-per-run",
+        type=click.FloatRange(min=0),
+        default=None,
+        help="Of --ray; by default 1 if the nodes have GPUs. A fraction lets runs share a GPU.",
+    ),
+)
+
+
+def RAY(command: Any) -> Any:
+    """Add the options of a Ray cluster."""
+    for option in reversed(_RAY_OPTIONS):
+        command = option(command)
+    return command
+
+
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}  # of the units of a time
 
 

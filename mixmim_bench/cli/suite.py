@@ -19,6 +19,7 @@ from mixmim_bench.cli.options import (
     JSON_LINES,
     LIMIT,
     MODELS,
+    RAY,
     RESULTS,
     SET_OF_PROTOCOL,
     SHARD,
@@ -127,6 +128,7 @@ from mixmim_bench.errors import BenchError, counted
     "labels, and images under growing noise. They have a table of their own.",
 )
 @DEVICES
+@RAY
 @SHARD
 @TIMEOUT
 @click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
@@ -151,6 +153,8 @@ def run(
     trackers: tuple[str, ...],
     save_weights: bool,
     devices: str,
+    ray_address: str,
+    gpus_per_run: float | None,
     shard: Any,
     timeout_s: float | None,
     dry_run: bool,
@@ -174,6 +178,7 @@ def run(
     from mixmim_bench import processes
     from mixmim_bench.report.write import report_session
     from mixmim_bench.specs import AUTO
+    from mixmim_bench.suite.fleet import Cluster
     from mixmim_bench.suite.outcome import ignore
     from mixmim_bench.suite.records import RunStore
     from mixmim_bench.suite.session import Session
@@ -188,8 +193,15 @@ def run(
         "compile_training": compile_training,
         "sharded": sharded,
     }
-    fleet = _fleet(device, devices, timeout_s or 0.0, settings, selected["roots"])
-    if fleet is not None:
+    fleet: Any = None
+    if ray_address:
+        if devices or device != AUTO:
+            raise BenchError("--ray computes on the nodes of a cluster: leave out --device and --devices")
+        fleet = Cluster(ray_address, settings, selected["roots"], gpus_per_run, timeout_s or 0.0)
+    elif gpus_per_run is not None:
+        raise BenchError("--gpus-per-run belongs to --ray")
+    elif devices or timeout_s:
+        fleet = _fleet(device, devices, timeout_s or 0.0, settings, selected["roots"])
         device, settings = fleet.devices[0], dict(fleet.settings)
 
     @cache
@@ -236,12 +248,10 @@ def run(
 
 
 def _fleet(device: str, devices: str, timeout_s: float, settings: dict[str, Any], roots: Any) -> Any:
-    """Return the processes that do the runs; None if this one does. Raises BenchError."""
+    """Return the processes that do the runs; raises BenchError."""
     from mixmim_bench.specs import AUTO
     from mixmim_bench.suite.fleet import Fleet, parse_devices
 
-    if not devices and not timeout_s:
-        return None
     if devices and device != AUTO:
         raise BenchError(f"--device {device} and --devices {devices}: give one of them")
     names: tuple[str, ...] = (device,)

@@ -1,7 +1,7 @@
 """The workbench of a run: what a protocol may use."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,13 @@ class Workbench:
         self.skipped[split.role] = first.unreadable
         self.note_digests(split, first.rows, first.digests)
         return features
+
+    def extract_all(self, splits: Iterable[Split]) -> None:
+        """Extract the frozen features that the run's protocol reads, into the cache."""
+        names = build_protocol(self.run.protocol, self.run.task.kind).frozen_layers()
+        layers = facts.resolve_layers(self.run.model, self.run.size, names)
+        for split in splits:
+            self.features_of_layers(split, layers)
 
     def frozen(self, split: Split) -> Reader:
         """Return the frozen backbone, opened once for all its runs.

@@ -4,7 +4,10 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any, BinaryIO
+
+from mixmim_bench.progress import Advance, Lane
 
 Message = dict[str, Any]
 
@@ -33,3 +36,30 @@ def messages(descriptor: int) -> Iterator[Message]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield json.loads(line)
+
+
+class Shown:
+    """Shows what the messages of a process say of its progress."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self._stages: list[tuple[ExitStack, Advance]] = []
+
+    def show(self, message: Message) -> None:
+        """Show a message; others than those of `worker.Remote` are ignored."""
+        if "say" in message:
+            self.lane.say(message["say"])
+        elif "stage" in message:
+            stack = ExitStack()
+            self._stages.append((stack, stack.enter_context(self.lane.stage(*message["stage"]))))
+        elif "advance" in message and self._stages:
+            stack, advance = self._stages[-1]
+            advance(message["advance"])
+            if "ended" in message:
+                self._stages.pop()
+                stack.close()
+
+    def clear(self) -> None:
+        """End the stages that are shown."""
+        while self._stages:
+            self._stages.pop()[0].close()

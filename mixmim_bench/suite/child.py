@@ -8,14 +8,14 @@ import sys
 import threading
 import time
 from collections import deque
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
 
 from mixmim_bench import processes
-from mixmim_bench.progress import Advance, Lane
-from mixmim_bench.suite.channel import Message, Sender, messages
+from mixmim_bench.progress import Lane
+from mixmim_bench.suite.channel import Message, Sender, Shown, messages
 
 if TYPE_CHECKING:
     from mixmim_bench.suite.pool import Queued
@@ -39,7 +39,7 @@ class Child:
     """
 
     def __init__(self, device: str, setup: Message, threads: int, lane: Lane, inbox: Inbox) -> None:
-        self.device, self.lane = device, lane
+        self.device, self.lane, self.shown = device, lane, Shown(lane)
         self.ready = False
         self.queued: Queued | None = None  # what it does
         self.network = ""  # that it holds
@@ -47,7 +47,6 @@ class Child:
         self.timed_out = False
         self._over = 0.0  # when it was found to have ended
         self._said: deque[str] = deque(maxlen=SAID)
-        self._stages: list[tuple[ExitStack, Advance]] = []
         self._inbox = inbox
         environment = processes.environment_of_one()
         if threads:
@@ -89,30 +88,11 @@ class Child:
                 self._said.append(text)
                 self._inbox.put((self, {"say": text}))
 
-    def show(self, message: Message) -> None:
-        """Show what a message says of its progress."""
-        if "say" in message:
-            self.lane.say(message["say"])
-        elif "stage" in message:
-            stack = ExitStack()
-            self._stages.append((stack, stack.enter_context(self.lane.stage(*message["stage"]))))
-        elif "advance" in message and self._stages:
-            stack, advance = self._stages[-1]
-            advance(message["advance"])
-            if "ended" in message:
-                self._stages.pop()
-                stack.close()
-
-    def clear(self) -> None:
-        """End the stages that it shows."""
-        while self._stages:
-            self._stages.pop()[0].close()
-
     def release(self) -> "Queued":
         """Return the run that it no longer does."""
         each, self.queued, self.deadline = self.queued, None, float("inf")
         assert each is not None
-        self.clear()
+        self.shown.clear()
         return each
 
     def is_over(self) -> bool:

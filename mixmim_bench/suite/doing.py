@@ -4,11 +4,12 @@ import dataclasses
 import json
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mixmim_bench import facts, processes
+from mixmim_bench.cost import measure
 from mixmim_bench.data.dataset import TaskData
 from mixmim_bench.data.seen import Seen
 from mixmim_bench.errors import BenchError
@@ -16,7 +17,7 @@ from mixmim_bench.machine import Machine
 from mixmim_bench.progress import Stages
 from mixmim_bench.protocols import build_protocol
 from mixmim_bench.protocols.workbench import Shelf
-from mixmim_bench.specs import Cost, ModelSpec, Run, RunRecord
+from mixmim_bench.specs import TORCH, Cost, ModelSpec, Run, RunRecord
 from mixmim_bench.suite.execute import blank_record, check_kept, execute, failed_record, open_run
 from mixmim_bench.suite.follow import call_followers
 from mixmim_bench.suite.records import RunStore
@@ -104,7 +105,7 @@ class Doer:
                 self.view.say("  claimed by another process")
                 return None
             started()
-            if self._finished_meanwhile(run):
+            if self.finished_meanwhile(run):
                 self.view.say("  finished meanwhile by another process")
                 return Done(self.store.result(run.run_id) or blank_record(run), new=False)
             return Done(self._do_claimed(job), new=True)
@@ -123,7 +124,7 @@ class Doer:
                 self.store.save(record, {})
             return Done(record, new=True)
 
-    def _finished_meanwhile(self, run: Run) -> bool:
+    def finished_meanwhile(self, run: Run) -> bool:
         """Return whether another process has finished a run on the same images."""
         record = self.store.result(run.run_id)
         if record is None:
@@ -132,6 +133,29 @@ class Doer:
             return record.data_bytes in ("", Seen(run.task.name, self.data_of(run)).known())
         except BenchError:  # the images are gone, which the run itself reports
             return False
+
+    def measure_costs(self, runs: Iterable[Run], known: Collection[str]) -> None:
+        """Measure each network at its own size and at those of its runs, once per machine and engine.
+
+        known: keys of measurements.
+        """
+        wanted = {
+            cost_key(run, size, self.machine): (run, size)
+            for run in runs
+            for size in (facts.own_size(run.model), run.computed_size)
+        }
+        for key, (run, size) in wanted.items():
+            if key in known:
+                continue
+            self.view.say(f"measuring the cost of {run.model.name} at {size[0]} x {size[1]} pixels")
+            for engine in dict.fromkeys([run.engine, TORCH]):  # a size that one cannot compute
+                try:
+                    cost = measure(network_at(run, size), size, self.machine, engine)
+                except BenchError as error:
+                    self.view.say(f"  {error}")
+                else:
+                    self.store.save_cost(key, cost)
+                    break
 
     def _do_claimed(self, job: Job) -> RunRecord:
         """Do a run and save its result or failure.

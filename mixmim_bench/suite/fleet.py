@@ -1,5 +1,6 @@
 """The processes that do the runs of a suite: one per device, or one that can be ended after a time limit."""
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, counted, nearest
 
 ALL = "all"
+LOCAL = "auto"  # the Ray cluster that this machine belongs to, or one of this machine alone
 CPU = "cpu"
 TWO_ON_CPU = "cpu,cpu starts two processes that share the CPU"
 
@@ -31,17 +33,45 @@ class Fleet:
     timeout_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if processes.count() > 1:
-            raise BenchError(
-                "--devices and --timeout-per-run start processes of their own, and this is one of "
-                f"{processes.count()} of torchrun or accelerate launch: leave out one or the other"
-            )
+        _check_one_process("--devices and --timeout-per-run start processes of their own")
 
     def names(self) -> list[str]:
         """Return names of the processes for messages; a single one needs none."""
         if len(self.devices) == 1:
             return [""]
         return [f"{CPU}:{i}" if device == CPU else device for i, device in enumerate(self.devices)]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster and what runs need of it.
+
+    Attributes:
+        address: of the cluster, or 'auto'.
+        settings: of `open_machine` on the nodes, without the device.
+        roots: where the images are.
+        gpus_per_run: 0 for the CPU; None: one if the nodes have GPUs.
+        timeout_s: seconds for each run; 0: no limit.
+    """
+
+    address: str = LOCAL
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    roots: DataRoots = field(default_factory=DataRoots)
+    gpus_per_run: float | None = None
+    timeout_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise BenchError("--ray needs Ray: pip install 'mixmim-bench[ray]'")
+        _check_one_process("--ray starts tasks on the nodes of a cluster")
+
+
+def _check_one_process(what: str) -> None:
+    if processes.count() > 1:
+        raise BenchError(
+            f"{what}, and this is one of {processes.count()} processes of torchrun or accelerate launch: "
+            "leave out one or the other"
+        )
 
 
 def parse_devices(text: str, gpus: int) -> tuple[str, ...]:

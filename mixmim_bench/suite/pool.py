@@ -183,7 +183,7 @@ class Pool:
         elif "fatal" in message:
             raise BenchError(message["fatal"])
         else:
-            child.show(message)
+            child.shown.show(message)
 
     def _finish(self, each: Queued, done: Done | None, lane: Lane) -> None:
         """Take the record of a run; None if a process of another suite does it."""
@@ -257,7 +257,7 @@ class Pool:
         for thread in threads:
             thread.join()
         for child in self._children:
-            child.clear()
+            child.shown.clear()
 
 
 def in_words(seconds: float) -> str:

@@ -195,6 +195,27 @@ class RunStore:
         finally:
             lock.release()
 
+    def take_over(self, other: "RunStore", run_id: str) -> RunRecord:
+        """Save a run of another folder, with its costs, weights and logs; returns its record.
+
+        Raises BenchError if there is no valid record, or it cannot be saved.
+        """
+        record = other.find(run_id)
+        arrays = {} if record.error else {**other.arrays(run_id), **other.head(run_id)}
+        with self.writing():
+            for mine, theirs in (
+                (self.weights_of(run_id), other.weights_of(run_id)),
+                (self.logs_of(run_id), other.logs_of(run_id)),
+            ):
+                if theirs.exists():
+                    mine.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.rmtree(mine, ignore_errors=True)
+                    shutil.move(theirs, mine)
+        self.save(record, arrays)
+        for key, cost in other.read_costs().items():
+            self.save_cost(key, cost)
+        return record
+
     def result(self, run_id: str) -> RunRecord | None:
         """Read the result of a run; None for a failure, or if the predictions are missing."""
         record = self._read(run_id)

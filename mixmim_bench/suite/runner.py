@@ -5,16 +5,14 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from mixmim_bench import facts
-from mixmim_bench.cost import measure
-from mixmim_bench.errors import BenchError, counted
+from mixmim_bench.errors import counted
 from mixmim_bench.machine import Machine
 from mixmim_bench.progress import View, line_printer
-from mixmim_bench.specs import TORCH, Run, RunRecord, canonical_json
-from mixmim_bench.suite.doing import Doer, Done, Job, cost_key, network_at
+from mixmim_bench.specs import Run, RunRecord, canonical_json
+from mixmim_bench.suite.doing import Doer, Done, Job, cost_key
 from mixmim_bench.suite.engines import network_of, try_engines
 from mixmim_bench.suite.estimate import Estimate, estimate
-from mixmim_bench.suite.fleet import Fleet
+from mixmim_bench.suite.fleet import Cluster, Fleet
 from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
 from mixmim_bench.suite.pool import Pool, Queued
 from mixmim_bench.suite.records import RunStore
@@ -31,7 +29,7 @@ FLOAT32_ON_GPU = (
 class Suite:
     """The runs of a plan on this machine, with their results folder.
 
-    With a fleet, they are done in worker processes, else in this one.
+    With a fleet, they are done in worker processes or on the nodes of a cluster, else in this process.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class Suite:
         console: Console,
         trackers: Sequence[str] = (),
         save_weights: bool = False,
-        fleet: Fleet | None = None,
+        fleet: Fleet | Cluster | None = None,
     ) -> None:
         self.trackers = trackers
         self.save_weights = save_weights
@@ -94,7 +92,9 @@ class Suite:
         return outcome
 
     def _machines(self) -> list[Machine]:
-        """Return the machine, as often as there are devices of different kinds."""
+        """Return the machine, as often as there are devices of different kinds; nodes measure themselves."""
+        if isinstance(self.fleet, Cluster):
+            return []
         devices = (self.machine.device,) if self.fleet is None else self.fleet.devices
         machines = [dataclasses.replace(self.machine, device=device) for device in devices]
         return list({canonical_json(machine.describe()): machine for machine in machines}.values())
@@ -102,27 +102,14 @@ class Suite:
     def _measure_costs(
         self, runs: Sequence[Run], finished: Mapping[str, RunRecord], machine: Machine, view: View
     ) -> None:
-        """Measure each model at its own size and at those of its runs, once per machine and engine."""
+        """Measure the networks of runs whose costs are not known, here or on another machine."""
         known = self.store.read_costs()
-        wanted: dict[str, tuple[Run, tuple[int, int]]] = {}
+        unknown = []
         for run in runs:
             record = finished.get(run.run_id)
-            if record is not None and record.costs and all(key in known for key in record.costs.values()):
-                continue  # on another machine, maybe
-            for size in (facts.own_size(run.model), run.computed_size):
-                wanted[cost_key(run, size, machine)] = (run, size)
-        for key, (run, size) in wanted.items():
-            if key in known:
-                continue
-            view.say(f"measuring the cost of {run.model.name} at {size[0]} x {size[1]} pixels")
-            for engine in dict.fromkeys([run.engine, TORCH]):  # a size that one cannot compute
-                try:
-                    cost = measure(network_at(run, size), size, machine, engine)
-                except BenchError as error:
-                    view.say(f"  {error}")
-                else:
-                    self.store.save_cost(key, cost)
-                    break
+            if record is None or not record.costs or any(key not in known for key in record.costs.values()):
+                unknown.append(run)
+        Doer(self.store, machine, self.resolved.data_of, view.lane()).measure_costs(unknown, known)
 
     def _do(self, pending: Sequence[Estimate], view: View, outcome: Outcome, on_record: OnRecord) -> None:
         """Do the runs; those claimed by another process come last, in case that process dies."""
@@ -135,6 +122,11 @@ class Suite:
             if done.new and done.record.error:
                 outcome.failed.append(done.record)
 
+        if isinstance(self.fleet, Cluster):
+            from mixmim_bench.suite.cluster import RayPool
+
+            RayPool(self.fleet, doer, loads_of(self.resolved), view, ended).do(left)
+            return
         if self.fleet is not None:
             Pool(self.fleet, doer, loads_of(self.resolved), view, ended).do(left)
             return

@@ -13,7 +13,7 @@ from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.progress import View, download_bar, line_printer
 from mixmim_bench.specs import AUTO, ENGINES, Run, RunRecord
 from mixmim_bench.suite.estimate import Estimate, finished_runs, nothing_to_do
-from mixmim_bench.suite.fleet import Fleet
+from mixmim_bench.suite.fleet import Cluster, Fleet
 from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import resolve
@@ -38,7 +38,7 @@ class Session:
         save_weights: whether fine-tuned networks are saved.
         planning: whether nothing is downloaded, written or run.
         shard: the part of the plan that is done here; None: all of it.
-        fleet: the processes that do the runs; None: this one.
+        fleet: the processes or the cluster that do the runs; None: this process.
 
     Raises:
         BenchError: the selection cannot be run.
@@ -55,7 +55,7 @@ class Session:
         save_weights: bool = False,
         planning: bool = False,
         shard: Shard | None = None,
-        fleet: Fleet | None = None,
+        fleet: Fleet | Cluster | None = None,
     ) -> None:
         if engine not in (AUTO, *ENGINES):
             raise BenchError(f"no engine {engine!r}; {nearest(engine, [AUTO, *ENGINES])}")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mixmim_bench.data.dataset import TaskData, open_task
 from mixmim_bench.data.roots import DataRoots
@@ -29,10 +29,17 @@ GRACE_S = 30.0  # for a checkpoint, after SIGTERM
 OFTEN_S = 0.2  # between two messages of a stage
 
 
+class Sending(Protocol):
+    """What sends messages."""
+
+    def send(self, **message: Any) -> None:
+        """Send a message."""
+
+
 class Remote:
     """Sends progress to the driver."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sending) -> None:
         self._sender = sender
 
     def say(self, text: str) -> None:
@@ -67,7 +74,7 @@ def main() -> None:
     remote = Remote(sender)
     show_warnings(remote.say)
     try:
-        doer = _doer(received.get(), remote)
+        doer = doer_of(received.get(), remote)
     except BenchError as error:  # of the device
         sender.send(unusable=str(error))
         return
@@ -94,7 +101,8 @@ def _receive(received: "queue.SimpleQueue[Message]") -> None:
     os._exit(1)
 
 
-def _doer(setup: Message, remote: Remote) -> Doer:
+def doer_of(setup: Message, remote: Remote) -> Doer:
+    """Make what does the runs of a driver; raises BenchError if the device cannot be used."""
     roots = DataRoots.from_json(setup["roots"])
 
     opened: dict[tuple[str, tuple[str, ...]], TaskData] = {}

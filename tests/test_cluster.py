@@ -1,0 +1,227 @@
+"""Runs as tasks of a Ray cluster: the same results, nodes that die or differ, time limits, two drivers."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_fleet import moody  # noqa: F401 (a fixture)
+
+import mixmim_bench
+from mixmim_bench.suite.records import RunStore
+
+ray = pytest.importorskip("ray")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+
+PLAN = ("-m", "pixels", "-m", "test_vit=random", "-t", "digits@limit200", "-p", "linear", "-p", "knn")
+PATIENCE_S = 240
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that computes nothing, and two nodes with a core each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        head = {"num_cpus": 0, "include_dashboard": False}
+        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+        cluster.shutdown()
+
+
+class Driver:
+    """`mixmim-bench run --ray` in a process of its own, and what it prints."""
+
+    def __init__(self, address, results, *options):
+        command = [sys.executable, "-m", "mixmim_bench.cli", "run", "--ray", address, "--results", results]
+        self.process = subprocess.Popen(
+            [*map(str, command), *map(str, options)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        self.lines = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.append(line.decode())
+
+    @property
+    def output(self):
+        return "".join(self.lines)
+
+    def wait_for(self, pattern):
+        """Wait until it has printed something; returns the match."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            found = re.search(pattern, self.output)
+            if found:
+                return found
+            if self.process.poll() is not None and not self._thread.is_alive():
+                break
+            time.sleep(0.1)
+        raise AssertionError(f"{pattern!r} is not in:\n{self.output}")
+
+    def end(self, code=0):
+        """Wait for its end; returns what it has printed."""
+        assert self.process.wait(PATIENCE_S) == code, self.output
+        self._thread.join()
+        return self.output
+
+
+def results_of(folder):
+    store = RunStore(Path(folder))
+    return {record.run_id: record for record in store.records()}
+
+
+def same_results(one, other):
+    """Compare scores and predictions of two results folders, bit for bit."""
+    mine, theirs = results_of(one), results_of(other)
+    assert set(mine) == set(theirs) and mine
+    for run_id, record in mine.items():
+        assert not record.error and record.scores == theirs[run_id].scores
+        assert record.chosen == theirs[run_id].chosen
+        arrays = [RunStore(Path(folder)).arrays(run_id) for folder in (one, other)]
+        assert set(arrays[0]) == set(arrays[1])
+        for name, values in arrays[0].items():
+            np.testing.assert_array_equal(values, arrays[1][name])
+
+
+def test_a_cluster_gives_the_results_of_one_machine_though_a_node_dies(cluster, tmp_path, monkeypatch, run):
+    doomed = cluster.add_node(num_cpus=1)
+    driver = Driver(cluster.address, tmp_path / "cluster", *PLAN, "--threads", 1, "--seed", 0, "--seed", 1)
+    name = re.escape(doomed.node_id[:6])
+    driver.wait_for(rf"{name}: \[")  # it does a run
+    cluster.remove_node(doomed, allow_graceful=False)
+    output = driver.end()
+    assert "has failed: NodeDiedError" in output or "WorkerCrashedError" in output
+    assert not (tmp_path / "cluster" / ".incoming").exists()
+    monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path / "other cache"))
+    run("run", *PLAN, "--threads", 1, "--seed", 0, "--seed", 1, "--results", tmp_path / "alone")
+    same_results(tmp_path / "cluster", tmp_path / "alone")
+
+
+def test_features_that_runs_share_are_extracted_once(cluster, tmp_path):
+    output = Driver(cluster.address, tmp_path / "results", *PLAN[2:]).end()
+    assert output.count("features of test") <= 1
+    extracted = [record.timings["extract_s"] for record in results_of(tmp_path / "results").values()]
+    assert extracted == [0.0, 0.0]  # before the runs
+
+
+def test_the_same_command_goes_on_after_its_driver_was_killed(cluster, tmp_path):
+    driver = Driver(cluster.address, tmp_path / "results", *PLAN)
+    driver.wait_for(r"top1 \d")
+    os.killpg(driver.process.pid, signal.SIGKILL)
+    driver.end(-signal.SIGKILL)
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results" / "runs").glob("*.json")}
+    assert 1 <= len(done) < 4
+    output = Driver(cluster.address, tmp_path / "results", *PLAN).end()
+    assert f"{len(done)} of 4 runs finished already" in output
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results" / "runs").glob("*.json")}
+    assert len(after) == 4 and done.items() <= after.items()
+    assert not list((tmp_path / "results").glob(".incoming/*"))
+
+
+def test_two_drivers_on_one_results_folder_share_the_work(cluster, tmp_path):
+    drivers = [Driver(cluster.address, tmp_path / "results", *PLAN) for _ in range(2)]
+    outputs = [driver.end() for driver in drivers]
+    assert len(results_of(tmp_path / "results")) == 4
+    assert sum(len(re.findall(r"  top1 \d", output)) for output in outputs) == 4
+
+
+def test_a_run_that_never_ends_ends_at_its_time_limit(cluster, moody, tmp_path):  # noqa: F811
+    (tmp_path / "mood").write_text("holds the interpreter")
+    driver = Driver(
+        *(cluster.address, tmp_path / "results", "-m", "pixels", "-p", "knn"),
+        *("-t", moody, "-t", tmp_path / "plain.toml", "--trust-task-code", "--timeout-per-run", "8s"),
+    )
+    output = driver.end(1)
+    records = {record.task: record for record in results_of(tmp_path / "results").values()}
+    assert "took longer than 8 s" in records[moody.stem].error, output
+    assert not records["plain"].error
+
+
+def test_a_run_whose_process_dies_is_tried_twice(cluster, moody, tmp_path):  # noqa: F811
+    (tmp_path / "mood").write_text("dies")
+    arguments = (cluster.address, tmp_path / "results", "-m", "pixels", "-p", "knn", "-t", moody)
+    Driver(*arguments, "--trust-task-code").end(1)
+    (record,) = results_of(tmp_path / "results").values()
+    assert "in each of 2 attempts" in record.error
+    assert len((tmp_path / "attempts").read_text().split()) == 2
+    (tmp_path / "attempts").unlink()
+    (tmp_path / "mood").write_text("dies once")
+    Driver(*arguments, "--trust-task-code").end()
+    (record,) = results_of(tmp_path / "results").values()
+    assert not record.error
+
+
+def test_nodes_that_differ_are_left_out_and_say_why(cluster, tmp_path):
+    other = tmp_path / "other" / "mixmim_bench"
+    shutil.copytree(Path(mixmim_bench.__file__).parent, other, ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "specs.py").open("a") as file:
+        file.write("\n# changed\n")
+    node = cluster.add_node(num_cpus=4, env_vars={"PYTHONPATH": str(other.parent)})
+    try:
+        output = Driver(cluster.address, tmp_path / "results", *PLAN).end()
+        assert f"{node.node_id[:6]}: it is left out: it has another version of mixmim-bench" in output
+        assert f"{node.node_id[:6]}: [" not in output
+    finally:
+        cluster.remove_node(node)
+
+
+def test_a_node_looks_for_data_weights_and_folders(cluster, tmp_path):
+    from mixmim_bench.data.roots import DataRoots
+    from mixmim_bench.provenance import package_digest, provenance
+    from mixmim_bench.specs import Run
+    from mixmim_bench.suite import node
+    from test_suite import planned_runs
+
+    first, second, third = planned_runs(tmp_path)
+    changed = Run.from_json(second.to_json().replace(second.data.fingerprint, "0" * 16))
+    lost = Run.from_json(third.to_json().replace(third.weights.path, str(tmp_path / "lost.pth")))
+    setup = {"roots": DataRoots().to_json()}
+    driver = {
+        "package": package_digest(),
+        "versions": {**provenance()["versions"], "timm": "0.1"},
+        "in_results": str(tmp_path / "lost.pth"),
+        "in_cache": str(tmp_path),
+        "cache": "elsewhere",
+        "features_bytes": 1e18,
+    }
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        runs = [each.to_json() for each in (first, changed, lost)]
+        found = ray.get(ray.remote(node.look).options(num_cpus=0).remote(setup, driver, runs))
+    finally:
+        ray.shutdown()
+    assert set(found.cannot) == {changed.run_id, lost.run_id}
+    assert "its images differ" in found.cannot[changed.run_id]
+    assert "no weights at" in found.cannot[lost.run_id]
+    assert not found.shares_results and not found.shares_cache
+    assert "and the driver 0.1" in found.remarks[0] and "GB are free" in found.remarks[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ray", "127.0.0.1:1"), "--ray 127.0.0.1:1: "),
+        (("--ray", "auto", "--devices", "cpu,cpu"), "leave out --device and --devices"),
+        (("--gpus-per-run", "1"), "--gpus-per-run belongs to --ray"),
+    ],
+)
+def test_wrong_options_are_refused(run, tmp_path, options, message):
+    result = run("run", *PLAN, "--results", tmp_path, *options, code=2)
+    assert message in result.output
