@@ -1,6 +1,5 @@
 """Runs as tasks of a Ray cluster: the same results, nodes that die or differ, time limits, two drivers."""
 
-import json
 import os
 import re
 import shutil
@@ -13,28 +12,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
+from ray import cluster_utils
 from test_fleet import moody  # noqa: F401 (a fixture)
 
 import mixmim_bench
+from mixmim_bench.data.roots import DataRoots
+from mixmim_bench.provenance import package_digest, provenance
+from mixmim_bench.specs import Run
+from mixmim_bench.suite import node
 from mixmim_bench.suite.records import RunStore
-
-ray = pytest.importorskip("ray")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 PLAN = ("-m", "pixels", "-m", "test_vit=random", "-t", "digits@limit200", "-p", "linear", "-p", "knn")
 PATIENCE_S = 240
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A head that computes nothing, and two nodes with a core each."""
+def cluster(tmp_path_factory):
+    """A head that computes nothing, and two nodes with a core each; they share their cache with drivers."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path_factory.mktemp("cache of nodes")))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
         head = {"num_cpus": 0, "include_dashboard": False}
         cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             cluster.add_node(num_cpus=1)
+        cluster.cache = os.environ["MIXMIM_BENCH_CACHE"]
         yield cluster
         cluster.shutdown()
 
@@ -42,13 +46,13 @@ def cluster():
 class Driver:
     """`mixmim-bench run --ray` in a process of its own, and what it prints."""
 
-    def __init__(self, address, results, *options):
-        command = [sys.executable, "-m", "mixmim_bench.cli", "run", "--ray", address, "--results", results]
+    def __init__(self, cluster, results, *options, cache=""):
+        command = [sys.executable, "-m", "mixmim_bench.cli", "run", "--ray", cluster.address]
         self.process = subprocess.Popen(
-            [*map(str, command), *map(str, options)],
+            [*command, "--results", str(results), *map(str, options)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MIXMIM_BENCH_CACHE": str(cache or cluster.cache)},
             start_new_session=True,
         )
         self.lines = []
@@ -77,8 +81,13 @@ class Driver:
 
     def end(self, code=0):
         """Wait for its end; returns what it has printed."""
-        assert self.process.wait(PATIENCE_S) == code, self.output
+        try:
+            assert self.process.wait(PATIENCE_S) == code, self.output
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(self.output) from None
         self._thread.join()
+        self.process.stdout.close()
         return self.output
 
 
@@ -102,50 +111,42 @@ def same_results(one, other):
 
 def test_a_cluster_gives_the_results_of_one_machine_though_a_node_dies(cluster, tmp_path, monkeypatch, run):
     doomed = cluster.add_node(num_cpus=1)
-    driver = Driver(cluster.address, tmp_path / "cluster", *PLAN, "--threads", 1, "--seed", 0, "--seed", 1)
+    driver = Driver(cluster, tmp_path / "cluster", *PLAN, "--threads", 1, "--seed", 0, "--seed", 1)
     name = re.escape(doomed.node_id[:6])
     driver.wait_for(rf"{name}: \[")  # it does a run
     cluster.remove_node(doomed, allow_graceful=False)
     output = driver.end()
     assert "has failed: NodeDiedError" in output or "WorkerCrashedError" in output
     assert not (tmp_path / "cluster" / ".incoming").exists()
+    first = results_of(tmp_path / "cluster").values()
+    assert {record.timings["extract_s"] for record in first if record.model == "pixels"} == {0.0}  # before
     monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path / "other cache"))
     run("run", *PLAN, "--threads", 1, "--seed", 0, "--seed", 1, "--results", tmp_path / "alone")
     same_results(tmp_path / "cluster", tmp_path / "alone")
 
 
-def test_features_that_runs_share_are_extracted_once(cluster, tmp_path):
-    output = Driver(cluster.address, tmp_path / "results", *PLAN[2:]).end()
-    assert output.count("features of test") <= 1
-    extracted = [record.timings["extract_s"] for record in results_of(tmp_path / "results").values()]
-    assert extracted == [0.0, 0.0]  # before the runs
-
-
-def test_the_same_command_goes_on_after_its_driver_was_killed(cluster, tmp_path):
-    driver = Driver(cluster.address, tmp_path / "results", *PLAN)
+def test_drivers_on_one_folder_share_the_work_of_one_that_was_killed(cluster, tmp_path):
+    driver = Driver(cluster, tmp_path / "results", *PLAN)
     driver.wait_for(r"top1 \d")
     os.killpg(driver.process.pid, signal.SIGKILL)
     driver.end(-signal.SIGKILL)
-    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results" / "runs").glob("*.json")}
-    assert 1 <= len(done) < 4
-    output = Driver(cluster.address, tmp_path / "results", *PLAN).end()
-    assert f"{len(done)} of 4 runs finished already" in output
-    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "results" / "runs").glob("*.json")}
-    assert len(after) == 4 and done.items() <= after.items()
-    assert not list((tmp_path / "results").glob(".incoming/*"))
-
-
-def test_two_drivers_on_one_results_folder_share_the_work(cluster, tmp_path):
-    drivers = [Driver(cluster.address, tmp_path / "results", *PLAN) for _ in range(2)]
+    runs = tmp_path / "results" / "runs"
+    done = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    assert len(done) < 4
+    own = tmp_path / "cache of a driver"  # features and checks are then each node's own
+    drivers = [Driver(cluster, tmp_path / "results", *PLAN, cache=cache) for cache in ("", own)]
     outputs = [driver.end() for driver in drivers]
-    assert len(results_of(tmp_path / "results")) == 4
-    assert sum(len(re.findall(r"  top1 \d", output)) for output in outputs) == 4
+    after = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
+    assert len(after) == 4 and done.items() <= after.items()
+    assert sum(len(re.findall(r"  top1 \d", output)) for output in outputs) == 4 - len(done)
+    left = list((tmp_path / "results").glob(".incoming/*"))
+    assert all(path.name.startswith("driver-") for path in left)  # of the one that was killed
 
 
 def test_a_run_that_never_ends_ends_at_its_time_limit(cluster, moody, tmp_path):  # noqa: F811
     (tmp_path / "mood").write_text("holds the interpreter")
     driver = Driver(
-        *(cluster.address, tmp_path / "results", "-m", "pixels", "-p", "knn"),
+        *(cluster, tmp_path / "results", "-m", "pixels", "-p", "knn"),
         *("-t", moody, "-t", tmp_path / "plain.toml", "--trust-task-code", "--timeout-per-run", "8s"),
     )
     output = driver.end(1)
@@ -156,7 +157,7 @@ def test_a_run_that_never_ends_ends_at_its_time_limit(cluster, moody, tmp_path):
 
 def test_a_run_whose_process_dies_is_tried_twice(cluster, moody, tmp_path):  # noqa: F811
     (tmp_path / "mood").write_text("dies")
-    arguments = (cluster.address, tmp_path / "results", "-m", "pixels", "-p", "knn", "-t", moody)
+    arguments = (cluster, tmp_path / "results", "-m", "pixels", "-p", "knn", "-t", moody)
     Driver(*arguments, "--trust-task-code").end(1)
     (record,) = results_of(tmp_path / "results").values()
     assert "in each of 2 attempts" in record.error
@@ -175,7 +176,7 @@ def test_nodes_that_differ_are_left_out_and_say_why(cluster, tmp_path):
         file.write("\n# changed\n")
     node = cluster.add_node(num_cpus=4, env_vars={"PYTHONPATH": str(other.parent)})
     try:
-        output = Driver(cluster.address, tmp_path / "results", *PLAN).end()
+        output = Driver(cluster, tmp_path / "results", *PLAN).end()
         assert f"{node.node_id[:6]}: it is left out: it has another version of mixmim-bench" in output
         assert f"{node.node_id[:6]}: [" not in output
     finally:
@@ -183,10 +184,6 @@ def test_nodes_that_differ_are_left_out_and_say_why(cluster, tmp_path):
 
 
 def test_a_node_looks_for_data_weights_and_folders(cluster, tmp_path):
-    from mixmim_bench.data.roots import DataRoots
-    from mixmim_bench.provenance import package_digest, provenance
-    from mixmim_bench.specs import Run
-    from mixmim_bench.suite import node
     from test_suite import planned_runs
 
     first, second, third = planned_runs(tmp_path)

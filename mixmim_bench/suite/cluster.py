@@ -93,6 +93,7 @@ class RayPool:
         self._extracted: dict[str, str] = {}  # key -> node that did it
         self._avoid: dict[str, set[str]] = {}  # run id -> nodes that have failed
         self._total = 0
+        self._again = False  # whether it is time to try the runs that other drivers do
         self._looked = 0.0
         self._board: Any = None
         self._costs = list(doer.store.read_costs())  # that are known
@@ -236,8 +237,9 @@ class RayPool:
 
     def _submit(self) -> None:
         """Give Ray each run whose features are extracted, or that extracts alone, and shared extractions."""
+        again, self._again = self._again, False
         for each in list(self._left):
-            if each.wait and time.monotonic() < self._looked + NODES_S:
+            if each.wait and not again:
                 continue
             nodes = self._able(each)
             if not nodes:
@@ -252,6 +254,7 @@ class RayPool:
                 self._left[self._left.index(each)] = dataclasses.replace(each, wait=True)
                 continue
             self._left.remove(each)
+            self._clear(each)
             if self.doer.finished_meanwhile(each.job.run):
                 claim.close()
                 self._finish(each, self.doer.do(each.job, wait=True), Shown(self.view.lane()))
@@ -352,11 +355,14 @@ class RayPool:
         self._costs = list(self.doer.store.read_costs())
         self._finish(each, Done(record, new=True), flight.shown)
 
+    def _clear(self, each: Queued) -> None:
+        """Remove what a task that was ended, of this driver or an earlier one, has left of a claimed run."""
+        for left in self._incoming.glob(f"{each.job.run.run_id}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
     def _failed(self, flight: Flight, error: exceptions.RayError) -> None:
         """Repeat or record the run of a task that has ended without a result."""
         each, run_id = flight.queued, flight.queued.job.run.run_id
-        for left in self._incoming.glob(f"{run_id}-*"):
-            shutil.rmtree(left, ignore_errors=True)
         if flight.where:
             self._avoid.setdefault(run_id, set()).add(flight.where)
         if flight.timed_out:
@@ -400,6 +406,7 @@ class RayPool:
         if time.monotonic() < self._looked + NODES_S:
             return
         self._look_at_nodes()
+        self._again = True
         for flight in list(self._flights.values()):
             if not flight.where and not self._able(flight.queued):
                 ray.cancel(flight.ref, force=True)
