@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import Column, Leaderboard, leaderboard
@@ -21,7 +22,6 @@ class Contents:
         smoke: the leaderboard of smoke runs.
         costs: measurements by key.
         pairs: paired tests.
-        marks: what they show of each column.
         broken: files that were set aside, with the reason.
     """
 
@@ -31,8 +31,12 @@ class Contents:
     smoke: Leaderboard
     costs: Mapping[str, Cost]
     pairs: Pairs
-    marks: Mapping[Column, Marks]
     broken: list[str]
+
+    @cached_property
+    def marks(self) -> dict[Column, Marks]:
+        """What the paired tests show of each column."""
+        return marks_of(self.board, self.pairs)
 
 
 def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
@@ -40,14 +44,12 @@ def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
     broken: list[str] = []
     every = [with_current_intervals(store, record) for record in store.records(broken)]
     records = [record for record in every if not record.limited]
-    board, pairs = leaderboard(records), pairs or Pairs(store)
     return Contents(
         store=store,
         records=records,
-        board=board,
+        board=leaderboard(records),
         smoke=leaderboard(record for record in every if record.limited),
         costs=store.read_costs(broken),
-        pairs=pairs,
-        marks=marks_of(board, pairs),
+        pairs=pairs or Pairs(store),
         broken=broken,
     )

@@ -3,13 +3,16 @@
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from adjustText import adjust_text
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -26,6 +29,7 @@ TITLE_WIDTH = 30  # characters that fit above a panel
 TICKS = 4
 DIRECT = 9  # points that are labelled in a panel; of more, those on the front
 KEYS = 24  # in a legend; of more groups, those on a front
+DPI = 200  # of PNG
 MOVES = 300  # of labels, each time the same
 STYLE: Any = {
     "font.size": 9,
@@ -68,11 +72,14 @@ def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
         legend = figure.legend(handles=keys, loc="outside upper center", ncols=min(len(keys), 2 * across, 5))
         for text in legend.get_texts():
             text.set_parse_math(False)
-    figure.draw_without_rendering()  # sizes are known, and labels can be placed
+    with _hidden(each for axis in axes for each in (*axis.lines, *axis.collections)):  # no part of the layout
+        figure.draw_without_rendering()  # sizes are known, and labels can be placed
     figure.set_layout_engine("none")
-    for axis, panel in zip(axes, panels, strict=False):
-        with _alone(axis, figure.axes[: len(panels)]):
+    with _hidden(_all_but_labels(figure)), _hidden(axes[: len(panels)]):  # adjust_text draws the whole figure
+        for axis, panel in zip(axes, panels, strict=False):
+            axis.set_visible(True)
             _label_points(axis, panel, looks)
+            axis.set_visible(False)
     return figure
 
 
@@ -92,12 +99,53 @@ def draw_on(panel: Panel, axes: Any = None) -> Any:
 
 @matplotlib.rc_context(STYLE)
 def save(figure: Figure, paths: Sequence[Path]) -> None:
-    """Save a figure in the formats given by the suffixes, each file atomically and without a date."""
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+    """Save a figure in the formats given by the suffixes, each file atomically and without a date.
+
+    `Figure.savefig` would draw everything twice per format. Only labels need that: the lines from them to
+    their points begin at the boxes of the last drawing.
+    """
     for path in paths:
-        kind, drawn = path.suffix[1:], io.BytesIO()
-        figure.savefig(drawn, format=kind, dpi=200, metadata=dates[kind])
+        print_to = _PRINTERS[path.suffix]
+        with _hidden(_all_but_labels(figure)):
+            print_to(figure, io.BytesIO())
+        drawn = io.BytesIO()
+        print_to(figure, drawn)
         write_whole(path, drawn.getvalue())
+
+
+def _print_png(figure: Figure, file: io.BytesIO) -> None:
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+
+
+def _print_svg(figure: Figure, file: io.BytesIO) -> None:
+    figure.set_dpi(DPI)
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+
+
+def _print_pdf(figure: Figure, file: io.BytesIO) -> None:
+    figure.set_dpi(DPI)
+    FigureCanvasPdf(figure).print_pdf(file, metadata={"CreationDate": None})
+
+
+_PRINTERS = {".png": _print_png, ".svg": _print_svg, ".pdf": _print_pdf}
+
+
+def _all_but_labels(figure: Figure) -> list[Any]:
+    """Return what is drawn beside the labels of points."""
+    parts = [each for axis in figure.axes for each in axis.get_children() if each not in axis.texts]
+    return [*figure.legends, *figure.texts, *parts]
+
+
+@contextmanager
+def _hidden(artists: Iterable[Any]) -> Iterator[None]:
+    """Leave out artists that are visible while the block runs."""
+    shown = [each for each in artists if each.get_visible()]
+    for each in shown:
+        each.set_visible(False)
+    yield
+    for each in shown:
+        each.set_visible(True)
 
 
 def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -105,19 +153,9 @@ def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]])
     for group in dict.fromkeys(point.group for point in points if point.joined):
         line = sorted((p.x, 100 * p.value) for p in points if p.group == group and p.joined)
         axis.plot(*zip(*line, strict=True), color=looks[group]["color"], linewidth=1.0, alpha=0.55, zorder=2)
+    _draw_intervals(axis, points, looks)
     for point in points:
         look = {**looks[point.group], **({"markersize": 7.5} if point.bold else {})}
-        if point.low < point.value or point.high > point.value:
-            error = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
-            axis.errorbar(
-                point.x,
-                100 * point.value,
-                yerr=error,
-                fmt="none",
-                ecolor=look["color"],
-                capsize=2,
-                elinewidth=0.9,
-            )
         if point.hollow:
             look["markerfacecolor"] = "white"
         axis.plot(point.x, 100 * point.value, linestyle="none", zorder=3, **look)
@@ -142,6 +180,26 @@ def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+
+
+def _draw_intervals(axis: Any, points: Sequence[Point], looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the intervals of points, those of one colour at once, which is several times faster."""
+    of_colour: dict[str, list[Point]] = {}
+    for point in points:
+        if point.low < point.value or point.high > point.value:
+            of_colour.setdefault(looks[point.group]["color"], []).append(point)
+    for colour, some in of_colour.items():
+        below = [100 * (point.value - point.low) for point in some]
+        above = [100 * (point.high - point.value) for point in some]
+        axis.errorbar(
+            [point.x for point in some],
+            [100 * point.value for point in some],
+            yerr=[below, above],
+            fmt="none",
+            ecolor=colour,
+            capsize=2,
+            elinewidth=0.9,
+        )
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -200,16 +258,6 @@ def _label_points(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]
             expand=(1.15, 1.35),
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5},
         )
-
-
-@contextmanager
-def _alone(axis: Any, axes: Sequence[Any]) -> Iterator[None]:
-    """Hide the other panels, since adjust_text draws the whole figure."""
-    for each in axes:
-        each.set_visible(each is axis)
-    yield
-    for each in axes:
-        each.set_visible(True)
 
 
 def _darker(colour: str) -> str:

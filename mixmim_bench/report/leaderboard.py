@@ -31,6 +31,12 @@ class Cell:
         """The newest of the records."""
         return self.records[0]
 
+    @cached_property
+    def key(self) -> str:
+        """Identifies the results, also when a run was done again on other bytes."""
+        runs = [[r.run_id, r.data_bytes, r.provenance.get("started", "")] for r in self.records]
+        return digest(sorted(runs))
+
 
 @dataclass
 class Row:

@@ -70,9 +70,9 @@ class Pairs:
 
         test: whether to test what has not been tested yet; else None.
         """
-        swapped = _key(a) > _key(b)
+        swapped = a.key > b.key
         first, second = (b, a) if swapped else (a, b)
-        key = digest([_key(first), _key(second)], 24)
+        key = digest([first.key, second.key], 24)
         if key not in self.used:
             tested = self.known.get(key) or (self._test(first, second) if test else None)
             if tested is None:
@@ -89,12 +89,11 @@ class Pairs:
         return [float(each) for each in (pair.p, pair.first - pair.second, pair.low, pair.high)]
 
     def _side(self, cell: Cell) -> Side:
-        key = _key(cell)
-        if key not in self._sides:
+        if cell.key not in self._sides:
             if len(self._sides) > SIDES:
                 self._sides.clear()
-            self._sides[key] = side_of(self.store, cell)
-        return self._sides[key]
+            self._sides[cell.key] = side_of(self.store, cell)
+        return self._sides[cell.key]
 
     def save(self) -> None:
         """Keep what was used, if it is not kept already."""
@@ -109,13 +108,6 @@ SIDES = 64  # predictions in memory
 def _is_tested(values: Any) -> bool:
     """Whether values read from the file are a p-value, a difference and its interval."""
     return isinstance(values, list) and len(values) == 4 and all(isinstance(each, float) for each in values)
-
-
-def _key(cell: Cell) -> str:
-    """Identify the results of a cell, also when a run was done again on other bytes."""
-    return digest(
-        sorted([each.run_id, each.data_bytes, each.provenance.get("started", "")] for each in cell.records)
-    )
 
 
 def marks_of(board: Leaderboard, pairs: Pairs) -> dict[Column, Marks]:

@@ -9,13 +9,14 @@ from importlib import metadata
 from pathlib import Path
 
 from mixmim_bench.atomic import read_json, write_whole
+from mixmim_bench.report.background import Background, Job
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
 from mixmim_bench.report.panels import Panel, Point, exact
 from mixmim_bench.report.published import of_task
 from mixmim_bench.report.text import one_line
 from mixmim_bench.specs import RANDOM_INIT, Cost, digest
 
-VERSION = 2  # raised when `drawing` draws the same panels in another way
+VERSION = 3  # raised when `drawing` draws the same panels in another way
 FORMATS = ("png", "svg", "pdf")
 GREY = "Grey: published by others, not measured here."
 
@@ -51,24 +52,36 @@ def places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
 
 
 def write_plots(
-    board: Leaderboard, costs: Mapping[str, Cost], folder: Path, published: bool = False
+    board: Leaderboard,
+    costs: Mapping[str, Cost],
+    folder: Path,
+    published: bool = False,
+    background: Background | None = None,
 ) -> list[Path]:
     """Draw scores against each cost as PNG, SVG and PDF; returns their paths, or none without scores.
 
     published: whether results of others are drawn in grey.
+    background: draws them, until it has finished; by default they are drawn at once.
     """
     written = []
     for name in AXES:
         written += draw_if_changed(
-            panels(board, costs, name, published), folder, f"{name}_vs_accuracy", GREY if published else ""
+            panels(board, costs, name, published),
+            folder,
+            f"{name}_vs_accuracy",
+            GREY if published else "",
+            background,
         )
     return written
 
 
-def draw_if_changed(drawn: Sequence[Panel], folder: Path, name: str, caption: str = "") -> list[Path]:
+def draw_if_changed(
+    drawn: Sequence[Panel], folder: Path, name: str, caption: str = "", background: Background | None = None
+) -> list[Path]:
     """Draw panels into `folder/NAME.*`, or remove these files if there are none.
 
-    Files that were drawn from the same panels and not modified since are left as they are.
+    Files that were drawn from the same panels and not modified since are left as they are. With a
+    background, the others are written when it has finished.
     """
     paths = [folder / f"{name}.{kind}" for kind in FORMATS]
     note = folder / f".{name}.json"
@@ -79,11 +92,17 @@ def draw_if_changed(drawn: Sequence[Panel], folder: Path, name: str, caption: st
     versions = [VERSION, metadata.version("matplotlib"), metadata.version("adjustText")]
     drawn_from = digest([*versions, caption, *map(dataclasses.asdict, drawn)], 32)
     if read_json(note) != {"drawn_from": drawn_from, "files": _stats(paths)}:
-        from mixmim_bench.report.drawing import draw, save
-
         note.unlink(missing_ok=True)
-        save(draw(drawn, caption), paths)
-        write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
+        job = Job(drawn, caption, paths)
+
+        def write_note() -> None:
+            write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
+
+        if background is not None:
+            background.add(job, write_note)
+        else:
+            job.draw()
+            write_note()
     return paths
 
 

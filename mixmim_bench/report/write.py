@@ -11,6 +11,7 @@ import pandas as pd
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError, nearest
+from mixmim_bench.report.background import Background
 from mixmim_bench.report.claims import beside
 from mixmim_bench.report.contents import read_contents
 from mixmim_bench.report.frame import to_long
@@ -71,12 +72,13 @@ def write_report(store: RunStore, published: bool = False) -> Report:
     contents = read_contents(store)
     records, board, smoke, costs = contents.records, contents.board, contents.smoke, contents.costs
     paths = [store.folder / name for name in ("leaderboard.csv", "leaderboard.md", "results.csv")]
-    frame = to_long(records, costs)
-    page = to_html(contents)
-    markdown = to_markdown(board, costs, contents.marks) if board.rows else NOTHING
-    if published and (others := beside(board)):
-        markdown = f"{markdown}\n\n{others}"
-    with store.writing():
+    with store.writing(), Background() as background:
+        plots = write_plots(board, costs, store.folder / "plots", published, background)
+        frame = to_long(records, costs)
+        page = to_html(contents)
+        markdown = to_markdown(board, costs, contents.marks) if board.rows else NOTHING
+        if published and (others := beside(board)):
+            markdown = f"{markdown}\n\n{others}"
         write_whole(paths[0], safe_csv(to_frame(board, costs)).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
         write_whole(paths[2], safe_csv(frame).encode())
@@ -84,8 +86,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
         contents.pairs.save()
         write_whole(store.folder / "leaderboard.tex", f"{to_latex(board, costs, contents.marks)}\n".encode())
         paths.append(store.folder / "report.html")
-        paths += [store.folder / "leaderboard.tex", *_write_parquet(frame, store.folder)]
-        paths += write_plots(board, costs, store.folder / "plots", published)
+        paths += [store.folder / "leaderboard.tex", *_write_parquet(frame, store.folder), *plots]
         limited = store.folder / "limited.md"
         if smoke.rows:
             table = f"{SMOKE}\n\n{to_markdown(smoke, costs)}"
@@ -94,6 +95,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
             markdown = table if markdown == NOTHING else f"{markdown}\n\n{table}"
         else:
             limited.unlink(missing_ok=True)
+        background.finish()
     return Report(markdown, paths, contents.broken)
 
 
