@@ -56,7 +56,7 @@ class Background:
     def __enter__(self) -> "Background":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         """After an error, end the processes."""
         for child, _, _ in self._jobs:
             if child is not None:

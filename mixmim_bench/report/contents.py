@@ -38,6 +38,11 @@ class Contents:
         """What the paired tests show of each column."""
         return marks_of(self.board, self.pairs)
 
+    @property
+    def tested(self) -> set[tuple[str, str]]:
+        """The keys of the cells that were compared for the marks."""
+        return self.pairs.tested if self.marks else set()
+
 
 def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
     """Read a results folder, with intervals of today's methods; pairs: tests of an earlier reading."""

@@ -207,10 +207,14 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
 
     usual: dict[tuple[Any, ...], dict[str, str]] = {}
     groups: dict[str, list[RunRecord]] = {}
+    seen = set()
     for record in kept:
-        for key, values in _settings(record).items():
-            usual.setdefault(key, values)
-        groups.setdefault(digest({**record.identity, "seed": None}), []).append(record)
+        names = record.setting, record.model, record.weights, record.random_init
+        if names not in seen:  # other seeds have the same settings
+            seen.add(names)
+            for key, values in _settings(record).items():
+                usual.setdefault(key, values)
+        groups.setdefault(record.setting, []).append(record)
     rows: dict[tuple[str, str, str, str], Row] = {}
     for group in groups.values():
         record, column = group[0], column_of(group[0])

@@ -56,6 +56,7 @@ class Pairs:
             if _is_tested(tested)
         }
         self.used: dict[str, list[float]] = {}
+        self.tested: set[tuple[str, str]] = set()  # keys of cells
         self._sides: dict[str, Side] = {}
 
     def p_lower(self, a: Cell, b: Cell) -> float | None:
@@ -65,19 +66,17 @@ class Pairs:
             return None
         return tested.p if tested.value > 0 else 1.0
 
-    def difference(self, a: Cell, b: Cell, test: bool = True) -> "Difference | None":
-        """Return a - b on what both have (images, seeds, draws); None where they cannot be tested.
-
-        test: whether to test what has not been tested yet; else None.
-        """
+    def difference(self, a: Cell, b: Cell) -> "Difference | None":
+        """Return a - b on what both have (images, seeds, draws); None where they cannot be tested."""
         swapped = a.key > b.key
         first, second = (b, a) if swapped else (a, b)
         key = digest([first.key, second.key], 24)
         if key not in self.used:
-            tested = self.known.get(key) or (self._test(first, second) if test else None)
+            tested = self.known.get(key) or self._test(first, second)
             if tested is None:
                 return None
             self.used[key] = tested
+        self.tested.add((first.key, second.key))
         p, value, low, high = self.used[key]
         return Difference(p, -value, -high, -low) if swapped else Difference(p, value, low, high)
 

@@ -101,15 +101,20 @@ def _datatables() -> str:
 
 def data_of(contents: Contents) -> dict[str, Any]:
     """Return all that the page shows, as JSON values; scores are fractions."""
-    board, costs = contents.board, contents.costs
-    pictures = _Pictures(contents.store)
+    board, costs, store = contents.board, contents.costs, contents.store
+    pictures, logged = _Pictures(store), store.logged()
     return {
         "axes": {name: {"title": axis.short, "more": axis.more_is_better} for name, axis in AXES.items()},
         "columns": [*_columns(board), *_means(board)],
         "rows": [_row(contents, place) for place in range(len(board.rows))],
         "pairs": _pairs(contents),
         "records": {
-            record.run_id: _record(record, contents.store, pictures, costs) for record in contents.records
+            record.run_id: {
+                **_record(record, costs),
+                "picture": pictures.of(record),
+                "curves": _curves(store.logs_of(record.run_id)) if record.run_id in logged else {},
+            }
+            for record in contents.records
         },
         "failed": sorted(record.run_id for record in contents.records if record.error),
         "broken": [one_line(text) for text in contents.broken],
@@ -210,21 +215,45 @@ def _cell(
 def _pairs(contents: Contents) -> dict[str, list[float]]:
     """Return paired differences: 'ROW-ROW-COLUMN' -> difference, low, high, p, p corrected over columns."""
     board = contents.board
-    rows = [place for place, row in enumerate(board.rows) if not row.settings]
-    test = len(rows) <= PAIRED  # else show what is known
     found = {}
-    for a, b in combinations(rows, 2):
+    for (a, b), columns in _to_compare(contents).items():
         first, second = board.rows[a].cells, board.rows[b].cells
         tested = {}
-        for place, column in enumerate(board.columns):
-            if column in first and column in second:
-                each = contents.pairs.difference(first[column], second[column], test)
-                if each is not None:
-                    tested[place] = each
+        for place in columns:
+            column = board.columns[place]
+            each = contents.pairs.difference(first[column], second[column])
+            if each is not None:
+                tested[place] = each
         corrected = holm([each.p for each in tested.values()])
         for (place, each), p in zip(tested.items(), corrected, strict=True):
             found[f"{a}-{b}-{place}"] = [each.value, each.low, each.high, each.p, float(p)]
     return found
+
+
+def _to_compare(contents: Contents) -> dict[tuple[int, int], list[int]]:
+    """Return the places of two rows -> those of columns; of many rows only what the marks have tested."""
+    board = contents.board
+    rows = [place for place, row in enumerate(board.rows) if not row.settings]
+    if len(rows) <= PAIRED:
+        return {(a, b): _shared(board, a, b) for a, b in combinations(rows, 2)}
+    places = {
+        row.cells[column].key: (place, at)
+        for place, row in enumerate(board.rows)
+        for at, column in enumerate(board.columns)
+        if column in row.cells
+    }
+    chosen: dict[tuple[int, int], list[int]] = {}
+    for first, second in contents.tested:
+        if first in places and second in places:
+            (a, at), (b, _) = places[first], places[second]
+            chosen.setdefault((min(a, b), max(a, b)), []).append(at)
+    return {rows: sorted(columns) for rows, columns in sorted(chosen.items())}
+
+
+def _shared(board: Leaderboard, a: int, b: int) -> list[int]:
+    """Return the places of the columns that two rows have."""
+    first, second = board.rows[a].cells, board.rows[b].cells
+    return [place for place, column in enumerate(board.columns) if column in first and column in second]
 
 
 class _Pictures:
@@ -232,13 +261,14 @@ class _Pictures:
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
+        self.there = store.pictures()
         self.left = PICTURES
 
     def of(self, record: RunRecord) -> str:
         """Return the address of a run's picture, '' without one."""
-        path = self.store.picture_of(record.run_id)
-        if not path.exists():
+        if record.run_id not in self.there:
             return ""
+        path = self.store.picture_of(record.run_id)
         if path.stat().st_size > self.left:
             return path.relative_to(self.store.folder).as_posix()
         data = path.read_bytes()
@@ -246,9 +276,7 @@ class _Pictures:
         return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def _record(
-    record: RunRecord, store: RunStore, pictures: _Pictures, costs: Mapping[str, Cost]
-) -> dict[str, Any]:
+def _record(record: RunRecord, costs: Mapping[str, Cost]) -> dict[str, Any]:
     """Return what is shown of a run, under headings."""
     identity = record.identity
     cost = costs.get(record.costs.get("run", ""))
@@ -270,8 +298,6 @@ def _record(
             ("Environment", record.provenance),
         ],
         "notes": list(record.notes),
-        "picture": pictures.of(record),
-        "curves": _curves(store.logs_of(record.run_id)),
     }
 
 

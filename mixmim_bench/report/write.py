@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -26,7 +27,9 @@ from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.text import safe_csv
 from mixmim_bench.specs import Cost
 from mixmim_bench.suite.records import RunStore
-from mixmim_bench.suite.session import Session
+
+if TYPE_CHECKING:
+    from mixmim_bench.suite.session import Session
 
 NOTHING = "No run is finished yet."
 SMOKE = (
@@ -54,7 +57,7 @@ def _write_parquet(frame: pd.DataFrame, folder: Path) -> list[Path]:
     return [path]
 
 
-def report_session(session: Session, say: Callable[[str], None]) -> Report:
+def report_session(session: "Session", say: Callable[[str], None]) -> Report:
     """Draw the runs of a session that have no picture yet, and write the report; raises BenchError."""
     draw_finished(session.store, session.records(), session.resolved.data.values(), say)
     return write_report(session.store)

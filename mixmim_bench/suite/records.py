@@ -118,6 +118,14 @@ class RunStore:
         """Return where the picture of a run is."""
         return self.folder / "pictures" / f"{run_id}.png"
 
+    def pictures(self) -> set[str]:
+        """Return the ids of the runs that have a picture."""
+        return {path.stem for path in (self.folder / "pictures").glob("*.png")}
+
+    def logged(self) -> set[str]:
+        """Return the ids of the runs with logs of a training."""
+        return {path.name for path in (self.folder / "logs").glob("*")}
+
     def logs_of(self, run_id: str) -> Path:
         """Return the folder of the logs of a training."""
         return self.folder / "logs" / run_id
