@@ -126,6 +126,15 @@ class Leaderboard:
                 averages.append(Mean(*key, tasks=over, left_out=sorted(set(tasks) - set(over))))
         return averages
 
+    @cached_property
+    def weights(self) -> dict[str, set[str]]:
+        """The trained weights of each model."""
+        found: dict[str, set[str]] = {}
+        for row in self.rows:
+            if not row.random_init:
+                found.setdefault(row.model, set()).add(row.weights)
+        return found
+
     def _suites(self) -> dict[str, tuple[str, ...]]:
         """Return the suites of each task; older records do not have them."""
         cells = [(task, cell) for row in self.rows for (task, _), cell in row.cells.items()]

@@ -21,7 +21,8 @@ from typing import Any
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report.contents import Contents
 from mixmim_bench.report.leaderboard import Cell, Leaderboard
-from mixmim_bench.report.plots import AXES, label_of, places
+from mixmim_bench.report.plots import AXES, label_of, places, published_places
+from mixmim_bench.report.published import Published, of_board
 from mixmim_bench.report.text import one_line
 from mixmim_bench.scoring.statistics import holm
 from mixmim_bench.specs import Cost, RunRecord
@@ -39,15 +40,18 @@ POLICY = (
 )
 
 
-def to_html(contents: Contents) -> str:
-    """Return the page of a results folder; raises BenchError if a library of the page is missing."""
+def to_html(contents: Contents, published: bool = False) -> str:
+    """Return the page of a results folder; raises BenchError if a library of the page is missing.
+
+    published: whether results of others are in it, apart from the measured ones.
+    """
     scripts = [_datatables(), _plotly(), _asset("page.js")]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     policy = POLICY.format(scripts=" ".join(f"'sha256-{each}'" for each in hashes))
     parts = {
         "policy": html.escape(policy, quote=True),
         "style": f"{_library('itables', 'html/dt_bundle.css')}\n{_asset('page.css')}",
-        "data": embedded(data_of(contents)),
+        "data": embedded(data_of(contents, published)),
         "datatables": scripts[0],
         "plotly": scripts[1],
         "page": scripts[2],
@@ -99,7 +103,7 @@ def _datatables() -> str:
 # -- data --------------------------------------------------------------------------------------------
 
 
-def data_of(contents: Contents) -> dict[str, Any]:
+def data_of(contents: Contents, published: bool = False) -> dict[str, Any]:
     """Return all that the page shows, as JSON values; scores are fractions."""
     board, costs, store = contents.board, contents.costs, contents.store
     pictures, logged = _Pictures(store), store.logged()
@@ -121,6 +125,7 @@ def data_of(contents: Contents) -> dict[str, Any]:
         "older": board.left_out,
         "notes": _notes(contents),
         "smoke": len(contents.smoke.rows),
+        "published": _published(board) if published else None,
     }
 
 
@@ -157,6 +162,33 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
     ]
 
 
+def _published(board: Leaderboard) -> dict[str, Any] | None:
+    """Return the results of others by model and pretraining, and the columns that have some; None for none."""
+    found = of_board(board)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for at, results in enumerate(found.values()):
+        for each in results:
+            row = rows.setdefault((each.model, each.pretrain_data), _published_row(each, len(found)))
+            row["cells"][at] = {
+                "value": each.value / 100,
+                "x": published_places(each),
+                "link": each.link,
+                "source": one_line(each.source),
+                "note": one_line(each.note),
+            }
+    columns = [board.columns.index(column) for column in found]
+    return {"columns": columns, "rows": list(rows.values())} if rows else None
+
+
+def _published_row(each: Published, columns: int) -> dict[str, Any]:
+    return {
+        "model": one_line(each.model),
+        "pretraining": one_line(each.pretrain_data),
+        "cost": {"params_m": each.params_m, "gmacs": each.gmacs},
+        "cells": [None] * columns,
+    }
+
+
 def _notes(contents: Contents) -> list[str]:
     """Return what the table alone does not say."""
     board = contents.board
@@ -186,7 +218,7 @@ def _row(contents: Contents, place: int) -> dict[str, Any]:
         "model": one_line(row.model),
         "weights": one_line(row.weights),
         "variant": one_line(row.variant),
-        "label": label_of(row, board.rows),
+        "label": label_of(row, board),
         "random": row.random_init,
         "settings": bool(row.settings),
         "cost": {name: getattr(cost, name) if cost else None for name in COST},

@@ -78,7 +78,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
     with store.writing(), Background() as background:
         plots = write_plots(board, costs, store.folder / "plots", published, background)
         frame = to_long(records, costs)
-        page = to_html(contents)
+        page = to_html(contents, published)
         markdown = to_markdown(board, costs, contents.marks) if board.rows else NOTHING
         if published and (others := beside(board)):
             markdown = f"{markdown}\n\n{others}"

@@ -63,8 +63,17 @@
     if (cell.mark === "tied") text += "=";
     const about = cell.seeds > 1 ? `± ${percent(cell.high - cell.value)} (${cell.seeds} seeds)`
       : `${percent(cell.low)} to ${percent(cell.high)}`;
-    const shown = at("intervals").checked ? `${text}<span class="interval">${about}</span>` : text;
+    const shown = `${text}<span class="interval">${about}</span>`;
     return cell.runs.length ? `<button type="button" class="score" data-runs="${cell.runs.map(escaped).join(" ")}">${shown}</button>` : shown;
+  }
+
+  function costColumn([name, title]) {
+    return { title, data: null, className: "number", orderSequence: ["desc", "asc"],
+      render: (row, type) => {
+        const value = row.cost[name];
+        if (type === "sort" || type === "type") return value === null ? -Infinity : value;
+        return value === null ? "" : round(value) + (name === "gmacs" && row.uncounted ? " †" : "");
+      } };
   }
 
   const table = new DataTable("#board", {
@@ -81,12 +90,7 @@
         const text = [row.weights, row.variant].filter(Boolean).join(" · ");
         return type !== "display" ? text : row.random ? `<strong>${escaped(text)}</strong>` : escaped(text);
       } },
-      ...COSTS.map(([name, title]) => ({ title, data: null, className: "number", orderSequence: ["desc", "asc"],
-        render: (row, type) => {
-          const value = row.cost[name];
-          if (type === "sort" || type === "type") return value === null ? -Infinity : value;
-          return value === null ? "" : round(value) + (name === "gmacs" && row.uncounted ? " †" : "");
-        } })),
+      ...COSTS.map(costColumn),
       ...data.columns.map((column, place) => ({ title: escaped(column.name), data: null, className: "number",
         visible: column.kind !== "further", orderSequence: ["desc", "asc"], type: "num",
         render: (row, type) => shownScore(row.cells[place], type) })),
@@ -98,15 +102,73 @@
     return Number.isFinite(value) && value > 0 ? value : Infinity;
   }
   const within = (cost, most) => most === Infinity || (cost !== null && cost <= most);
-  table.search.fixed("cost", (_, row) => within(row.cost.params_m, limit("most-params")) &&
-    within(row.cost.gmacs, limit("most-flops")));
+  const affordable = (_, row) => within(row.cost.params_m, limit("most-params")) &&
+    within(row.cost.gmacs, limit("most-flops"));
+  table.search.fixed("cost", affordable);
+
+  function isChosen(column) {
+    const protocol = at("protocol").value, suite = at("suite").value;
+    return (!protocol || column.protocol === protocol) && (!suite || column.suites.includes(suite));
+  }
+
+  function setVisible(shown, first, wanted) { // in two calls, since each rebuilds the head
+    for (const visible of [true, false]) {
+      const changed = wanted.flatMap((each, place) =>
+        (each === visible && shown.column(first + place).visible() !== visible ? [first + place] : []));
+      if (changed.length) shown.columns(changed).visible(visible, false);
+    }
+    shown.draw(false);
+  }
 
   function showColumns() {
-    const protocol = at("protocol").value, suite = at("suite").value;
-    data.columns.forEach((column, place) => table.column(FIRST + place).visible(
-      (column.kind !== "further" || at("further").checked) && (!protocol || column.protocol === protocol) &&
-      (!suite || column.suites.includes(suite)), false));
-    table.columns.adjust().draw(false);
+    setVisible(table, FIRST, data.columns.map((column) =>
+      (column.kind !== "further" || at("further").checked) && isChosen(column)));
+    if (others) setVisible(others, FIRST_OTHER, data.published.columns.map((place) => isChosen(data.columns[place])));
+  }
+
+  /* -- published by others, apart from the measured rows ------------------------------------------ */
+
+  const FIRST_OTHER = 4; // model, pretraining and two costs
+
+  function link(cell, text) {
+    if (!/^https?:\/\//.test(cell.link)) return escaped(text);
+    return `<a href="${escaped(cell.link)}" target="_blank" rel="noopener noreferrer">${escaped(text)}</a>`;
+  }
+
+  function othersTable() {
+    at("others-choice").hidden = at("others-note").hidden = at("others").hidden = false;
+    const made = new DataTable("#others-board", {
+      data: data.published.rows, autoWidth: false, deferRender: true, order: [], pageLength: 10,
+      language: { search: "Search published", lengthMenu: "_MENU_ published rows per page" },
+      columns: [
+        ...[["Model", "model"], ["Pretraining", "pretraining"]].map(([title, key]) => ({ title, data: null,
+          render: (row, type) => (type === "display" ? escaped(row[key]) : row[key]) })),
+        ...COSTS.slice(0, 2).map(costColumn),
+        ...data.published.columns.map((column, place) => ({ title: escaped(data.columns[column].name), data: null,
+          className: "number", orderSequence: ["desc", "asc"], type: "num",
+          render: (row, type) => {
+            const cell = row.cells[place];
+            if (type === "sort" || type === "type") return cell ? cell.value : -Infinity;
+            if (!cell) return "";
+            return type === "display" ? link(cell, percent(cell.value)) : percent(cell.value);
+          } })),
+      ],
+    });
+    made.search.fixed("cost", affordable);
+    made.on("draw", () => draw());
+    at("others-shown").addEventListener("change", () => {
+      at("others").hidden = !at("others-shown").checked;
+      draw();
+    });
+    return made;
+  }
+
+  /** The published results of a column that pass the filters. */
+  function publishedOf(column, axis) {
+    const place = others && at("others-shown").checked ? data.published.columns.indexOf(column) : -1;
+    if (place < 0) return [];
+    return others.rows({ search: "applied" }).data().toArray().filter((row) => row.cells[place]?.x[axis])
+      .map((row) => ({ row, cell: row.cells[place], x: row.cells[place].x[axis], y: 100 * row.cells[place].value }));
   }
 
   const distinct = (values) => [...new Set(values)].sort();
@@ -114,13 +176,17 @@
   fill(at("protocol"), choices(data.columns.map((column) => column.protocol)));
   fill(at("suite"), choices(data.columns.flatMap((column) => column.suites)));
   for (const id of ["protocol", "suite", "further"]) at(id).addEventListener("change", showColumns);
-  for (const id of ["most-params", "most-flops"]) at(id).addEventListener("input", () => table.draw());
-  at("intervals").addEventListener("change", () => table.rows().invalidate().draw(false));
+  for (const id of ["most-params", "most-flops"]) at(id).addEventListener("input", () => {
+    table.draw();
+    if (others) others.draw();
+  });
+  at("intervals").addEventListener("change", () => at("board").classList.toggle("short", !at("intervals").checked));
   at("board").addEventListener("click", (event) => {
     const button = event.target.closest("button.score");
     if (button) open(button.dataset.runs.split(" "));
   });
   table.on("draw", () => draw());
+  const others = data.published && othersTable();
 
   /* -- plot ---------------------------------------------------------------------------------------- */
 
