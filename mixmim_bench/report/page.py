@@ -163,7 +163,7 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
 
 
 def _published(board: Leaderboard) -> dict[str, Any] | None:
-    """Return the results of others by model and pretraining, and the columns that have some; None for none."""
+    """Return the results of others by model and pretraining, with their columns; None for none."""
     found = of_board(board)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for at, results in enumerate(found.values()):

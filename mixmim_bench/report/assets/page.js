@@ -10,6 +10,7 @@
   const counted = (n, name) => `${n.toLocaleString("en")} ${name}${n === 1 ? "" : "s"}`;
   const round = (value) => (value >= 1000 ? value.toFixed(0) : value >= 1 ? value.toFixed(1) : value.toPrecision(2));
   const COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777"];
+  const WHISKERS = 200; // points; of more, intervals would hide them, and take long to draw
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "x", "star"];
   const COSTS = [["params_m", "Params (M)"], ["gmacs", "FLOPs (G)"], ["images_per_s", "Images/s"],
     ["peak_memory_mb", "Memory (MB)"]];
@@ -46,9 +47,9 @@
     theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
     try { localStorage.setItem("theme", theme); } catch { /* no storage */ }
     showTheme();
-    draw();
+    draw(true);
   });
-  dark.addEventListener("change", () => { showTheme(); draw(); });
+  dark.addEventListener("change", () => { showTheme(); draw(true); });
   showTheme();
 
   /* -- table --------------------------------------------------------------------------------------- */
@@ -155,6 +156,7 @@
       ],
     });
     made.search.fixed("cost", affordable);
+    made.table().container().querySelector("nav")?.setAttribute("aria-label", "pagination of published results");
     made.on("draw", () => draw());
     at("others-shown").addEventListener("change", () => {
       at("others").hidden = !at("others-shown").checked;
@@ -213,21 +215,27 @@
     return found;
   }
 
-  function draw() {
+  const kinds = new Map(distinct(data.rows.map((row) => row.model)).map((model, kind) => [model, kind]));
+
+  /** Draw the points of the rows that pass the filters, unless they are drawn; restyled: in other colours. */
+  function draw(restyled = false) {
     const place = at("plot-column").value, axis = at("plot-axis").value;
     const column = data.columns[place];
     if (!column) {
       at("plot").textContent = "Nothing to draw yet.";
       return;
     }
-    const models = distinct(data.rows.map((row) => row.model));
-    const points = table.rows({ search: "applied" }).data().toArray().flatMap((row) => {
+    const points = table.rows({ search: "applied", order: "index" }).data().toArray().flatMap((row) => {
       const cell = row.cells[place];
       if (!cell || row.settings || !cell.x[axis]) return [];
-      const kind = models.indexOf(row.model);
+      const kind = kinds.get(row.model);
       return [{ row, cell, x: cell.x[axis], y: 100 * cell.value, colour: COLOURS[kind % COLOURS.length],
         symbol: SYMBOLS[Math.floor(kind / COLOURS.length) % SYMBOLS.length] + (row.random ? "-open" : "") }];
     });
+    const published = publishedOf(Number(place), axis);
+    const shown = [axis, ...points, ...published].map((each) => each.cell ?? each);
+    if (!restyled && draw.shown?.length === shown.length && shown.every((each, n) => each === draw.shown[n])) return;
+    draw.shown = shown;
     const more = data.axes[axis].more;
     const best = front(points, more);
     const room = at("plot").clientWidth / 90; // labels that fit beside each other
@@ -235,20 +243,30 @@
       : best.length ? [best[0], best[best.length - 1]] : []);
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
+    const named_points = points.filter((point) => named.has(point));
     const hover = (point) => `${escaped(rowName(point.row))}<br>${escaped(column.metric)} ${percent(point.cell.value)} % ` +
       `(${percent(point.cell.low)} to ${percent(point.cell.high)})<br>${round(point.x)} ${escaped(data.axes[axis].title)}`;
     const traces = [
       { x: best.map((p) => p.x), y: best.map((p) => p.y), mode: "lines", hoverinfo: "skip",
         line: { color: ink, width: 1, dash: "dash" }, opacity: 0.6 },
-      { x: points.map((p) => p.x), y: points.map((p) => p.y), mode: "markers+text", hoverinfo: "text",
-        text: points.map((p) => (named.has(p) ? escaped(p.row.label) : "")), textposition: "top center", cliponaxis: false,
-        textfont: { size: 11, color: ink }, hovertext: points.map(hover), customdata: points.map((p) => p.cell.runs),
+      { x: points.map((p) => p.x), y: points.map((p) => p.y), mode: "markers", hoverinfo: "text",
+        cliponaxis: false, hovertext: points.map(hover), customdata: points.map((p) => p.cell.runs),
         marker: { size: 10, color: points.map((p) => p.colour), symbol: points.map((p) => p.symbol), line: { width: 1.5 } },
-        error_y: { type: "data", symmetric: false, thickness: 1, width: 3, color: line,
+        error_y: { visible: points.length <= WHISKERS, type: "data", symmetric: false, thickness: 1, width: 3, color: line,
           array: points.map((p) => 100 * (p.cell.high - p.cell.value)),
           arrayminus: points.map((p) => 100 * (p.cell.value - p.cell.low)) } },
+      { x: named_points.map((p) => p.x), y: named_points.map((p) => p.y), mode: "text", hoverinfo: "skip", cliponaxis: false,
+        text: named_points.map((p) => escaped(p.row.label)), textposition: "top center", textfont: { size: 11, color: ink } },
     ];
-    const at_ticks = points.length ? ticks(points.map((p) => p.x)) : [];
+    if (published.length) {
+      const about = (point) => `${escaped(point.row.model)}, ${escaped(point.row.pretraining)} (published)<br>` +
+        `${escaped(column.metric)} ${percent(point.cell.value)} %<br>${round(point.x)} ${escaped(data.axes[axis].title)}`;
+      traces.push({ x: published.map((p) => p.x), y: published.map((p) => p.y), mode: "markers", hoverinfo: "text", zorder: -1,
+        hovertext: published.map(about), customdata: published.map((_, n) => n), name: "published",
+        marker: { size: 6, color: "#9A9A9A" } });
+    }
+    draw.published = published;
+    const at_ticks = points.length ? ticks([...points, ...published].map((p) => p.x)) : [];
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13 }, showlegend: false,
       margin: { l: 60, r: 20, t: 20, b: 55 }, hovermode: "closest", hoverlabel: { align: "left" },
@@ -257,12 +275,13 @@
       yaxis: { title: { text: `${escaped(column.metric)} (%)` }, gridcolor: line, zeroline: false },
     };
     at("plot").setAttribute("aria-label", `${column.name} against ${data.axes[axis].title}: ` +
-      counted(points.length, "model"));
+      counted(points.length, "model") + (published.length ? ` and ${published.length} published by others` : ""));
     Plotly.react("plot", traces, layout, { responsive: true, displaylogo: false });
     if (!draw.listening) {
       at("plot").on("plotly_click", (event) => {
-        const runs = event.points[0].customdata;
-        if (runs && runs.length) open(runs);
+        const { customdata, data: trace } = event.points[0];
+        if (trace.name === "published") openPublished(draw.published[customdata], data.columns[at("plot-column").value]);
+        else if (customdata && customdata.length) open(customdata);
       });
       draw.listening = true;
     }
@@ -370,6 +389,18 @@
     at("record-body").replaceChildren(...known.flatMap(described));
     at("record").showModal();
     at("record").scrollTop = 0;
+  }
+  function openPublished({ row, cell }, column) {
+    at("record-title").textContent = row.model;
+    const source = element("dd", {}, cell.source);
+    if (/^https?:\/\//.test(cell.link)) {
+      source.replaceChildren(element("a", { href: cell.link, target: "_blank", rel: "noopener noreferrer" }, cell.source));
+    }
+    const values = listed({ [column.metric]: `${percent(cell.value)} %`, pretraining: row.pretraining, note: cell.note || "none" });
+    values.append(element("dt", {}, "source"), source);
+    at("record-body").replaceChildren(element("h3", {}, column.name),
+      element("p", { class: "note" }, "Published by others, not measured here."), values);
+    at("record").showModal();
   }
   at("close").addEventListener("click", () => at("record").close());
 
