@@ -1,6 +1,6 @@
 """Time of a report on many records, and of interactions with its page in Chromium.
 
-    python benchmarks/report.py [--models 40] [--tasks 25] [--protocols 2] [--seeds 5] [--folder FOLDER]
+    python benchmarks/report.py [--models 40] [--tasks 25] [--protocols 2] [--seeds 5] [--page-only]
 
 Makes a results folder with predictions of 200 images per record, the same at each call; runs `mixmim-bench
 report` on it without and with what it keeps (plots, paired tests); and times what a reader does in
@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from records import cost, made
 
+from mixmim_bench.report.contents import read_contents
+from mixmim_bench.report.page import to_html
 from mixmim_bench.suite.records import RunStore
 
 IMAGES = 200
@@ -66,27 +68,35 @@ UNDO = "() => document.querySelector('dialog[open]')?.close()"
 @click.option("--protocols", default=2, type=click.IntRange(1, len(PROTOCOLS)))
 @click.option("--seeds", default=5)
 @click.option("--rounds", default=3, help="Of the page.")
+@click.option("--page-only", is_flag=True, help="Make report.html alone: no tables and no plots.")
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
     help="For the results; kept, and used again if it has records. Default: temporary.",
 )
-def main(models: int, tasks: int, protocols: int, seeds: int, rounds: int, folder: Path | None) -> None:
+def main(
+    models: int, tasks: int, protocols: int, seeds: int, rounds: int, page_only: bool, folder: Path | None
+) -> None:
     """Make records, report twice, and use the page."""
     with tempfile.TemporaryDirectory() as name:
         store = RunStore(folder or Path(name))
         if not store.runs.is_dir():
             make_records(store, models, tasks, PROTOCOLS[:protocols], seeds)
-        forget_report(store)
-        times = {"`mixmim-bench report`, cold": report(store), "again, warm": report(store)}
+        if page_only:
+            times = {"make report.html": make_page(store)}
+        else:
+            forget_report(store)
+            times = {"`mixmim-bench report`, cold": report(store), "again, warm": report(store)}
+        busy = os.getloadavg()[0]
         page = store.folder / "report.html"
         records = models * tasks * protocols * seeds
         print(f"| {records:,} records, {models:,} rows, page of {page.stat().st_size / 1e6:.1f} MB | |")
         print("| --- | --- |")
-        for what, seconds in times.items():
-            print(f"| {what} | {seconds:.1f} s |")
+        for what, (seconds, cpu_s) in times.items():
+            print(f"| {what} | {seconds:.1f} s ({cpu_s:.1f} s of CPU time) |")
         for what, values in use(page, rounds).items():
             print(f"| {what} | {statistics.median(values):.0f} ms (at most {max(values):.0f}) |")
+        print(f"\nLoad average {busy:.0f} on {os.cpu_count()} cores.")
 
 
 def make_records(store: RunStore, models: int, tasks: int, protocols: tuple[str, ...], seeds: int) -> None:
@@ -116,12 +126,23 @@ def forget_report(store: RunStore) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def report(store: RunStore) -> float:
-    """Return the seconds of a process that reports."""
-    start = time.perf_counter()
+def report(store: RunStore) -> tuple[float, float]:
+    """Return the seconds of a process that reports, and of CPU time with its children."""
+    start, before = time.perf_counter(), os.times()
     command = [sys.executable, "-m", "mixmim_bench.cli", "report", "--results", str(store.folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    after = os.times()
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - start, cpu_s
+
+
+def make_page(store: RunStore) -> tuple[float, float]:
+    """Write report.html from what is kept; returns seconds, and seconds of CPU time."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    contents = read_contents(store)
+    (store.folder / "report.html").write_text(to_html(contents))
+    contents.pairs.save()
+    return time.perf_counter() - start, time.process_time() - cpu_start
 
 
 def use(path: Path, rounds: int) -> dict[str, list[float]]:

@@ -466,6 +466,7 @@ def test_a_thousand_rows_are_paged_sorted_and_filtered(browser, many):
     assert "1,000" in page.locator(".dt-info").first.inner_text()
     page.locator("#board thead th", has_text="dtd linear").click()
     best = sorted(range(1000), key=lambda place: -(place * 7 % 1000))
+    page.wait_for_selector(f"#board tbody tr:first-child td:has-text('model{best[0]:04d}')")
     assert models(page) == [f"model{place:04d}" for place in best[:25]]
     page.locator(".dt-paging-button.next").first.click()
     assert models(page) == [f"model{place:04d}" for place in best[25:50]]
