@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 
 RECORD_SCHEMA = 1
@@ -26,9 +27,12 @@ PERMUTED = "permuted"  # the variant of a task whose labels are permuted, a cont
 NOISE = "noise"  # begins the variants of a task whose images are so many percent noise, a control
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """Serialise JSON in its canonical form, for hashing: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def digest(value: Any, length: int = 16) -> str:
@@ -440,6 +444,11 @@ class RunRecord:
     def protocol(self) -> str:
         """The name of the protocol."""
         return self.identity["protocol"]["name"]
+
+    @cached_property
+    def setting(self) -> str:
+        """A digest of what determines the result, except the seed."""
+        return digest({**self.identity, "seed": None})
 
     @property
     def shown(self) -> tuple[str, ...]:

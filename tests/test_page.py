@@ -14,6 +14,7 @@ from test_tables import N, right, saved
 
 from mixmim_bench.report.contents import read_contents
 from mixmim_bench.report.page import data_of, embedded, to_html
+from mixmim_bench.report.published import of_task
 from mixmim_bench.report.serve import Server
 from mixmim_bench.report.write import write_report
 from mixmim_bench.specs import RunRecord, digest
@@ -157,7 +158,7 @@ def test_the_server_answers_to_its_own_address_only(served, host):
 
 
 def test_the_server_takes_no_other_options(run, served):
-    for options in (["--serve", "--with-published"], ["--serve", "-m", "a"], ["--port", "80"]):
+    for options in (["--serve", "--published-only"], ["--serve", "-m", "a"], ["--port", "80"]):
         run("report", *options, "--results", served.store.folder, code=2)
 
 
@@ -328,6 +329,158 @@ def test_nothing_is_wider_than_a_phone(browser, report):
     page.wait_for_selector("#board tbody tr")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The page of two models on ImageNet-1K, with what others have published."""
+    store = saved(tmp_path_factory.mktemp("published"), {"a": right(0.9, 0), "b": right(0.5, 1)})
+    for name, share in (("a", 0.8), ("b", 0.7), ("c", 0.75)):
+        store.save(made(name, share, task="imagenet1k", protocol="finetune"), {})
+    write_report(store, published=True)
+    return store.folder / "report.html"
+
+
+def test_published_results_are_apart_from_measured_ones(published):
+    data = data_in(published.read_text())
+    expected = {
+        (each.model, each.pretrain_data): each for each in of_task("imagenet1k", "finetune", "top1", ())
+    }
+    assert len(expected) > 50
+    others = data.pop("published")
+    assert [data["columns"][place]["name"] for place in others["columns"]] == ["imagenet1k finetune"]
+    for row in others["rows"]:
+        each = expected.pop((row["model"], row["pretraining"]))
+        (cell,) = row["cells"]
+        assert cell["value"] == pytest.approx(each.value / 100) and cell["source"] == each.source
+        assert cell["link"].startswith(("https://", "http://")) and cell["link"] == each.link
+    assert not expected
+    # all the rest is as without them: rows, marks, means, pairs
+    store = RunStore(published.parent)
+    without = data_of(read_contents(store))
+    assert without.pop("published") is None
+    assert json.loads(json.dumps(without)) == data
+
+
+def test_without_the_option_nothing_published_is_in_the_page(published):
+    page = to_html(read_contents(RunStore(published.parent)))
+    assert '"published":null' in page and "SimMIM" not in page and "arxiv.org" not in page.lower()
+
+
+@in_browser
+def test_published_results_are_grey_filtered_and_hidden(browser, published):
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    page = context.new_page()
+    logged = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.goto(published.as_uri())
+    page.wait_for_selector("#others-board tbody tr")
+    trace = "document.getElementById('plot').data.find((trace) => trace.name === 'published')"
+    grey = f"{trace}?.x.length ?? 0"
+    assert page.evaluate(grey) == 0  # of digits nobody has published
+    page.locator("#plot-column").select_option(label="imagenet1k finetune")
+    every = page.evaluate(grey)
+    assert every > 50 and drawn(page) == 2  # c has no cost
+    assert page.evaluate(f"{trace}.marker.color") == "#9A9A9A"
+    links = page.locator("#others-board tbody a")
+    assert links.count() == 10
+    assert all(link.get_attribute("href").startswith("http") for link in links.all())
+    assert {link.get_attribute("rel") for link in links.all()} == {"noopener noreferrer"}
+    assert sorted(models(page)) == ["a", "b", "c"]  # and none in the leaderboard
+    assert "a · w" in page.locator("#first").inner_text()
+    assert "MixMIM" not in page.locator("#first").inner_text()
+    page.get_by_label("Search published").fill("SimMIM")
+    some = page.evaluate(grey)
+    assert 0 < some < every
+    names = page.locator("#others-board tbody td:first-child").all_inner_texts()
+    assert names and all("SimMIM" in name for name in names) and len(models(page)) == 3
+    page.get_by_label("Search published").fill("")
+    page.locator("#most-flops").fill("5")
+    limited = [
+        each for each in of_task("imagenet1k", "finetune", "top1", ()) if each.gmacs and each.gmacs <= 5
+    ]
+    assert page.evaluate(grey) == len(limited) > 0
+    page.locator("#most-flops").fill("")
+    page.locator("#protocol").select_option("linear")
+    assert "imagenet1k finetune" not in page.locator("#others-board thead").inner_text()
+    page.locator("#protocol").select_option("")
+    page.get_by_role("checkbox", name="Published by others").uncheck()
+    assert page.evaluate(grey) == 0 and drawn(page) == 2 and not page.locator("#others").is_visible()
+    page.get_by_role("checkbox", name="Published by others").check()
+    assert page.evaluate(grey) == every and page.locator("#others").is_visible()
+    context.close()
+    assert not logged
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_published_results_are_accessible(browser, published, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context = browser.new_context(color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.goto(published.as_uri())
+    page.wait_for_selector("#others-board tbody tr")
+    page.locator("#plot-column").select_option(label="imagenet1k finetune")
+    click_on_one = """() => {
+        const plot = document.getElementById('plot'), data = plot.data.find((t) => t.name === 'published');
+        plot.emit('plotly_click', {points: [{customdata: data.customdata[0], data}]});
+    }"""
+    for prepare in (lambda: None, lambda: page.evaluate(click_on_one)):
+        prepare()
+        found = Axe().run(page).response["violations"]
+        assert not found, [(each["id"], each["nodes"][0]["html"][:200]) for each in found]
+    assert page.locator("dialog[open] a").get_attribute("href").startswith("http")
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """The page of 1,000 models on two tasks, without their predictions."""
+    store = RunStore(tmp_path_factory.mktemp("many"))
+    store.prepare()
+    for place in range(1000):
+        name = f"model{place:04d}"
+        for task in ("digits", "dtd"):
+            value = 0.2 + (place * (7 if task == "dtd" else 1) % 1000) / 2000
+            store.save(made(name, value, task=task), {})
+        for at in ("own", "run"):
+            store.save_cost(f"{name}-{at}", cost(name, 1.0 + place, params_m=5.0 + place))
+    path = store.folder / "report.html"
+    path.write_text(to_html(read_contents(store)))
+    return path
+
+
+@in_browser
+def test_a_thousand_rows_are_paged_sorted_and_filtered(browser, many):
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    page = context.new_page()
+    logged = []
+    page.on("console", lambda message: logged.append(message.text))
+    page.on("pageerror", lambda error: logged.append(str(error)))
+    page.set_default_timeout(60_000)  # of each step, so that one that takes minutes fails
+    page.goto(many.as_uri())
+    page.wait_for_selector("#board tbody tr")
+    assert len(models(page)) == 25 and drawn(page) == 1000
+    assert "1,000" in page.locator(".dt-info").first.inner_text()
+    page.locator("#board thead th", has_text="dtd linear").click()
+    best = sorted(range(1000), key=lambda place: -(place * 7 % 1000))
+    page.wait_for_selector(f"#board tbody tr:first-child td:has-text('model{best[0]:04d}')")
+    assert models(page) == [f"model{place:04d}" for place in best[:25]]
+    page.locator(".dt-paging-button.next").first.click()
+    assert models(page) == [f"model{place:04d}" for place in best[25:50]]
+    page.get_by_label("Search").fill("model099")
+    assert models(page) == [f"model{place:04d}" for place in best if place // 10 == 99] and drawn(page) == 10
+    page.get_by_label("Search").fill("")
+    page.locator("#most-params").fill("104")
+    assert drawn(page) == 100 and models(page)[0] == f"model{next(p for p in best if p < 100):04d}"
+    page.locator("#intervals").uncheck()
+    assert page.locator("#board .interval").first.is_hidden()
+    page.locator("#board button.score").first.click()
+    assert "Hyper-parameters" in page.locator("#record-body").inner_text()
+    context.close()
+    assert not logged
 
 
 @in_browser

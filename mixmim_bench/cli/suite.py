@@ -421,8 +421,8 @@ def compare(first: str, second: str, plot: Path | None, results: Path, as_json: 
     "--with-published",
     "published",
     is_flag=True,
-    help="Add results that others have published for these tasks: a table of their own with links, and grey "
-    "points. They are in no average and no comparison.",
+    help="Add results that others have published for these tasks, also to report.html: a table of their own "
+    "with links, and grey points. They are in no average and no comparison.",
 )
 @click.option(
     "--published-only",
@@ -455,8 +455,8 @@ def report(
     from mixmim_bench.suite.records import RunStore
 
     choosing = bool(max_params or max_flops or any(chosen.values()))
-    if serve and (published or published_only or choosing):
-        raise click.UsageError("--serve shows the whole report; leave out the other options")
+    if serve and (published_only or choosing):
+        raise click.UsageError("--serve shows the whole report; leave out the options that choose or sort")
     if port and not serve:
         raise click.UsageError("--port belongs to --serve")
     if published_only:
@@ -468,7 +468,7 @@ def report(
         return
     store = RunStore(existing(results))
     if serve:
-        _serve(store, port)
+        _serve(store, port, published)
         return
     if choosing:
         click.echo(filtered(store, Filter(max_params_m=max_params, max_gmacs=max_flops, **chosen)))
@@ -476,12 +476,12 @@ def report(
     show_report(write_report(store, published))
 
 
-def _serve(store: Any, port: int) -> None:
+def _serve(store: Any, port: int, published: bool) -> None:
     """Serve the report page until the user interrupts."""
     from mixmim_bench.report.serve import HOST, Server
 
     try:
-        server = Server(store, port)
+        server = Server(store, port, published)
     except OSError as error:
         raise BenchError(f"--port {port}: cannot listen on {HOST} ({error}); choose another") from error
     with server:

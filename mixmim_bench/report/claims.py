@@ -10,7 +10,15 @@ import pandas as pd
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.leaderboard import Leaderboard
 from mixmim_bench.report.panels import Panel, Point, exact
-from mixmim_bench.report.published import MIXMIM, NOT_PUBLISHED, Published, load_published, methods, of_task
+from mixmim_bench.report.published import (
+    MIXMIM,
+    NOT_PUBLISHED,
+    Published,
+    load_published,
+    methods,
+    of_board,
+    of_task,
+)
 from mixmim_bench.report.redraw import draw_if_changed
 from mixmim_bench.report.text import markdown
 
@@ -168,14 +176,8 @@ def beside(board: Leaderboard) -> str:
     """Return a table of the published results of the tasks and protocols of a leaderboard, '' for none."""
     rows: dict[str, dict[str, str]] = {}
     titles = []
-    for task, protocol in board.columns:
-        metric = next(
-            row.cells[task, protocol].record.metric for row in board.rows if (task, protocol) in row.cells
-        )
-        found = of_task(task, protocol, metric, ())
-        if not found:
-            continue
-        titles.append(markdown(f"{task} {protocol} {metric}"))
+    for (task, protocol), found in of_board(board).items():
+        titles.append(markdown(f"{task} {protocol} {found[0].metric}"))
         for row in found:
             name = f"{row.model}, {row.pretrain_data}"
             about = {"Model": markdown(row.model), "Pretraining": markdown(row.pretrain_data)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mixmim_bench.report.controls import Controlled, controls_of
 from mixmim_bench.report.intervals import with_current_intervals
@@ -23,7 +24,6 @@ class Contents:
         smoke: the leaderboard of smoke runs.
         costs: measurements by key.
         pairs: paired tests.
-        marks: what they show of each column.
         broken: files that were set aside, with the reason.
     """
 
@@ -34,8 +34,17 @@ class Contents:
     smoke: Leaderboard
     costs: Mapping[str, Cost]
     pairs: Pairs
-    marks: Mapping[Column, Marks]
     broken: list[str]
+
+    @cached_property
+    def marks(self) -> dict[Column, Marks]:
+        """What the paired tests show of each column."""
+        return marks_of(self.board, self.pairs)
+
+    @property
+    def tested(self) -> set[tuple[str, str]]:
+        """The keys of the cells that were compared for the marks."""
+        return self.pairs.tested if self.marks else set()
 
 
 def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
@@ -43,7 +52,7 @@ def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
     broken: list[str] = []
     every = [with_current_intervals(store, record) for record in store.records(broken)]
     records = [record for record in every if not record.limited]
-    board, pairs = leaderboard(each for each in records if not each.control), pairs or Pairs(store)
+    board = leaderboard(each for each in records if not each.control)
     return Contents(
         store=store,
         records=records,
@@ -51,7 +60,6 @@ def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
         controls=controls_of(board, records),
         smoke=leaderboard(each for each in every if each.limited and not each.control),
         costs=store.read_costs(broken),
-        pairs=pairs,
-        marks=marks_of(board, pairs),
+        pairs=pairs or Pairs(store),
         broken=broken,
     )

@@ -1,7 +1,6 @@
 """Draw scores against costs in the style of a paper: readable at column width and by colour-blind readers."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -35,11 +34,16 @@ def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
     y_title = f"{metrics[0]} (%)" if len(metrics) == 1 else "Score (%)"
     style.set_caption(figure, panels[0].cost, y_title, caption)
     style.add_legend(figure, _legend(panels, looks), min(len(panels), style.PANELS_IN_A_ROW))
-    figure.draw_without_rendering()  # sizes are known, and labels can be placed
+    with style.hidden(
+        each for axis in axes for each in (*axis.lines, *axis.collections)
+    ):  # not of the layout
+        figure.draw_without_rendering()  # sizes are known, and labels can be placed
     figure.set_layout_engine("none")
-    for axis, panel in zip(axes, panels, strict=True):
-        with _alone(axis, axes):
+    with style.hidden(style.all_but_labels(figure)), style.hidden(axes):  # adjust_text draws the whole figure
+        for axis, panel in zip(axes, panels, strict=True):
+            axis.set_visible(True)
             _label_points(axis, panel, looks)
+            axis.set_visible(False)
     return figure
 
 
@@ -62,19 +66,9 @@ def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]])
     for group in dict.fromkeys(point.group for point in points if point.joined):
         line = sorted((p.x, 100 * p.value) for p in points if p.group == group and p.joined)
         axis.plot(*zip(*line, strict=True), color=looks[group]["color"], linewidth=1.0, alpha=0.55, zorder=2)
+    _draw_intervals(axis, points, looks)
     for point in points:
         look = {**looks[point.group], **({"markersize": 7.5} if point.bold else {})}
-        if point.low < point.value or point.high > point.value:
-            error = [[100 * (point.value - point.low)], [100 * (point.high - point.value)]]
-            axis.errorbar(
-                point.x,
-                100 * point.value,
-                yerr=error,
-                fmt="none",
-                ecolor=look["color"],
-                capsize=2,
-                elinewidth=0.9,
-            )
         look = style.hollow(look) if point.hollow else look
         axis.plot(point.x, 100 * point.value, linestyle="none", zorder=3, **look)
     front = front_of(panel)
@@ -92,6 +86,26 @@ def _draw_panel(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]])
     style.set_log_ticks(axis, min(values) / space, max(values) * space)
     axis.margins(y=0.12)
     style.set_score_ticks(axis)
+
+
+def _draw_intervals(axis: Any, points: Sequence[Point], looks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the intervals of points, those of one colour at once, which is several times faster."""
+    of_colour: dict[str, list[Point]] = {}
+    for point in points:
+        if point.low < point.value or point.high > point.value:
+            of_colour.setdefault(looks[point.group]["color"], []).append(point)
+    for colour, some in of_colour.items():
+        below = [100 * (point.value - point.low) for point in some]
+        above = [100 * (point.high - point.value) for point in some]
+        axis.errorbar(
+            [point.x for point in some],
+            [100 * point.value for point in some],
+            yerr=[below, above],
+            fmt="none",
+            ecolor=colour,
+            capsize=2,
+            elinewidth=0.9,
+        )
 
 
 def front_of(panel: Panel) -> list[Point]:
@@ -131,16 +145,6 @@ def _label_points(axis: Any, panel: Panel, looks: Mapping[str, Mapping[str, Any]
             expand=(1.15, 1.35),
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5},
         )
-
-
-@contextmanager
-def _alone(axis: Any, axes: Sequence[Any]) -> Iterator[None]:
-    """Hide the other panels, since adjust_text draws the whole figure."""
-    for each in axes:
-        each.set_visible(each is axis)
-    yield
-    for each in axes:
-        each.set_visible(True)
 
 
 def _looks(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from mixmim_bench.specs import Cost, RunRecord, digest
+from mixmim_bench.specs import Cost, RunRecord
 
 # column -> dtype; results/README.md describes them
 DTYPES = {
@@ -61,7 +61,7 @@ def _rows(record: RunRecord, costs: Mapping[str, Cost]) -> Iterable[dict[str, An
         "task_version": identity["task"]["version"],
         "protocol_version": identity["protocol"]["version"],
         "data": identity["data"],
-        "setting": digest({**identity, "seed": None}),
+        "setting": record.setting,
         "started": record.provenance.get("started", ""),
     }
     for metric, score in record.scores.items():

@@ -31,6 +31,12 @@ class Cell:
         """The newest of the records."""
         return self.records[0]
 
+    @cached_property
+    def key(self) -> str:
+        """Identifies the results, also when a run was done again on other bytes."""
+        runs = [[r.run_id, r.data_bytes, r.provenance.get("started", "")] for r in self.records]
+        return digest(sorted(runs))
+
 
 @dataclass
 class Row:
@@ -125,6 +131,15 @@ class Leaderboard:
                 averages.append(Mean(*key, tasks=over, left_out=sorted(set(tasks) - set(over))))
         return averages
 
+    @cached_property
+    def weights(self) -> dict[str, set[str]]:
+        """The trained weights of each model."""
+        found: dict[str, set[str]] = {}
+        for row in self.rows:
+            if not row.random_init:
+                found.setdefault(row.model, set()).add(row.weights)
+        return found
+
     def _suites(self) -> dict[str, tuple[str, ...]]:
         """Return the suites of each task; older records do not have them."""
         cells = [(task, cell) for row in self.rows for (task, _), cell in row.cells.items()]
@@ -206,10 +221,14 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
 
     usual: dict[tuple[Any, ...], dict[str, str]] = {}
     groups: dict[str, list[RunRecord]] = {}
+    seen = set()
     for record in kept:
-        for key, values in _settings(record).items():
-            usual.setdefault(key, values)
-        groups.setdefault(digest({**record.identity, "seed": None}), []).append(record)
+        names = record.setting, record.model, record.weights, record.random_init
+        if names not in seen:  # other seeds have the same settings
+            seen.add(names)
+            for key, values in _settings(record).items():
+                usual.setdefault(key, values)
+        groups.setdefault(record.setting, []).append(record)
     rows: dict[tuple[str, str, str, str], Row] = {}
     for group in groups.values():
         record, column = group[0], column_of(group[0])

@@ -56,6 +56,7 @@ class Pairs:
             if _is_tested(tested)
         }
         self.used: dict[str, list[float]] = {}
+        self.tested: set[tuple[str, str]] = set()  # keys of cells
         self._sides: dict[str, Side] = {}
 
     def p_lower(self, a: Cell, b: Cell) -> float | None:
@@ -65,19 +66,17 @@ class Pairs:
             return None
         return tested.p if tested.value > 0 else 1.0
 
-    def difference(self, a: Cell, b: Cell, test: bool = True) -> "Difference | None":
-        """Return a - b on what both have (images, seeds, draws); None where they cannot be tested.
-
-        test: whether to test what has not been tested yet; else None.
-        """
-        swapped = _key(a) > _key(b)
+    def difference(self, a: Cell, b: Cell) -> "Difference | None":
+        """Return a - b on what both have (images, seeds, draws); None where they cannot be tested."""
+        swapped = a.key > b.key
         first, second = (b, a) if swapped else (a, b)
-        key = digest([_key(first), _key(second)], 24)
+        key = digest([first.key, second.key], 24)
         if key not in self.used:
-            tested = self.known.get(key) or (self._test(first, second) if test else None)
+            tested = self.known.get(key) or self._test(first, second)
             if tested is None:
                 return None
             self.used[key] = tested
+        self.tested.add((first.key, second.key))
         p, value, low, high = self.used[key]
         return Difference(p, -value, -high, -low) if swapped else Difference(p, value, low, high)
 
@@ -89,12 +88,11 @@ class Pairs:
         return [float(each) for each in (pair.p, pair.first - pair.second, pair.low, pair.high)]
 
     def _side(self, cell: Cell) -> Side:
-        key = _key(cell)
-        if key not in self._sides:
+        if cell.key not in self._sides:
             if len(self._sides) > SIDES:
                 self._sides.clear()
-            self._sides[key] = side_of(self.store, cell)
-        return self._sides[key]
+            self._sides[cell.key] = side_of(self.store, cell)
+        return self._sides[cell.key]
 
     def save(self) -> None:
         """Keep what was used, if it is not kept already."""
@@ -109,13 +107,6 @@ SIDES = 64  # predictions in memory
 def _is_tested(values: Any) -> bool:
     """Whether values read from the file are a p-value, a difference and its interval."""
     return isinstance(values, list) and len(values) == 4 and all(isinstance(each, float) for each in values)
-
-
-def _key(cell: Cell) -> str:
-    """Identify the results of a cell, also when a run was done again on other bytes."""
-    return digest(
-        sorted([each.run_id, each.data_bytes, each.provenance.get("started", "")] for each in cell.records)
-    )
 
 
 def marks_of(board: Leaderboard, pairs: Pairs) -> dict[Column, Marks]:

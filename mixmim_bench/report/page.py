@@ -21,7 +21,8 @@ from typing import Any
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report.contents import Contents
 from mixmim_bench.report.leaderboard import Cell, Leaderboard
-from mixmim_bench.report.plots import AXES, label_of, places
+from mixmim_bench.report.plots import AXES, label_of, places, published_places
+from mixmim_bench.report.published import Published, of_board
 from mixmim_bench.report.text import one_line
 from mixmim_bench.scoring.statistics import holm
 from mixmim_bench.specs import Cost, RunRecord
@@ -39,15 +40,18 @@ POLICY = (
 )
 
 
-def to_html(contents: Contents) -> str:
-    """Return the page of a results folder; raises BenchError if a library of the page is missing."""
+def to_html(contents: Contents, published: bool = False) -> str:
+    """Return the page of a results folder; raises BenchError if a library of the page is missing.
+
+    published: whether results of others are in it, apart from the measured ones.
+    """
     scripts = [_datatables(), _plotly(), _asset("page.js")]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     policy = POLICY.format(scripts=" ".join(f"'sha256-{each}'" for each in hashes))
     parts = {
         "policy": html.escape(policy, quote=True),
         "style": f"{_library('itables', 'html/dt_bundle.css')}\n{_asset('page.css')}",
-        "data": embedded(data_of(contents)),
+        "data": embedded(data_of(contents, published)),
         "datatables": scripts[0],
         "plotly": scripts[1],
         "page": scripts[2],
@@ -99,23 +103,29 @@ def _datatables() -> str:
 # -- data --------------------------------------------------------------------------------------------
 
 
-def data_of(contents: Contents) -> dict[str, Any]:
+def data_of(contents: Contents, published: bool = False) -> dict[str, Any]:
     """Return all that the page shows, as JSON values; scores are fractions."""
-    board, costs = contents.board, contents.costs
-    pictures = _Pictures(contents.store)
+    board, costs, store = contents.board, contents.costs, contents.store
+    pictures, logged = _Pictures(store), store.logged()
     return {
         "axes": {name: {"title": axis.short, "more": axis.more_is_better} for name, axis in AXES.items()},
         "columns": [*_columns(board), *_means(board)],
         "rows": [_row(contents, place) for place in range(len(board.rows))],
         "pairs": _pairs(contents),
         "records": {
-            record.run_id: _record(record, contents.store, pictures, costs) for record in contents.records
+            record.run_id: {
+                **_record(record, costs),
+                "picture": pictures.of(record),
+                "curves": _curves(store.logs_of(record.run_id)) if record.run_id in logged else {},
+            }
+            for record in contents.records
         },
         "failed": sorted(record.run_id for record in contents.records if record.error),
         "broken": [one_line(text) for text in contents.broken],
         "older": board.left_out,
         "notes": _notes(contents),
         "smoke": len(contents.smoke.rows),
+        "published": _published(board) if published else None,
     }
 
 
@@ -152,6 +162,33 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
     ]
 
 
+def _published(board: Leaderboard) -> dict[str, Any] | None:
+    """Return the results of others by model and pretraining, with their columns; None for none."""
+    found = of_board(board)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for at, results in enumerate(found.values()):
+        for each in results:
+            row = rows.setdefault((each.model, each.pretrain_data), _published_row(each, len(found)))
+            row["cells"][at] = {
+                "value": each.value / 100,
+                "x": published_places(each),
+                "link": each.link,
+                "source": one_line(each.source),
+                "note": one_line(each.note),
+            }
+    columns = [board.columns.index(column) for column in found]
+    return {"columns": columns, "rows": list(rows.values())} if rows else None
+
+
+def _published_row(each: Published, columns: int) -> dict[str, Any]:
+    return {
+        "model": one_line(each.model),
+        "pretraining": one_line(each.pretrain_data),
+        "cost": {"params_m": each.params_m, "gmacs": each.gmacs},
+        "cells": [None] * columns,
+    }
+
+
 def _notes(contents: Contents) -> list[str]:
     """Return what the table alone does not say."""
     board = contents.board
@@ -181,7 +218,7 @@ def _row(contents: Contents, place: int) -> dict[str, Any]:
         "model": one_line(row.model),
         "weights": one_line(row.weights),
         "variant": one_line(row.variant),
-        "label": label_of(row, board.rows),
+        "label": label_of(row, board),
         "random": row.random_init,
         "settings": bool(row.settings),
         "cost": {name: getattr(cost, name) if cost else None for name in COST},
@@ -210,21 +247,45 @@ def _cell(
 def _pairs(contents: Contents) -> dict[str, list[float]]:
     """Return paired differences: 'ROW-ROW-COLUMN' -> difference, low, high, p, p corrected over columns."""
     board = contents.board
-    rows = [place for place, row in enumerate(board.rows) if not row.settings]
-    test = len(rows) <= PAIRED  # else show what is known
     found = {}
-    for a, b in combinations(rows, 2):
+    for (a, b), columns in _to_compare(contents).items():
         first, second = board.rows[a].cells, board.rows[b].cells
         tested = {}
-        for place, column in enumerate(board.columns):
-            if column in first and column in second:
-                each = contents.pairs.difference(first[column], second[column], test)
-                if each is not None:
-                    tested[place] = each
+        for place in columns:
+            column = board.columns[place]
+            each = contents.pairs.difference(first[column], second[column])
+            if each is not None:
+                tested[place] = each
         corrected = holm([each.p for each in tested.values()])
         for (place, each), p in zip(tested.items(), corrected, strict=True):
             found[f"{a}-{b}-{place}"] = [each.value, each.low, each.high, each.p, float(p)]
     return found
+
+
+def _to_compare(contents: Contents) -> dict[tuple[int, int], list[int]]:
+    """Return the places of two rows -> those of columns; of many rows only what the marks have tested."""
+    board = contents.board
+    rows = [place for place, row in enumerate(board.rows) if not row.settings]
+    if len(rows) <= PAIRED:
+        return {(a, b): _shared(board, a, b) for a, b in combinations(rows, 2)}
+    places = {
+        row.cells[column].key: (place, at)
+        for place, row in enumerate(board.rows)
+        for at, column in enumerate(board.columns)
+        if column in row.cells
+    }
+    chosen: dict[tuple[int, int], list[int]] = {}
+    for first, second in contents.tested:
+        if first in places and second in places:
+            (a, at), (b, _) = places[first], places[second]
+            chosen.setdefault((min(a, b), max(a, b)), []).append(at)
+    return {rows: sorted(columns) for rows, columns in sorted(chosen.items())}
+
+
+def _shared(board: Leaderboard, a: int, b: int) -> list[int]:
+    """Return the places of the columns that two rows have."""
+    first, second = board.rows[a].cells, board.rows[b].cells
+    return [place for place, column in enumerate(board.columns) if column in first and column in second]
 
 
 class _Pictures:
@@ -232,13 +293,14 @@ class _Pictures:
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
+        self.there = store.pictures()
         self.left = PICTURES
 
     def of(self, record: RunRecord) -> str:
         """Return the address of a run's picture, '' without one."""
-        path = self.store.picture_of(record.run_id)
-        if not path.exists():
+        if record.run_id not in self.there:
             return ""
+        path = self.store.picture_of(record.run_id)
         if path.stat().st_size > self.left:
             return path.relative_to(self.store.folder).as_posix()
         data = path.read_bytes()
@@ -246,9 +308,7 @@ class _Pictures:
         return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def _record(
-    record: RunRecord, store: RunStore, pictures: _Pictures, costs: Mapping[str, Cost]
-) -> dict[str, Any]:
+def _record(record: RunRecord, costs: Mapping[str, Cost]) -> dict[str, Any]:
     """Return what is shown of a run, under headings."""
     identity = record.identity
     cost = costs.get(record.costs.get("run", ""))
@@ -271,8 +331,6 @@ def _record(
             ("Environment", record.provenance),
         ],
         "notes": list(record.notes),
-        "picture": pictures.of(record),
-        "curves": _curves(store.logs_of(record.run_id)),
     }
 
 

@@ -243,11 +243,12 @@ def save_picture(path: Path, image: Image.Image) -> None:
 
 def links(store: RunStore, records: Sequence[RunRecord]) -> str:
     """Return Markdown that links the pictures of runs, '' if there are none."""
+    drawn = store.pictures()
     listed = [
         f"[{record.model} ({record.weights}) · {record.task} · {record.protocol}]"
         f"(pictures/{record.run_id}.png)"
         for record in records
-        if store.picture_of(record.run_id).is_file()
+        if record.run_id in drawn
     ]
     if not listed:
         return ""

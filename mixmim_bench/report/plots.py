@@ -1,17 +1,18 @@
 """The plots of a results folder: scores against costs, drawn only when they have changed."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from mixmim_bench.errors import counted
+from mixmim_bench.report.background import Background
 from mixmim_bench.report.fewshot import HEADS, few_shot_panels
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
 from mixmim_bench.report.panels import Panel, Point, exact
-from mixmim_bench.report.published import of_task
+from mixmim_bench.report.published import Published, of_task
 from mixmim_bench.report.redraw import draw_if_changed
 from mixmim_bench.report.text import one_line
 from mixmim_bench.specs import RANDOM_INIT, Cost
@@ -49,17 +50,32 @@ def places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value) and value > 0}
 
 
+def published_places(row: Published) -> dict[str, float]:
+    """Return what a published result costs by axis, as far as that is published."""
+    costs = {"flops": row.gmacs, "params": row.params_m}
+    return {axis: cost for axis, cost in costs.items() if cost}
+
+
 def write_plots(
-    board: Leaderboard, costs: Mapping[str, Cost], folder: Path, published: bool = False
+    board: Leaderboard,
+    costs: Mapping[str, Cost],
+    folder: Path,
+    published: bool = False,
+    background: Background | None = None,
 ) -> list[Path]:
     """Draw scores against each cost as PNG, SVG and PDF; returns their paths, or none without scores.
 
     published: whether results of others are drawn in grey.
+    background: draws them, until it has finished; by default they are drawn at once.
     """
     written = []
     for name in AXES:
         written += draw_if_changed(
-            panels(board, costs, name, published), folder, f"{name}_vs_accuracy", GREY if published else ""
+            panels(board, costs, name, published),
+            folder,
+            f"{name}_vs_accuracy",
+            GREY if published else "",
+            background,
         )
     return written
 
@@ -128,7 +144,7 @@ def _points(
         cell = cell_of(row)
         x = places(cell, costs).get(axis) if cell else None
         if cell and x and not row.settings:
-            label = label_of(row, board.rows)
+            label = label_of(row, board)
             points.append(
                 Point(
                     label=label,
@@ -147,7 +163,7 @@ def _published(column: Column, metric: str, axis: str) -> list[Point]:
     """Return published results as points in the background, where their cost is published."""
     points = []
     for row in of_task(*column, metric, ()):
-        cost = {"flops": row.gmacs, "params": row.params_m}.get(axis)
+        cost = published_places(row).get(axis)
         if cost:
             name = f"{row.model}, {row.pretrain_data} (published)"
             points.append(
@@ -156,13 +172,12 @@ def _published(column: Column, metric: str, axis: str) -> list[Point]:
     return points
 
 
-def label_of(row: Row, rows: Sequence[Row]) -> str:
+def label_of(row: Row, board: Leaderboard) -> str:
     """Return the label of a row, including its weights if its model has several."""
-    others = {other.weights for other in rows if other.model == row.model and not other.random_init}
     about = []
     if row.random_init:
         about.append(RANDOM_INIT)
-    elif len(others) > 1:
+    elif len(board.weights[row.model]) > 1:
         about.append(row.weights)
     if row.precision != "float32":
         about.append(row.precision)

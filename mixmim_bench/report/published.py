@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from mixmim_bench.report.leaderboard import Column, Leaderboard
 from mixmim_bench.specs import ModelSpec, Weights
 
 MIXMIM = "MixMIM"
@@ -98,6 +99,12 @@ def of_task(
         if key not in wanted or _rank(row) < _rank(wanted[key]):
             wanted[key] = row
     return sorted(wanted.values(), key=lambda row: (row.method, row.gmacs or 0.0, row.backbone))
+
+
+def of_board(board: Leaderboard) -> dict[Column, list[Published]]:
+    """Return the published results of the columns of a leaderboard that have some, in their ranked metric."""
+    found = {column: of_task(*column, board.first(column).metric, ()) for column in board.columns}
+    return {column: rows for column, rows in found.items() if rows}
 
 
 def _rank(row: Published) -> tuple[int, float]:

@@ -5,24 +5,24 @@ import json
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mixmim_bench.atomic import read_json, write_whole
 from mixmim_bench.errors import BenchError
-from mixmim_bench.report.panels import CurvePanel, Dots, Figures, Matrix
+from mixmim_bench.report.background import Background, Job
+from mixmim_bench.report.panels import Figures
 from mixmim_bench.specs import digest
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-VERSION = 3  # raised when the same values are drawn in another way
+VERSION = 4  # raised when the same values are drawn in another way
 FORMATS = ("png", "svg", "pdf")
 
 
-def draw_if_changed(drawn: Figures, folder: Path, name: str, caption: str = "") -> list[Path]:
+def draw_if_changed(
+    drawn: Figures, folder: Path, name: str, caption: str = "", background: Background | None = None
+) -> list[Path]:
     """Draw a figure into `folder/NAME.*`, or remove these files if it has no panels.
 
-    Files that were drawn from the same values and not modified since are left as they are.
+    Files that were drawn from the same values and not modified since are left as they are. With a
+    background, the others are written when it has finished.
     """
     paths = [folder / f"{name}.{kind}" for kind in FORMATS]
     note = folder / f".{name}.json"
@@ -34,11 +34,17 @@ def draw_if_changed(drawn: Figures, folder: Path, name: str, caption: str = "") 
     parts = drawn if isinstance(drawn, Sequence) else [drawn]
     drawn_from = digest([*versions, caption, *map(dataclasses.asdict, parts)], 32)
     if read_json(note) != {"drawn_from": drawn_from, "files": _stats(paths)}:
-        from mixmim_bench.report.style import save
-
         note.unlink(missing_ok=True)
-        save(figure_of(drawn, caption), paths)
-        write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
+        job = Job(drawn, caption, paths)
+
+        def write_note() -> None:
+            write_whole(note, json.dumps({"drawn_from": drawn_from, "files": _stats(paths)}).encode())
+
+        if background is not None:
+            background.add(job, write_note)
+        else:
+            job.draw()
+            write_note()
     return paths
 
 
@@ -51,31 +57,10 @@ def check_format(path: Path) -> None:
 def draw_to(drawn: Figures, path: Path) -> None:
     """Draw a figure into one file; raises BenchError."""
     check_format(path)
-    from mixmim_bench.report.style import save
-
     try:
-        save(figure_of(drawn), [path])
+        Job(drawn, "", [path]).draw()
     except OSError as error:
         raise BenchError(f"{path} cannot be written: {error.strerror}") from error
-
-
-def figure_of(drawn: Figures, caption: str = "") -> "Figure":
-    """Draw a figure."""
-    if isinstance(drawn, Dots):
-        from mixmim_bench.report.dots import draw_dots
-
-        return draw_dots(drawn)
-    if isinstance(drawn, Matrix):
-        from mixmim_bench.report.matrix import draw_matrix
-
-        return draw_matrix(drawn)
-    if isinstance(drawn[0], CurvePanel):
-        from mixmim_bench.report.curves import draw_curves
-
-        return draw_curves([panel for panel in drawn if isinstance(panel, CurvePanel)], caption)
-    from mixmim_bench.report.drawing import draw
-
-    return draw([panel for panel in drawn if not isinstance(panel, CurvePanel)], caption)
 
 
 def _stats(paths: Sequence[Path]) -> list[list[int]]:

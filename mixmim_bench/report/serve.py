@@ -29,9 +29,10 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, store: RunStore, port: int = 0) -> None:
+    def __init__(self, store: RunStore, port: int = 0, published: bool = False) -> None:
         super().__init__((HOST, port), Handler)
         self.store = store
+        self.published = published
         self._pairs = Pairs(store)  # kept, so that each pair is tested once
         self._lock = Lock()
         self._page = ("", b"")  # version, page
@@ -58,8 +59,11 @@ class Server(ThreadingHTTPServer):
         with self._lock:
             version = self.version()
             if version != self._page[0]:
-                self._page = version, to_html(read_contents(self.store, self._pairs)).encode()
+                self._page = version, self._made().encode()
             return self._page[1]
+
+    def _made(self) -> str:
+        return to_html(read_contents(self.store, self._pairs), self.published)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -3,11 +3,15 @@
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -22,6 +26,7 @@ PANELS_IN_A_ROW = 4
 TITLE_WIDTH = 30  # characters that fit above a panel
 WIDE_TITLE = 64  # above a figure
 TICKS = 4
+DPI = 200  # of PNG
 CHARACTER, KEY = 4.6, 34.0  # points that a character of a legend takes, and its marker
 STYLE: Any = {
     "font.size": 9,
@@ -45,12 +50,53 @@ STYLE: Any = {
 
 @matplotlib.rc_context(STYLE)
 def save(figure: Figure, paths: Sequence[Path]) -> None:
-    """Save a figure in the formats given by the suffixes, each file atomically and without a date."""
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+    """Save a figure in the formats given by the suffixes, each file atomically and without a date.
+
+    `Figure.savefig` would draw everything twice per format. Only labels need that: the lines from them to
+    their points begin at the boxes of the last drawing.
+    """
     for path in paths:
-        kind, drawn = path.suffix[1:], io.BytesIO()
-        figure.savefig(drawn, format=kind, dpi=200, metadata=dates[kind])
+        print_to = _PRINTERS[path.suffix]
+        with hidden(all_but_labels(figure)):
+            print_to(figure, io.BytesIO())
+        drawn = io.BytesIO()
+        print_to(figure, drawn)
         write_whole(path, drawn.getvalue())
+
+
+def _print_png(figure: Figure, file: io.BytesIO) -> None:
+    figure.set_dpi(DPI)
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+
+
+def _print_svg(figure: Figure, file: io.BytesIO) -> None:
+    figure.set_dpi(DPI)
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+
+
+def _print_pdf(figure: Figure, file: io.BytesIO) -> None:
+    figure.set_dpi(DPI)
+    FigureCanvasPdf(figure).print_pdf(file, metadata={"CreationDate": None})
+
+
+_PRINTERS = {".png": _print_png, ".svg": _print_svg, ".pdf": _print_pdf}
+
+
+def all_but_labels(figure: Figure) -> list[Any]:
+    """Return what is drawn beside the labels of points."""
+    parts = [each for axis in figure.axes for each in axis.get_children() if each not in axis.texts]
+    return [*figure.legends, *figure.texts, *parts]
+
+
+@contextmanager
+def hidden(artists: Iterable[Any]) -> Iterator[None]:
+    """Leave out artists that are visible while the block runs."""
+    shown = [each for each in artists if each.get_visible()]
+    for each in shown:
+        each.set_visible(False)
+    yield
+    for each in shown:
+        each.set_visible(True)
 
 
 def grid_of_panels(count: int) -> tuple[Figure, list[Any]]:

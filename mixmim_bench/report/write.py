@@ -6,11 +6,13 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError, nearest
+from mixmim_bench.report.background import Background
 from mixmim_bench.report.claims import beside
 from mixmim_bench.report.contents import read_contents
 from mixmim_bench.report.controls import controls_markdown
@@ -26,7 +28,9 @@ from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.text import safe_csv
 from mixmim_bench.specs import Cost
 from mixmim_bench.suite.records import RunStore
-from mixmim_bench.suite.session import Session
+
+if TYPE_CHECKING:
+    from mixmim_bench.suite.session import Session
 
 NOTHING = "No run is finished yet."
 SMOKE = (
@@ -54,7 +58,7 @@ def _write_parquet(frame: pd.DataFrame, folder: Path) -> list[Path]:
     return [path]
 
 
-def report_session(session: Session, say: Callable[[str], None]) -> Report:
+def report_session(session: "Session", say: Callable[[str], None]) -> Report:
     """Draw the runs of a session that have no picture yet, and write the report; raises BenchError."""
     draw_finished(session.store, session.records(), session.resolved.data.values(), say)
     return write_report(session.store)
@@ -72,14 +76,15 @@ def write_report(store: RunStore, published: bool = False) -> Report:
     contents = read_contents(store)
     records, board, smoke, costs = contents.records, contents.board, contents.smoke, contents.costs
     paths = [store.folder / name for name in ("leaderboard.csv", "leaderboard.md", "results.csv")]
-    frame = to_long(records, costs)
-    page = to_html(contents)
-    markdown = to_markdown(board, costs, contents.marks) if board.rows else NOTHING
-    if contents.controls:
-        markdown = f"{markdown}\n\n{controls_markdown(contents.controls)}"
-    if published and (others := beside(board)):
-        markdown = f"{markdown}\n\n{others}"
-    with store.writing():
+    with store.writing(), Background() as background:
+        plots = write_plots(board, costs, store.folder / "plots", published, background)
+        frame = to_long(records, costs)
+        page = to_html(contents, published)
+        markdown = to_markdown(board, costs, contents.marks) if board.rows else NOTHING
+        if contents.controls:
+            markdown = f"{markdown}\n\n{controls_markdown(contents.controls)}"
+        if published and (others := beside(board)):
+            markdown = f"{markdown}\n\n{others}"
         write_whole(paths[0], safe_csv(to_frame(board, costs)).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
         write_whole(paths[2], safe_csv(frame).encode())
@@ -87,8 +92,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
         contents.pairs.save()
         write_whole(store.folder / "leaderboard.tex", f"{to_latex(board, costs, contents.marks)}\n".encode())
         paths.append(store.folder / "report.html")
-        paths += [store.folder / "leaderboard.tex", *_write_parquet(frame, store.folder)]
-        paths += write_plots(board, costs, store.folder / "plots", published)
+        paths += [store.folder / "leaderboard.tex", *_write_parquet(frame, store.folder), *plots]
         paths += write_few_shot(board, frame, store.folder / "plots")
         limited = store.folder / "limited.md"
         if smoke.rows:
@@ -98,6 +102,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
             markdown = table if markdown == NOTHING else f"{markdown}\n\n{table}"
         else:
             limited.unlink(missing_ok=True)
+        background.finish()
     return Report(markdown, paths, contents.broken)
 
 

@@ -26,10 +26,12 @@ class Unit:
     ids: np.ndarray
     every: Sequence[Items]
 
-    def ordered(self, ids: Sequence[str]) -> "Unit":
+    def ordered(self, ids: np.ndarray) -> "Unit":
         """Return the statistics of images in the given order."""
+        if np.array_equal(self.ids, ids):
+            return self
         places = {image: row for row, image in enumerate(self.ids.tolist())}
-        rows = np.array([places[image] for image in ids])
+        rows = np.array([places[image] for image in ids.tolist()])
         return Unit(self.ids[rows], [[values[rows] for values in items] for items in self.every])
 
 
@@ -66,8 +68,8 @@ class Pair:
         self.seeds = min(map(len, sides))
         self.one_seed = self.drawn and (self.seeds == 1 or a.one_network or b.one_network)
         x, y = (side[: self.seeds] for side in sides)
-        ids = sorted(set.intersection(*(set(unit.ids.tolist()) for unit in [*x, *y])))
-        if not ids:
+        ids = _common([unit.ids for unit in [*x, *y]])
+        if not len(ids):
             raise BenchError("the two have no test image in common")
         self.n = len(ids)
         x, y = ([unit.ordered(ids) for unit in side] for side in (x, y))
@@ -125,6 +127,14 @@ class Pair:
         self.p, half = seeds_t(values, of_mean, of_each, self.n)
         self.low, self.high = float(values.mean()) - half, float(values.mean()) + half
         self.detectable = max(half * (1 + Z80 / Z95), 1 / self.n)
+
+
+def _common(every: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the ids that all have, sorted."""
+    first = every[0]
+    if np.all(first[:-1] < first[1:]) and all(np.array_equal(ids, first) for ids in every[1:]):
+        return first  # as of most runs: much faster than sets
+    return np.array(sorted(set.intersection(*(set(ids.tolist()) for ids in every))))
 
 
 def _mean_hits(unit: Unit) -> np.ndarray:

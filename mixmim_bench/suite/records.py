@@ -122,6 +122,14 @@ class RunStore:
         """Return the folder of the plots of a run."""
         return self.folder / "plots" / "runs" / run_id
 
+    def pictures(self) -> set[str]:
+        """Return the ids of the runs that have a picture."""
+        return {path.stem for path in (self.folder / "pictures").glob("*.png")}
+
+    def logged(self) -> set[str]:
+        """Return the ids of the runs with logs of a training."""
+        return {path.name for path in (self.folder / "logs").glob("*")}
+
     def logs_of(self, run_id: str) -> Path:
         """Return the folder of the logs of a training."""
         return self.folder / "logs" / run_id

@@ -10,6 +10,7 @@
   const counted = (n, name) => `${n.toLocaleString("en")} ${name}${n === 1 ? "" : "s"}`;
   const round = (value) => (value >= 1000 ? value.toFixed(0) : value >= 1 ? value.toFixed(1) : value.toPrecision(2));
   const COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777"];
+  const WHISKERS = 200; // points; of more, intervals would hide them, and take long to draw
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "x", "star"];
   const COSTS = [["params_m", "Params (M)"], ["gmacs", "FLOPs (G)"], ["images_per_s", "Images/s"],
     ["peak_memory_mb", "Memory (MB)"]];
@@ -46,9 +47,9 @@
     theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
     try { localStorage.setItem("theme", theme); } catch { /* no storage */ }
     showTheme();
-    draw();
+    draw(true);
   });
-  dark.addEventListener("change", () => { showTheme(); draw(); });
+  dark.addEventListener("change", () => { showTheme(); draw(true); });
   showTheme();
 
   /* -- table --------------------------------------------------------------------------------------- */
@@ -63,8 +64,17 @@
     if (cell.mark === "tied") text += "=";
     const about = cell.seeds > 1 ? `± ${percent(cell.high - cell.value)} (${cell.seeds} seeds)`
       : `${percent(cell.low)} to ${percent(cell.high)}`;
-    const shown = at("intervals").checked ? `${text}<span class="interval">${about}</span>` : text;
+    const shown = `${text}<span class="interval">${about}</span>`;
     return cell.runs.length ? `<button type="button" class="score" data-runs="${cell.runs.map(escaped).join(" ")}">${shown}</button>` : shown;
+  }
+
+  function costColumn([name, title]) {
+    return { title, data: null, className: "number", orderSequence: ["desc", "asc"],
+      render: (row, type) => {
+        const value = row.cost[name];
+        if (type === "sort" || type === "type") return value === null ? -Infinity : value;
+        return value === null ? "" : round(value) + (name === "gmacs" && row.uncounted ? " †" : "");
+      } };
   }
 
   const table = new DataTable("#board", {
@@ -81,12 +91,7 @@
         const text = [row.weights, row.variant].filter(Boolean).join(" · ");
         return type !== "display" ? text : row.random ? `<strong>${escaped(text)}</strong>` : escaped(text);
       } },
-      ...COSTS.map(([name, title]) => ({ title, data: null, className: "number", orderSequence: ["desc", "asc"],
-        render: (row, type) => {
-          const value = row.cost[name];
-          if (type === "sort" || type === "type") return value === null ? -Infinity : value;
-          return value === null ? "" : round(value) + (name === "gmacs" && row.uncounted ? " †" : "");
-        } })),
+      ...COSTS.map(costColumn),
       ...data.columns.map((column, place) => ({ title: escaped(column.name), data: null, className: "number",
         visible: column.kind !== "further", orderSequence: ["desc", "asc"], type: "num",
         render: (row, type) => shownScore(row.cells[place], type) })),
@@ -98,15 +103,74 @@
     return Number.isFinite(value) && value > 0 ? value : Infinity;
   }
   const within = (cost, most) => most === Infinity || (cost !== null && cost <= most);
-  table.search.fixed("cost", (_, row) => within(row.cost.params_m, limit("most-params")) &&
-    within(row.cost.gmacs, limit("most-flops")));
+  const affordable = (_, row) => within(row.cost.params_m, limit("most-params")) &&
+    within(row.cost.gmacs, limit("most-flops"));
+  table.search.fixed("cost", affordable);
+
+  function isChosen(column) {
+    const protocol = at("protocol").value, suite = at("suite").value;
+    return (!protocol || column.protocol === protocol) && (!suite || column.suites.includes(suite));
+  }
+
+  function setVisible(shown, first, wanted) { // in two calls, since each rebuilds the head
+    for (const visible of [true, false]) {
+      const changed = wanted.flatMap((each, place) =>
+        (each === visible && shown.column(first + place).visible() !== visible ? [first + place] : []));
+      if (changed.length) shown.columns(changed).visible(visible, false);
+    }
+    shown.draw(false);
+  }
 
   function showColumns() {
-    const protocol = at("protocol").value, suite = at("suite").value;
-    data.columns.forEach((column, place) => table.column(FIRST + place).visible(
-      (column.kind !== "further" || at("further").checked) && (!protocol || column.protocol === protocol) &&
-      (!suite || column.suites.includes(suite)), false));
-    table.columns.adjust().draw(false);
+    setVisible(table, FIRST, data.columns.map((column) =>
+      (column.kind !== "further" || at("further").checked) && isChosen(column)));
+    if (others) setVisible(others, FIRST_OTHER, data.published.columns.map((place) => isChosen(data.columns[place])));
+  }
+
+  /* -- published by others, apart from the measured rows ------------------------------------------ */
+
+  const FIRST_OTHER = 4; // model, pretraining and two costs
+
+  function link(cell, text) {
+    if (!/^https?:\/\//.test(cell.link)) return escaped(text);
+    return `<a href="${escaped(cell.link)}" target="_blank" rel="noopener noreferrer">${escaped(text)}</a>`;
+  }
+
+  function othersTable() {
+    at("others-choice").hidden = at("others-note").hidden = at("others").hidden = false;
+    const made = new DataTable("#others-board", {
+      data: data.published.rows, autoWidth: false, deferRender: true, order: [], pageLength: 10,
+      language: { search: "Search published", lengthMenu: "_MENU_ published rows per page" },
+      columns: [
+        ...[["Model", "model"], ["Pretraining", "pretraining"]].map(([title, key]) => ({ title, data: null,
+          render: (row, type) => (type === "display" ? escaped(row[key]) : row[key]) })),
+        ...COSTS.slice(0, 2).map(costColumn),
+        ...data.published.columns.map((column, place) => ({ title: escaped(data.columns[column].name), data: null,
+          className: "number", orderSequence: ["desc", "asc"], type: "num",
+          render: (row, type) => {
+            const cell = row.cells[place];
+            if (type === "sort" || type === "type") return cell ? cell.value : -Infinity;
+            if (!cell) return "";
+            return type === "display" ? link(cell, percent(cell.value)) : percent(cell.value);
+          } })),
+      ],
+    });
+    made.search.fixed("cost", affordable);
+    made.table().container().querySelector("nav")?.setAttribute("aria-label", "pagination of published results");
+    made.on("draw", () => draw());
+    at("others-shown").addEventListener("change", () => {
+      at("others").hidden = !at("others-shown").checked;
+      draw();
+    });
+    return made;
+  }
+
+  /** The published results of a column that pass the filters. */
+  function publishedOf(column, axis) {
+    const place = others && at("others-shown").checked ? data.published.columns.indexOf(column) : -1;
+    if (place < 0) return [];
+    return others.rows({ search: "applied" }).data().toArray().filter((row) => row.cells[place]?.x[axis])
+      .map((row) => ({ row, cell: row.cells[place], x: row.cells[place].x[axis], y: 100 * row.cells[place].value }));
   }
 
   const distinct = (values) => [...new Set(values)].sort();
@@ -114,13 +178,17 @@
   fill(at("protocol"), choices(data.columns.map((column) => column.protocol)));
   fill(at("suite"), choices(data.columns.flatMap((column) => column.suites)));
   for (const id of ["protocol", "suite", "further"]) at(id).addEventListener("change", showColumns);
-  for (const id of ["most-params", "most-flops"]) at(id).addEventListener("input", () => table.draw());
-  at("intervals").addEventListener("change", () => table.rows().invalidate().draw(false));
+  for (const id of ["most-params", "most-flops"]) at(id).addEventListener("input", () => {
+    table.draw();
+    if (others) others.draw();
+  });
+  at("intervals").addEventListener("change", () => at("board").classList.toggle("short", !at("intervals").checked));
   at("board").addEventListener("click", (event) => {
     const button = event.target.closest("button.score");
     if (button) open(button.dataset.runs.split(" "));
   });
   table.on("draw", () => draw());
+  const others = data.published && othersTable();
 
   /* -- plot ---------------------------------------------------------------------------------------- */
 
@@ -147,21 +215,27 @@
     return found;
   }
 
-  function draw() {
+  const kinds = new Map(distinct(data.rows.map((row) => row.model)).map((model, kind) => [model, kind]));
+
+  /** Draw the points of the rows that pass the filters, unless they are drawn; restyled: in other colours. */
+  function draw(restyled = false) {
     const place = at("plot-column").value, axis = at("plot-axis").value;
     const column = data.columns[place];
     if (!column) {
       at("plot").textContent = "Nothing to draw yet.";
       return;
     }
-    const models = distinct(data.rows.map((row) => row.model));
-    const points = table.rows({ search: "applied" }).data().toArray().flatMap((row) => {
+    const points = table.rows({ search: "applied", order: "index" }).data().toArray().flatMap((row) => {
       const cell = row.cells[place];
       if (!cell || row.settings || !cell.x[axis]) return [];
-      const kind = models.indexOf(row.model);
+      const kind = kinds.get(row.model);
       return [{ row, cell, x: cell.x[axis], y: 100 * cell.value, colour: COLOURS[kind % COLOURS.length],
         symbol: SYMBOLS[Math.floor(kind / COLOURS.length) % SYMBOLS.length] + (row.random ? "-open" : "") }];
     });
+    const published = publishedOf(Number(place), axis);
+    const shown = [axis, ...points, ...published].map((each) => each.cell ?? each);
+    if (!restyled && draw.shown?.length === shown.length && shown.every((each, n) => each === draw.shown[n])) return;
+    draw.shown = shown;
     const more = data.axes[axis].more;
     const best = front(points, more);
     const room = at("plot").clientWidth / 90; // labels that fit beside each other
@@ -169,20 +243,30 @@
       : best.length ? [best[0], best[best.length - 1]] : []);
     const style = getComputedStyle(document.documentElement);
     const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
+    const named_points = points.filter((point) => named.has(point));
     const hover = (point) => `${escaped(rowName(point.row))}<br>${escaped(column.metric)} ${percent(point.cell.value)} % ` +
       `(${percent(point.cell.low)} to ${percent(point.cell.high)})<br>${round(point.x)} ${escaped(data.axes[axis].title)}`;
     const traces = [
       { x: best.map((p) => p.x), y: best.map((p) => p.y), mode: "lines", hoverinfo: "skip",
         line: { color: ink, width: 1, dash: "dash" }, opacity: 0.6 },
-      { x: points.map((p) => p.x), y: points.map((p) => p.y), mode: "markers+text", hoverinfo: "text",
-        text: points.map((p) => (named.has(p) ? escaped(p.row.label) : "")), textposition: "top center", cliponaxis: false,
-        textfont: { size: 11, color: ink }, hovertext: points.map(hover), customdata: points.map((p) => p.cell.runs),
+      { x: points.map((p) => p.x), y: points.map((p) => p.y), mode: "markers", hoverinfo: "text",
+        cliponaxis: false, hovertext: points.map(hover), customdata: points.map((p) => p.cell.runs),
         marker: { size: 10, color: points.map((p) => p.colour), symbol: points.map((p) => p.symbol), line: { width: 1.5 } },
-        error_y: { type: "data", symmetric: false, thickness: 1, width: 3, color: line,
+        error_y: { visible: points.length <= WHISKERS, type: "data", symmetric: false, thickness: 1, width: 3, color: line,
           array: points.map((p) => 100 * (p.cell.high - p.cell.value)),
           arrayminus: points.map((p) => 100 * (p.cell.value - p.cell.low)) } },
+      { x: named_points.map((p) => p.x), y: named_points.map((p) => p.y), mode: "text", hoverinfo: "skip", cliponaxis: false,
+        text: named_points.map((p) => escaped(p.row.label)), textposition: "top center", textfont: { size: 11, color: ink } },
     ];
-    const at_ticks = points.length ? ticks(points.map((p) => p.x)) : [];
+    if (published.length) {
+      const about = (point) => `${escaped(point.row.model)}, ${escaped(point.row.pretraining)} (published)<br>` +
+        `${escaped(column.metric)} ${percent(point.cell.value)} %<br>${round(point.x)} ${escaped(data.axes[axis].title)}`;
+      traces.push({ x: published.map((p) => p.x), y: published.map((p) => p.y), mode: "markers", hoverinfo: "text", zorder: -1,
+        hovertext: published.map(about), customdata: published.map((_, n) => n), name: "published",
+        marker: { size: 6, color: "#9A9A9A" } });
+    }
+    draw.published = published;
+    const at_ticks = points.length ? ticks([...points, ...published].map((p) => p.x)) : [];
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13 }, showlegend: false,
       margin: { l: 60, r: 20, t: 20, b: 55 }, hovermode: "closest", hoverlabel: { align: "left" },
@@ -191,12 +275,13 @@
       yaxis: { title: { text: `${escaped(column.metric)} (%)` }, gridcolor: line, zeroline: false },
     };
     at("plot").setAttribute("aria-label", `${column.name} against ${data.axes[axis].title}: ` +
-      counted(points.length, "model"));
+      counted(points.length, "model") + (published.length ? ` and ${published.length} published by others` : ""));
     Plotly.react("plot", traces, layout, { responsive: true, displaylogo: false });
     if (!draw.listening) {
       at("plot").on("plotly_click", (event) => {
-        const runs = event.points[0].customdata;
-        if (runs && runs.length) open(runs);
+        const { customdata, data: trace } = event.points[0];
+        if (trace.name === "published") openPublished(draw.published[customdata], data.columns[at("plot-column").value]);
+        else if (customdata && customdata.length) open(customdata);
       });
       draw.listening = true;
     }
@@ -310,6 +395,18 @@
     at("record-body").replaceChildren(...known.flatMap(described));
     at("record").showModal();
     at("record").scrollTop = 0;
+  }
+  function openPublished({ row, cell }, column) {
+    at("record-title").textContent = row.model;
+    const source = element("dd", {}, cell.source);
+    if (/^https?:\/\//.test(cell.link)) {
+      source.replaceChildren(element("a", { href: cell.link, target: "_blank", rel: "noopener noreferrer" }, cell.source));
+    }
+    const values = listed({ [column.metric]: `${percent(cell.value)} %`, pretraining: row.pretraining, note: cell.note || "none" });
+    values.append(element("dt", {}, "source"), source);
+    at("record-body").replaceChildren(element("h3", {}, column.name),
+      element("p", { class: "note" }, "Published by others, not measured here."), values);
+    at("record").showModal();
   }
   at("close").addEventListener("click", () => at("record").close());
 
