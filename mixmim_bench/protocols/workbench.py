@@ -16,7 +16,7 @@ from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS, OWN
 from mixmim_bench.features.engines import Reader, open_reader
-from mixmim_bench.features.extract import Features, extract_to_store, features_of
+from mixmim_bench.features.extract import Features, extract_to_store, features_of, help_to_store
 from mixmim_bench.features.keys import entry_of, made_by_backbone
 from mixmim_bench.features.networks import source_of
 from mixmim_bench.features.store import Entry
@@ -179,9 +179,28 @@ class Workbench:
                 entries,
                 self.run.task.skip_unreadable,
                 advance,
+                lambda layers: self._call_others(split, layers),
             )
         self.extract_s += time.perf_counter() - clock
         return used
+
+    def _call_others(self, split: Split, layers: Sequence[str]) -> bool:
+        """Call the other processes of a job to an extraction, unless they take part in the whole run."""
+        if not processes.leads() or build_protocol(self.run.protocol, self.run.task.kind).trains:
+            return False
+        message = {"run": self.run.to_json(), "role": split.role, "layers": list(layers)}
+        try:
+            processes.broadcast(message)
+        except processes.ProcessLost as error:
+            self.stages.say(f"  features are extracted by this process alone: {error}")
+            return False
+        return True
+
+    def help_to_extract(self, split: Split, layers: Sequence[str]) -> None:
+        """Take part in an extraction of the main process, which has called."""
+        entries = {layer: entry_of(self.run, split, layer) for layer in layers}
+        skip = self.run.task.skip_unreadable
+        help_to_store(self.frozen(split), split.part, self.transform(), self.machine, entries, skip)
 
     def note_training(self, splits: Sequence[Split], trained: Trained) -> None:
         """Record skipped images, digests and notes of a training on concatenated splits."""
