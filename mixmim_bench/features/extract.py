@@ -199,7 +199,7 @@ def extract_to_store(
     entries: Mapping[str, Entry],
     skip_unreadable: bool = False,
     advance: Advance = lambda _: None,
-    call: Call = lambda _: False,
+    call: Call | None = None,
 ) -> int:
     """Fill the entries (layer -> entry) of a part in one pass, resuming an interrupted one.
 
@@ -213,7 +213,8 @@ def extract_to_store(
         entries: what to fill.
         skip_unreadable: whether unreadable images are left out.
         advance: counts images.
-        call: calls the other processes of a job to `help_to_store` some layers; returns whether they come.
+        call: calls the other processes of a job, if there are any, to `help_to_store` some layers; returns
+            whether they come.
 
     Returns:
         The smallest batch size used, 0 if all entries were complete.

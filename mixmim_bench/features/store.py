@@ -199,12 +199,16 @@ class Entry:
     # -- writing ---------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Write made_by.json, so that unfinished entries can be listed, and drop any earlier whole.json."""
-        self._file("whole.json").unlink(missing_ok=True)
+        """Write made_by.json, so that unfinished entries can be listed, and drop any earlier whole.json.
+
+        Raises BenchError.
+        """
         text = json.dumps(
             {"made_by": dict(self.made_by), "about": dict(self.about)}, indent=1, sort_keys=True
         )
-        write_whole(self._file("made_by.json"), text.encode())
+        with self.disk_errors():
+            self._file("whole.json").unlink(missing_ok=True)
+            write_whole(self._file("made_by.json"), text.encode())
 
     def _chunk(self, start: int) -> Path:
         return self._file("chunks") / f"{start:09d}.npz"
@@ -230,7 +234,7 @@ class Entry:
             return file[name]
 
     @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
+    def disk_errors(self) -> Iterator[None]:
         """Convert disk errors to a BenchError that names the folder and the variable."""
         try:
             yield
@@ -242,12 +246,12 @@ class Entry:
 
     def write_chunk(self, start: int, stop: int, chunk: Mapping[str, np.ndarray]) -> None:
         """Write a chunk atomically; raises BenchError."""
-        with self._disk_errors(), writing_whole(self._chunk(start)) as file:
+        with self.disk_errors(), writing_whole(self._chunk(start)) as file:
             np.savez(file, allow_pickle=False, bounds=np.array([start, stop]), **chunk)
 
     def finish(self, starts: Sequence[int], images: int) -> None:
         """Join the chunks, one in memory at a time, and write whole.json last; raises BenchError."""
-        with self._disk_errors():
+        with self.disk_errors():
             self._join(starts, images)
 
     def _join(self, starts: Sequence[int], images: int) -> None:

@@ -41,7 +41,8 @@ class _Locks:
         return FileLock(self.folder / f"{unit.start:09d}.lock")
 
     def invite(self) -> None:
-        write_whole(self.marker, b"")
+        with self.entry.disk_errors():
+            write_whole(self.marker, b"")
 
     def close(self) -> None:
         with suppress(OSError):
@@ -49,11 +50,14 @@ class _Locks:
 
 
 @contextmanager
-def shares(filling: Filling, batch_size: int, call: Call) -> Iterator[Iterator[Filling]]:
-    """Yield what the main process fills, in order; all of it if the others do not come.
+def shares(filling: Filling, batch_size: int, call: Call | None) -> Iterator[Iterator[Filling]]:
+    """Yield what the main process fills, in order; all of it if no others are called or come.
 
     It keeps the locks of units until the context ends, so that nobody writes chunks when they are joined.
     """
+    if call is None:
+        yield iter([filling])
+        return
     locks = _Locks(filling.entries)
     with ExitStack() as held:
         held.callback(locks.close)

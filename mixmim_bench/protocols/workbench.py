@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +180,17 @@ class Workbench:
                 entries,
                 self.run.task.skip_unreadable,
                 advance,
-                lambda layers: self._call_others(split, layers),
+                partial(self._call_others, split) if self._has_others() else None,
             )
         self.extract_s += time.perf_counter() - clock
         return used
 
+    def _has_others(self) -> bool:
+        """Whether other processes of a job wait to be called, and do not take part in the whole run."""
+        return processes.leads() and not build_protocol(self.run.protocol, self.run.task.kind).trains
+
     def _call_others(self, split: Split, layers: Sequence[str]) -> bool:
-        """Call the other processes of a job to an extraction, unless they take part in the whole run."""
-        if not processes.leads() or build_protocol(self.run.protocol, self.run.task.kind).trains:
-            return False
+        """Call the other processes of a job to an extraction."""
         message = {"run": self.run.to_json(), "role": split.role, "layers": list(layers)}
         try:
             processes.broadcast(message)
