@@ -146,6 +146,33 @@ def broadcast(value: Any = None) -> Any:
     return values[0]
 
 
+_leads = False  # whether the other processes wait for what this one broadcasts
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Lead the processes that follow (`suite.follow`); they end when the main process has done its work.
+
+    Also if runs failed. After an interruption they are not waiting, and end with the job.
+    """
+    global _leads
+    _leads = True
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code in (None, 0, 1):
+            broadcast()
+        raise
+    finally:
+        _leads = False
+    broadcast()
+
+
+def leads() -> bool:
+    """Whether this process leads others, which wait for what it broadcasts."""
+    return _leads
+
+
 def raise_together(error: BenchError | None) -> None:
     """Raise InAll in every process if there is an error in any; in a single process, the error itself."""
     if count() == 1:

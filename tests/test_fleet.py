@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import time
 
@@ -10,6 +11,7 @@ import pytest
 from children import forked
 from conftest import write_digits
 from rich.console import Console
+from test_sharing import hold
 
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError
@@ -229,6 +231,38 @@ def session(task, tmp_path, fleet, said):
     )
     machine = Machine(device="cpu")
     return Session(selection, RunStore(tmp_path / "r"), lambda: machine, said.console, fleet=fleet)
+
+
+def test_a_run_that_another_suite_does_comes_last(my_task, tmp_path):
+    """And is found finished, without its time limit counting meanwhile."""
+    fleet, said = Fleet(devices=("cpu",), settings={"threads": 1}, timeout_s=300), Said()
+    assert not session(my_task, tmp_path, fleet, said).run().failed
+    results, first = RunStore(tmp_path / "r"), RunStore((tmp_path / "r").rename(tmp_path / "first"))
+    record = next(each for each in first.records() if each.identity["seed"] == 0)
+    other = session(my_task, tmp_path, fleet, again := Said())
+
+    def finish():
+        results.save(record, first.arrays(record.run_id))
+
+    thread = hold(results, record.run_id, lambda: len(results.finished()) == 1, finish)
+    assert not other.run().failed
+    thread.join()
+    lines = [line.rstrip() for line in again.text.splitlines()]
+    assert [line[:5] for line in lines if line.startswith("[")] == ["[1/2]", "[2/2]", "[1/2]"]
+    assert "  claimed by another process" in lines and "  finished meanwhile by another process" in lines
+    assert len(records(tmp_path / "r")) == 2
+
+
+@pytest.mark.slow
+def test_two_suites_with_two_processes_each_share_a_folder(costs, my_task, tmp_path):
+    costs.lend(tmp_path / "r")
+    args = (*ARGS, "-p", "linear", "-t", my_task, "--seed", 0, "--seed", 1, "--results", tmp_path / "r")
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    drivers = [forked(*args, "--devices", "cpu,cpu", log=log) for log in logs]
+    assert [driver.wait() for driver in drivers] == [0, 0], [log.read_text() for log in logs]
+    assert len(records(tmp_path / "r")) == 4
+    assert sum(log.read_text().count("top1") for log in logs) >= 4
+    assert sum(len(re.findall(r"top1 [\d.]+ % .* s$", log.read_text(), re.M)) for log in logs) == 4
 
 
 # -- time limits --------------------------------------------------------------------------------------

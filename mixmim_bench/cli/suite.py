@@ -165,8 +165,9 @@ def run(
     """Evaluate models on tasks and write the leaderboard.
 
     SUITE_FILE holds options as TOML, which those of the command line replace. Finished runs are skipped, so
-    the same command resumes after an interruption. Started by torchrun or accelerate launch, trainings use
-    all devices of the job. `--set finetune.epochs=3` changes a value of a protocol's recipe.
+    the same command resumes after an interruption. Started by torchrun or accelerate launch, trainings and
+    the extraction of features use all devices of the job. `--set finetune.epochs=3` changes a value of a
+    protocol's recipe.
     """
     del suite_file  # its values are defaults
     if print_suite:
@@ -215,13 +216,13 @@ def run(
 
         check_trackers(trackers)
     if processes.count() > 1:
-        from mixmim_bench.suite.follow import follow, leading
+        from mixmim_bench.suite.follow import follow
 
         machine()  # connects the processes
         if not processes.is_main():
             follow(selected["roots"], machine())
             return
-        click.get_current_context().with_resource(leading())
+        click.get_current_context().with_resource(processes.leading())
     store = RunStore(results)
     session = Session(
         Selection(precision=machine().precision if precision == AUTO else precision, **selected),

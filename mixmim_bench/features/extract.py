@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from mixmim_bench.data.transforms import ImageOnly, Transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import OWN
 from mixmim_bench.features.engines import Reader
-from mixmim_bench.features.store import Entry, Piece, filling
+from mixmim_bench.features.store import Entry, Filling, Piece, filling
+from mixmim_bench.features.together import Call, share_of_follower, shares
 from mixmim_bench.machine import Machine
 from mixmim_bench.memory import is_out_of_memory
 from mixmim_bench.progress import Advance
@@ -45,21 +47,22 @@ def forward_all(
     unreadable: Unreadable,
     machine: Machine,
     layers: Sequence[str] = (OWN,),
-    start: int = 0,
+    rows: range | None = None,
     digests: bool = False,
 ) -> Iterator[Piece]:
-    """Run a network over images from row `start` on, in order for any number of workers.
+    """Run a network over images, or some consecutive rows of them, in order for any number of workers.
 
     On running out of memory the batch size is halved and the pass continues. If unreadable images are not
     allowed, images after the first failure are only decoded, to report all failures: their pieces have no
     rows.
     """
     dataset = ImageDataset(unreadable.images, ImageOnly(transform), digests=digests)
-    batch_size, done = machine.batch_size, start
+    rows = range(len(dataset)) if rows is None else rows
+    batch_size, done = machine.batch_size, rows.start
     running: deque[_Running] = deque()
-    while done < len(dataset):
+    while done < rows.stop:
         try:
-            groups = in_groups(range(done, len(dataset)), batch_size)
+            groups = in_groups(range(done, rows.stop), batch_size)
             for batch in batches(dataset, groups, machine.workers):
                 unreadable.add(batch.failures)
                 needed = len(batch.rows) > 0 and (unreadable.allowed or not unreadable.found)
@@ -196,10 +199,22 @@ def extract_to_store(
     entries: Mapping[str, Entry],
     skip_unreadable: bool = False,
     advance: Advance = lambda _: None,
+    call: Call | None = None,
 ) -> int:
     """Fill the entries (layer -> entry) of a part in one pass, resuming an interrupted one.
 
     Waits for other processes that are filling the same entries.
+
+    Args:
+        reader: the network.
+        part: the images.
+        transform: of each image.
+        machine: device and batch size.
+        entries: what to fill.
+        skip_unreadable: whether unreadable images are left out.
+        advance: counts images.
+        call: calls the other processes of a job, if there are any, to `help_to_store` some layers; returns
+            whether they come.
 
     Returns:
         The smallest batch size used, 0 if all entries were complete.
@@ -207,23 +222,54 @@ def extract_to_store(
     Raises:
         UnreadableImages: an image cannot be decoded, unless `skip_unreadable`.
     """
-    smallest = 0
+    used = [0]
     with filling(entries, len(part)) as incomplete:
         if incomplete is None:
             advance(len(part))
             return 0
-        advance(incomplete.start)
         unreadable = Unreadable(part.images, skip_unreadable)
-        layers = list(incomplete.entries)
-        pieces = forward_all(reader, transform, unreadable, machine, layers, incomplete.start, digests=True)
-        for piece in pieces:
-            if unreadable.allowed or not unreadable.found:
-                incomplete.add(piece)
-            smallest = piece.batch_size
-            advance(len(piece.rows) + len(piece.failures))
-        unreadable.check()
-        incomplete.finish()
-    return smallest
+        with shares(incomplete, machine.batch_size, call) as units:
+            for unit in units:
+                used += _fill(unit, reader, transform, unreadable, machine, advance)
+            unreadable.check()
+            incomplete.finish()
+    return min(filter(None, used), default=0)
+
+
+def help_to_store(
+    reader: Reader,
+    part: Part,
+    transform: Transform,
+    machine: Machine,
+    entries: Mapping[str, Entry],
+    skip_unreadable: bool = False,
+) -> None:
+    """Take part in `extract_to_store` of the main process, which does or reports what this one cannot do."""
+    unreadable = Unreadable(part.images, skip_unreadable)
+    with suppress(BenchError):
+        for unit in share_of_follower(entries, len(part), machine.batch_size):
+            _fill(unit, reader, transform, unreadable, machine)
+            unreadable.check()
+
+
+def _fill(
+    unit: Filling,
+    reader: Reader,
+    transform: Transform,
+    unreadable: Unreadable,
+    machine: Machine,
+    advance: Advance = lambda _: None,
+) -> list[int]:
+    """Fill what is missing of some rows, as far as images are readable; returns the batch sizes used."""
+    advance(unit.start - unit.rows.start)
+    rows, used = range(unit.start, unit.rows.stop), []
+    layers = list(unit.entries)
+    for piece in forward_all(reader, transform, unreadable, machine, layers, rows, digests=True):
+        if unreadable.allowed or not unreadable.found:
+            unit.add(piece)
+        used.append(piece.batch_size)
+        advance(len(piece.rows) + len(piece.failures))
+    return used[-1:]
 
 
 def features_of(entry: Entry, part: Part, batch_size: int = 0) -> Features:

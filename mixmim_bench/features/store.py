@@ -5,6 +5,7 @@
     FOLDER/KEY/rows.npz              the rows of their images, and digests of the image bytes
     FOLDER/KEY/whole.json            sizes and hashes of the files above; written last
     FOLDER/KEY/chunks/000000512.npz  while being filled: a chunk of images from this row on
+    FOLDER/KEY/chunks/job            while the processes of a job fill it together (`together`)
     FOLDER/KEY.lock                  held by the process that fills the entry
 
 A key is a hash of weights, architecture, layer, preprocessing, images (id, size, time, label of each),
@@ -198,12 +199,16 @@ class Entry:
     # -- writing ---------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Write made_by.json, so that unfinished entries can be listed, and drop any earlier whole.json."""
-        self._file("whole.json").unlink(missing_ok=True)
+        """Write made_by.json, so that unfinished entries can be listed, and drop any earlier whole.json.
+
+        Raises BenchError.
+        """
         text = json.dumps(
             {"made_by": dict(self.made_by), "about": dict(self.about)}, indent=1, sort_keys=True
         )
-        write_whole(self._file("made_by.json"), text.encode())
+        with self.disk_errors():
+            self._file("whole.json").unlink(missing_ok=True)
+            write_whole(self._file("made_by.json"), text.encode())
 
     def _chunk(self, start: int) -> Path:
         return self._file("chunks") / f"{start:09d}.npz"
@@ -229,7 +234,7 @@ class Entry:
             return file[name]
 
     @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
+    def disk_errors(self) -> Iterator[None]:
         """Convert disk errors to a BenchError that names the folder and the variable."""
         try:
             yield
@@ -241,12 +246,12 @@ class Entry:
 
     def write_chunk(self, start: int, stop: int, chunk: Mapping[str, np.ndarray]) -> None:
         """Write a chunk atomically; raises BenchError."""
-        with self._disk_errors(), writing_whole(self._chunk(start)) as file:
+        with self.disk_errors(), writing_whole(self._chunk(start)) as file:
             np.savez(file, allow_pickle=False, bounds=np.array([start, stop]), **chunk)
 
     def finish(self, starts: Sequence[int], images: int) -> None:
         """Join the chunks, one in memory at a time, and write whole.json last; raises BenchError."""
-        with self._disk_errors():
+        with self.disk_errors():
             self._join(starts, images)
 
     def _join(self, starts: Sequence[int], images: int) -> None:
@@ -267,24 +272,42 @@ class Entry:
 
 
 class Filling:
-    """Incomplete entries for the same images, filled chunk by chunk in image order."""
+    """Incomplete entries for the same images, filled chunk by chunk in image order.
 
-    def __init__(self, entries: Mapping[str, Entry], images: int) -> None:
+    Args:
+        entries: layer -> entry.
+        images: the number of all images.
+        rows: those to be filled here, from one chunk to the end of another; by default all.
+    """
+
+    def __init__(self, entries: Mapping[str, Entry], images: int, rows: range | None = None) -> None:
         self.entries = entries
         self.images = images
-        self.bounds = [(a, min(a + CHUNK_ROWS, images)) for a in range(0, images, CHUNK_ROWS)]
+        self.rows = range(images) if rows is None else rows
+        self.bounds = [
+            (start, min(start + CHUNK_ROWS, self.rows.stop))
+            for start in range(self.rows.start, self.rows.stop, CHUNK_ROWS)
+        ]
         self.waiting: list[Piece] = []
-        for entry in entries.values():
-            entry.begin()
-        done = 0
-        while done < len(self.bounds) and all(e.has_chunk(*self.bounds[done]) for e in entries.values()):
-            done += 1
-        self.done = done  # chunks
+        self.done = 0  # chunks
+        self._skip()
+
+    def _skip(self) -> None:
+        """Skip the next chunks that are there."""
+        left = self.bounds[self.done :]
+        for start, stop in left:
+            if not all(entry.has_chunk(start, stop) for entry in self.entries.values()):
+                break
+            self.done += 1
+
+    def of(self, rows: range) -> "Filling":
+        """Return the filling of some rows only, from one chunk to the end of another."""
+        return Filling(self.entries, self.images, rows)
 
     @property
     def start(self) -> int:
         """The first missing image."""
-        return self.bounds[self.done][0] if self.done < len(self.bounds) else self.images
+        return self.bounds[self.done][0] if self.done < len(self.bounds) else self.rows.stop
 
     def add(self, piece: Piece) -> None:
         """Add the features of the next images; full chunks are written at once."""
@@ -314,7 +337,8 @@ class Filling:
         self.waiting = [Piece(rows[later], rest, digests[later], failures)]
 
     def finish(self) -> None:
-        """Complete the entries; raises ValueError if images are missing."""
+        """Complete the entries, whoever has written the chunks; raises ValueError if images are missing."""
+        self._skip()
         if self.start < self.images:
             raise ValueError(f"features of {self.images - self.start} images are missing")
         for entry in self.entries.values():
@@ -329,14 +353,16 @@ def filling(entries: Mapping[str, Entry], images: int) -> Iterator[Filling | Non
     """
     with ExitStack() as locks:
         for entry in sorted(entries.values(), key=lambda entry: entry.key):
-            locks.enter_context(_acquire(entry))
+            locks.enter_context(acquire(entry.lock(), entry))
         incomplete = {layer: entry for layer, entry in entries.items() if not entry.is_intact()}
+        for entry in incomplete.values():
+            entry.begin()
         yield Filling(incomplete, images) if incomplete else None
 
 
-def _acquire(entry: Entry) -> AcquireReturnProxy:
-    """Acquire the lock of an entry; raises BenchError if another process holds it without progress."""
-    lock, since = entry.lock(), time.time()
+def acquire(lock: FileLock, entry: Entry) -> AcquireReturnProxy:
+    """Acquire a lock of an entry; raises BenchError if another process holds it without progress."""
+    since = time.time()
     while True:
         try:
             return lock.acquire(timeout=LOOK_S)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from mixmim_bench.data.transforms import Transform, eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import LOGITS, OWN
 from mixmim_bench.features.engines import Reader, open_reader
-from mixmim_bench.features.extract import Features, extract_to_store, features_of
+from mixmim_bench.features.extract import Features, extract_to_store, features_of, help_to_store
 from mixmim_bench.features.keys import entry_of, made_by_backbone
 from mixmim_bench.features.networks import source_of
 from mixmim_bench.features.store import Entry
@@ -195,9 +196,30 @@ class Workbench:
                 entries,
                 self.run.task.skip_unreadable,
                 advance,
+                partial(self._call_others, split) if self._has_others() else None,
             )
         self.extract_s += time.perf_counter() - clock
         return used
+
+    def _has_others(self) -> bool:
+        """Whether other processes of a job wait to be called, and do not take part in the whole run."""
+        return processes.leads() and not build_protocol(self.run.protocol, self.run.task.kind).trains
+
+    def _call_others(self, split: Split, layers: Sequence[str]) -> bool:
+        """Call the other processes of a job to an extraction."""
+        message = {"run": self.run.to_json(), "role": split.role, "layers": list(layers)}
+        try:
+            processes.broadcast(message)
+        except processes.ProcessLost as error:
+            self.stages.say(f"  features are extracted by this process alone: {error}")
+            return False
+        return True
+
+    def help_to_extract(self, split: Split, layers: Sequence[str]) -> None:
+        """Take part in an extraction of the main process, which has called."""
+        entries = {layer: entry_of(self.run, split, layer) for layer in layers}
+        skip = self.run.task.skip_unreadable
+        help_to_store(self.frozen(split), split.part, self.transform(), self.machine, entries, skip)
 
     def note_training(self, splits: Sequence[Split], trained: Trained) -> None:
         """Record skipped images, digests and notes of a training on concatenated splits."""
