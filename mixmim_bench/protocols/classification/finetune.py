@@ -82,6 +82,8 @@ class Finetune(Protocol):
             "layer_decay": 0.75,
             "layer_ids": "release",
             "clip_grad": 1.0,
+            "drop_path": 0.0,
+            "smoothing": 0.0,
             "mixup": 0.0,
             "cutmix": 0.0,
             "auto_augment": "",
