@@ -2,8 +2,8 @@
 
     python benchmarks/tiny_steps.py 0=random 1=tiny/checkpoint-1.pth 10=tiny/checkpoint.pth [--out FOLDER]
 
-Each argument is EPOCHS=WEIGHTS. `mixmim-bench pretrain --keep-every N` keeps the checkpoints. Results are written
-to --results, so that the same command continues after an interruption.
+Each argument is EPOCHS=WEIGHTS. `mixmim-bench pretrain --keep-every N` keeps the checkpoints. Results are
+written to --results, so that the same command continues after an interruption.
 """
 
 from pathlib import Path

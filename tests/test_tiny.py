@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 from safetensors import safe_open
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 from test_training import bench_for, splits_of
 
 from mixmim_bench import registry
@@ -88,8 +91,23 @@ def test_it_beats_random_weights(run, tmp_path):
     assert comparison["difference"] > 0.1 and comparison["p"] < 0.001, comparison
 
 
+def test_embed_gives_features_in_which_the_same_digits_are_near(run, tmp_path):
+    """By scikit-learn's nearest neighbours, which know nothing of this package."""
+    part, folder = here("digits").splits["test"].part, tmp_path / "images"
+    folder.mkdir()
+    labels = {}
+    for row in range(200):
+        labels[f"{row:03}.png"] = part.labels[row]
+        part.images.load(row).save(folder / f"{row:03}.png")
+    run("embed", folder, "-m", "mixmim-tiny", "--out", tmp_path / "features.npz")
+    with np.load(tmp_path / "features.npz") as file:
+        x, y = file["features"], np.array([labels[Path(name).name] for name in file["paths"]])
+    neighbours = KNeighborsClassifier(1, metric="cosine")
+    assert cross_val_score(neighbours, x, y, cv=5).mean() > 0.75  # 0.87; with random weights 0.48
+
+
 def test_fine_tuning_starts_from_what_the_linear_probe_knows():
-    """Before it learns, its loss on augmented images is small: drop path, smoothing or crops would raise it."""
+    """Its first loss on augmented images is small: drop path, smoothing or close crops would raise it."""
     (task,) = select_tasks(["digits"], ())
     recipe = {**task.recipe["finetune"], "epochs": 1, "base_lr": 1e-12}
     task = dataclasses.replace(task, recipe={"finetune": recipe})
@@ -97,7 +115,7 @@ def test_fine_tuning_starts_from_what_the_linear_probe_knows():
     bench, data = bench_for(task, model=SPEC, weights=weights, preprocessing=preprocessing(SPEC))
     splits = splits_of(data, 64)
     done = build_protocol(bench.run.protocol, task.kind).fit(bench, splits["train"], splits["val"])
-    assert done.arrays["train_loss"][0] < 0.3
+    assert done.arrays["train_loss"][0] < 0.5
 
 
 @pytest.mark.slow
