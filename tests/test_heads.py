@@ -59,7 +59,7 @@ def test_a_probe_of_a_pretrained_network_knows_new_digits(run, tmp_path, my_task
     output = run("predict", tmp_path / "new", "--head", out, "--top", 1, "--csv").stdout
     rows = list(csv.DictReader(io.StringIO(output)))
     right = [row["class"] == Path(row["image"]).parent.name for row in rows]
-    assert len(right) == 90 and np.mean(right) > 0.95
+    assert len(right) == 90 and np.mean(right) > 0.85
 
 
 def test_what_is_not_its_model_is_refused(run, tmp_path, probe):
