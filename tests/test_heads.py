@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from conftest import write_digits
 from safetensors import safe_open
 
 from mixmim_bench.errors import BenchError
@@ -45,6 +47,19 @@ def test_a_probe_predicts_what_its_run_predicted(run, tmp_path, probe):
     assert [float(row["score"]) for row in rows] == pytest.approx(expected, abs=1e-4)
     with safe_open(out, framework="np") as file:
         assert json.loads(file.metadata()["record"])["run_id"] == record.run_id
+
+
+def test_a_probe_of_a_pretrained_network_knows_new_digits(run, tmp_path, my_task):
+    """On digits that no split of the task has, with the preprocessing of the run."""
+    run("run", "-m", "mixmim-tiny", "-t", my_task, "-p", "linear", "--results", tmp_path / "r")
+    (record,) = RunStore(tmp_path / "r").records()
+    out = tmp_path / "head.safetensors"
+    run("results", "export-head", record.run_id, "--out", out, "--results", tmp_path / "r")
+    write_digits(tmp_path / "new", per_class=30, start=60)
+    output = run("predict", tmp_path / "new", "--head", out, "--top", 1, "--csv").stdout
+    rows = list(csv.DictReader(io.StringIO(output)))
+    right = [row["class"] == Path(row["image"]).parent.name for row in rows]
+    assert len(right) == 90 and np.mean(right) > 0.85
 
 
 def test_what_is_not_its_model_is_refused(run, tmp_path, probe):

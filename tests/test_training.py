@@ -71,16 +71,16 @@ class Quiet:
         self.said.append(text)
 
 
-def bench_for(task, seed=0, model=TINY, **machine):
+def bench_for(task, seed=0, model=TINY, weights=RANDOM, preprocessing=PREPROCESSING, **machine):
     data = open_task(task)
     run = plan(
-        [ModelChoice(spec=model, weights=RANDOM, preprocessing=PREPROCESSING)],
+        [ModelChoice(spec=model, weights=weights, preprocessing=preprocessing)],
         [
             TaskChoice(
                 spec=task,
                 data=data.source,
                 counts=data.counts,
-                protocols=[choose_protocol(task, "finetune", "auto")],
+                protocols=[choose_protocol(task, "finetune", "auto", counts=data.counts)],
             )
         ],
         [seed],

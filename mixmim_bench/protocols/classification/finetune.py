@@ -36,7 +36,8 @@ class Finetune(Protocol):
     - `small`, for pretrained weights on sets so small that the paper's recipe would have fewer than 2,500
       steps: a linear probe, then fine-tuning from its head (arXiv 2202.10054), with a learning rate and a
       number of epochs that are chosen on val (a grid as in VTAB's lightweight sweep, arXiv 1910.04867) and
-      no mixup (as in BiT below 20,000 images, arXiv 1912.11370); then train and val are refit.
+      no mixup (as in BiT below 20,000 images, arXiv 1912.11370); then train and val are refit. Drop path and
+      smoothing would raise the loss of the head so much that the first steps undo it.
     - `at384`, for weights fine-tuned at 224 pixels, such as in mixmim-b-384: Swin's recipe from 224 to 384
       (microsoft/Swin-Transformer, swin_base_patch4_window12_384_22kto1k_finetune.yaml; its base_lr of 2e-5
       is per 512 images). The release has no script for its 384-pixel checkpoints.
@@ -85,6 +86,8 @@ class Finetune(Protocol):
             "layer_decay": 0.75,
             "layer_ids": "release",
             "clip_grad": 1.0,
+            "drop_path": 0.0,
+            "smoothing": 0.0,
             "mixup": 0.0,
             "cutmix": 0.0,
             "auto_augment": "",
