@@ -20,6 +20,7 @@ from typing import Any
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report.contents import Contents
+from mixmim_bench.report.controls import notes_of, shown
 from mixmim_bench.report.leaderboard import Cell, Leaderboard
 from mixmim_bench.report.plots import AXES, label_of, places, published_places
 from mixmim_bench.report.published import Published, of_board
@@ -125,6 +126,7 @@ def data_of(contents: Contents, published: bool = False) -> dict[str, Any]:
         "older": board.left_out,
         "notes": _notes(contents),
         "smoke": len(contents.smoke.rows),
+        "controls": {"rows": shown(contents.controls), "notes": notes_of(contents.controls)},
         "published": _published(board) if published else None,
     }
 

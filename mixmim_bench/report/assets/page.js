@@ -410,6 +410,17 @@
   }
   at("close").addEventListener("click", () => at("record").close());
 
+  /* -- controls ------------------------------------------------------------------------------------ */
+
+  if (data.controls.rows.length) {
+    const titles = Object.keys(data.controls.rows[0]);
+    at("controls-head").replaceChildren(element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title))));
+    at("controls-rows").replaceChildren(...data.controls.rows.map((row) =>
+      element("tr", {}, ...titles.map((title) => element("td", {}, row[title])))));
+    at("controls-notes").textContent = data.controls.notes.join(" ");
+    at("controls").hidden = false;
+  }
+
   /* -- the rest ------------------------------------------------------------------------------------ */
 
   const problems = data.failed.map((id) => {
