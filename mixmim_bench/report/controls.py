@@ -106,11 +106,13 @@ def _controlled(board: Leaderboard, column: Column, row: Row, cell: Cell, contro
         pixels=_cell_of(board.rows, column, lambda other: other.model == PIXELS),
         random=_cell_of(board.rows, column, lambda other: other.model == row.model and other.random_init),
         permuted=of_variant.get(PERMUTED),
-        noise={
-            int(name.removeprefix(NOISE)): each
-            for name, each in sorted(of_variant.items())
-            if name.startswith(NOISE)
-        },
+        noise=dict(
+            sorted(
+                (int(name.removeprefix(NOISE)), each)
+                for name, each in of_variant.items()
+                if name.startswith(NOISE)
+            )
+        ),
     )
 
 

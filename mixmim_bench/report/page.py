@@ -126,7 +126,7 @@ def data_of(contents: Contents, published: bool = False) -> dict[str, Any]:
         "older": board.left_out,
         "notes": _notes(contents),
         "smoke": len(contents.smoke.rows),
-        "controls": {"rows": shown(contents.controls), "notes": notes_of(contents.controls)},
+        "controls": _controls(contents),
         "published": _published(board) if published else None,
     }
 
@@ -162,6 +162,15 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
         }
         for mean in board.means
     ]
+
+
+def _controls(contents: Contents) -> dict[str, Any]:
+    rows = shown(contents.controls)
+    return {
+        "titles": list(rows[0]) if rows else [],
+        "rows": [list(row.values()) for row in rows],
+        "notes": notes_of(contents.controls),
+    }
 
 
 def _published(board: Leaderboard) -> dict[str, Any] | None:

@@ -413,10 +413,10 @@
   /* -- controls ------------------------------------------------------------------------------------ */
 
   if (data.controls.rows.length) {
-    const titles = Object.keys(data.controls.rows[0]);
-    at("controls-head").replaceChildren(element("tr", {}, ...titles.map((title) => element("th", { scope: "col" }, title))));
+    const heads = data.controls.titles.map((title) => element("th", { scope: "col" }, title));
+    at("controls-head").replaceChildren(element("tr", {}, ...heads));
     at("controls-rows").replaceChildren(...data.controls.rows.map((row) =>
-      element("tr", {}, ...titles.map((title) => element("td", {}, row[title])))));
+      element("tr", {}, ...row.map((text) => element("td", {}, text)))));
     at("controls-notes").textContent = data.controls.notes.join(" ");
     at("controls").hidden = false;
   }
