@@ -8,8 +8,9 @@ is tried again, on another node if there is one, `ATTEMPTS` times in all.
 import dataclasses
 import os
 import shutil
+import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from mixmim_bench.suite.worker import setup_of
 
 LOOK_S = 0.3  # between looks at tasks
 NODES_S = 3.0  # between looks at the nodes, and at runs that other drivers do
+ANSWER_S = 10.0  # that the head may take to answer
 CHECK_S = 600.0  # that a node may take to look at itself
 MEMORY = 2**30  # bytes of a process with torch
 FROZEN, TRAINED = 4, 20  # bytes per parameter: the weights; with gradients, two moments and a checkpoint
@@ -92,6 +94,8 @@ class RayPool:
         self._left: list[Queued] = []
         self._extracted: dict[str, str] = {}  # key -> node that did it
         self._avoid: dict[str, set[str]] = {}  # run id -> nodes that have failed
+        self._gpus = cluster.gpus_per_run
+        self._threads: int = cluster.settings.get("threads") or 0
         self._total = 0
         self._again = False  # whether it is time to try the runs that other drivers do
         self._looked = 0.0
@@ -122,7 +126,8 @@ class RayPool:
     @contextmanager
     def _driver(self) -> Iterator[None]:
         """Prepare what nodes are sent, and files by which they recognise shared folders."""
-        self._setup = setup_of(self.doer, "auto", dict(self.cluster.settings), self.cluster.roots)
+        settings = {**self.cluster.settings, "precision": self.doer.machine.precision}
+        self._setup = setup_of(self.doer, "auto", settings, self.cluster.roots)
         self._setup["results"] = str(self.doer.store.folder.absolute())
         self._incoming = self.doer.store.folder.absolute() / node.INCOMING
         token = f"driver-{os.getpid()}-{time.time_ns()}"
@@ -155,37 +160,54 @@ class RayPool:
         self._looked = time.monotonic()
         alive = {each["NodeID"]: each for each in ray.nodes() if each["Alive"]}
         self._gone |= set(self._nodes) - set(alive)
-        new = [each for each in alive if each not in self._nodes]
-        if not new:
-            return
+        new = {name: each for name, each in alive.items() if name not in self._nodes}
+        if self._gpus is None:
+            self._gpus = 1.0 if any(each["Resources"].get("GPU") for each in alive.values()) else 0.0
+        unfit = {name: self._unfit(each["Resources"]) for name, each in new.items()}
+        found = self._ask([name for name in new if not unfit[name]])
+        for name, each in new.items():
+            reason = unfit[name] or found[name]
+            if isinstance(reason, str):
+                cannot = dict.fromkeys(self._loads, reason)
+                self._nodes[name] = node.Looked(node=name, host=each["NodeManagerHostname"], cannot=cannot)
+            else:
+                self._nodes[name] = reason
+            self._say_of(self._nodes[name])
+        if not self._flights and not any(map(self._able, self._left)):
+            reasons = (f"{each.host}: {next(iter(each.cannot.values()))}" for each in self._nodes.values())
+            raise BenchError(f"no node of the cluster can do any of the runs: {'; '.join(reasons)}")
+
+    def _unfit(self, resources: Mapping[str, float]) -> str:
+        """Say why a node cannot do any run, by what it offers to tasks; '' if it can."""
+        cores, gpus, threads = resources.get("CPU", 0.0), resources.get("GPU", 0.0), self._threads
+        if cores < 1:
+            return "it offers no core to tasks"
+        if threads > cores:
+            return f"it offers {counted(int(cores), 'core')}, and --threads asks for {threads}"
+        if gpus < (self._gpus or 0.0):
+            return f"it offers {counted(int(gpus), 'GPU')}, and a run needs {self._gpus:g}"
+        return ""
+
+    def _ask(self, names: Sequence[str]) -> dict[str, node.Looked | str]:
+        """Let nodes look at themselves; returns what each has found, or why it has not answered."""
         runs: Any = ray.put([each.job.run.to_json() for each in self._left + self._in_flight()])
         looking = {
             ray.remote(node.look)
-            .options(num_cpus=0, max_retries=0, label_selector={NODE_LABEL: each})
-            .remote(self._setup, self._about, runs): each
-            for each in new
+            .options(num_cpus=0, max_retries=0, label_selector={NODE_LABEL: name})
+            .remote(self._setup, self._about, runs): name
+            for name in names
         }
-        done, late = ray.wait(list(looking), num_returns=len(looking), timeout=CHECK_S)
+        done, late = ray.wait(list(looking), num_returns=len(looking), timeout=CHECK_S) if names else ([], [])
+        answers: dict[str, node.Looked | str] = {}
+        for ref in done:
+            try:
+                answers[looking[ref]] = ray.get(ref)
+            except exceptions.RayError as error:
+                answers[looking[ref]] = _reason(error)
         for ref in late:
             ray.cancel(ref, force=True)
-        for ref, each in looking.items():
-            host = alive[each]["NodeManagerHostname"]
-            try:
-                found = ray.get(ref) if ref in done else None
-                reason = f"it has not answered for {CHECK_S:.0f} s"
-            except exceptions.RayError as error:
-                found, reason = None, _reason(error)
-            self._nodes[each] = found or node.Looked(
-                node=each, host=host, cannot=dict.fromkeys(self._loads, reason)
-            )
-            self._say_of(self._nodes[each])
-        if not any(self._able(each) for each in self._left):
-            raise BenchError(
-                "no node of the cluster can do any of the runs: "
-                + "; ".join(
-                    f"{each.host}: {next(iter(each.cannot.values()))}" for each in self._nodes.values()
-                )
-            )
+            answers[looking[ref]] = f"it has not answered for {CHECK_S:.0f} s"
+        return answers
 
     def _say_of(self, found: node.Looked) -> None:
         name = self._name(found.node)
@@ -216,19 +238,13 @@ class RayPool:
         return [name for name in able if name not in self._avoid.get(run_id, ())] or able
 
     def _needs(self, each: Queued, nodes: Sequence[str]) -> dict[str, Any]:
-        """Return what a run needs of a node: all of its cores, or those that belong to its GPUs."""
-        resources = [found["Resources"] for found in ray.nodes() if found["NodeID"] in nodes]
-        gpus = self.cluster.gpus_per_run
-        if gpus is None:
-            gpus = 1.0 if any(found.get("GPU") for found in resources) else 0.0
-        cores = min(
-            found.get("CPU", 1.0) / max(found.get("GPU", 0.0) / gpus if gpus else 1.0, 1.0)
-            for found in resources
-        )
-        threads = self.cluster.settings.get("threads")
-        least = min(found.get("memory", 0.0) for found in resources)
+        """Return what a run asks for: all cores of a node, or those that belong to its GPUs."""
+        offered = [found["Resources"] for found in ray.nodes() if found["NodeID"] in nodes]
+        gpus = self._gpus or 0.0
+        cores = min(found["CPU"] * min(1.0, gpus / found["GPU"] if gpus else 1.0) for found in offered)
+        least = min(found.get("memory", 0.0) for found in offered)
         return {
-            "num_cpus": threads or max(1, int(cores)),
+            "num_cpus": self._threads or max(1, int(cores)),
             "num_gpus": gpus,
             "memory": int(min(_memory(each), 0.9 * least)),
         }
@@ -332,8 +348,9 @@ class RayPool:
                 flight.shown = Shown(self.view.lane(self._name(flight.where)))
                 if not flight.key:
                     flight.shown.lane.say(flight.queued.headline(self._total))
-                    limit = self.cluster.timeout_s
-                    flight.deadline = time.monotonic() + limit if limit else float("inf")
+            elif "started" in message:
+                limit = self.cluster.timeout_s
+                flight.deadline = time.monotonic() + limit if limit else float("inf")
             else:
                 flight.shown.show(message)
 
@@ -423,6 +440,8 @@ def connected(address: str) -> Iterator[None]:
 
     Ray's usage statistics and dashboard are off in a cluster that is started here. Raises BenchError.
     """
+    if address != LOCAL:
+        _check_address(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
@@ -439,6 +458,21 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Check that something listens at HOST:PORT, since Ray would try for minutes; raises BenchError."""
+    host, _, port = address.rpartition(":")
+    if "//" in address or not host or not port.isdecimal():
+        raise BenchError(
+            f"--ray {address}: must be {LOCAL}, or HOST:PORT of the head of a cluster that this machine belongs "
+            "to (`ray start --address=HOST:PORT` on this machine); Ray Client (ray://) is not supported"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BenchError(f"--ray {address}: nothing answers there ({reason})") from error
 
 
 def _memory(each: Queued) -> float:

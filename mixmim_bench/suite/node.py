@@ -27,6 +27,7 @@ from mixmim_bench.suite.execute import open_run
 from mixmim_bench.suite.worker import Remote, doer_of
 from mixmim_bench.weights.download import file_sha256
 
+FULL = 2**26  # free bytes, with fewer of which a failure is that of the node
 INCOMING = ".incoming"  # in the results folder: results that the driver has not taken over yet
 
 
@@ -166,7 +167,7 @@ def extract(setup: Message, job: Message, board: Any) -> None:
     """Extract the features of a run into the cache; raises BenchError."""
     each = Job.from_json(job)
     sender = ToBoard(board, each.run.run_id)
-    sender.send(extracts=this_node())
+    sender.send(node=this_node())
     doer = doer_of(setup, Remote(sender))
     data = doer.data_of(each.run)
     bench = open_run(each.run, data, doer.machine, doer.view, gmacs=each.gmacs)
@@ -184,7 +185,7 @@ def do(setup: Message, job: Message, board: Any, shared: bool) -> Delivered:
     """
     each = Job.from_json(job)
     sender = ToBoard(board, each.run.run_id)
-    sender.send(started=True, node=this_node())
+    sender.send(node=this_node())
     within = Path(setup["results"]) / INCOMING if shared else None
     if within is not None:
         within.mkdir(parents=True, exist_ok=True)
@@ -195,7 +196,9 @@ def do(setup: Message, job: Message, board: Any, shared: bool) -> Delivered:
         doer = doer_of({**setup, "results": str(folder)}, remote)
         doer.store.prepare()
         doer.measure_costs([each.run], setup["costs"])
-        doer.do(each)
+        done = doer.do(each, started=lambda: sender.send(started=True))
+        if done is not None and done.record.error and free_bytes(cache_folder()) < FULL:
+            raise BenchError(f"the disk of {cache_folder()} is full: {done.record.error}")
         if shared:
             return Delivered(str(folder))
         files = [path for path in folder.rglob("*") if path.is_file()]
