@@ -42,10 +42,12 @@ DRAWN = f"{SHOWN}/figures.json"  # digests of what the figures show, and of thei
 AGAIN = "python docs/generate.py"
 MOST = 4  # differences of a file or block that are listed
 
-CODE = re.compile(r"^( *)```.*?^\1```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+FENCE = r"^( *)```.*?^\1```"
+CODE = re.compile(rf"{FENCE}|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 OPENED = re.compile(r"<!-- (?P<kind>\w+):")
 MARK = re.compile(r"<!-- (?P<kind>\w+): (?P<names>[^>]+?) -->(?P<shown>.*?)<!-- end -->", re.DOTALL)
 END = "<!-- end -->"
+RULE = re.compile(r":?-{3,}:?")  # below the head of a table
 UNMARKED = re.compile(r"\d+\.\d(?!\d)(?= ?%)")
 
 
@@ -119,13 +121,16 @@ def different(shown: str, expected: str, path: str, first: int, label: str) -> l
 
 
 def _same(a: str | None, b: str | None) -> bool:
-    """Return whether two cells are the same, but for padding and the last digit of a CSV file."""
+    """Return whether two cells are the same, but for padding and the last digits of a CSV file."""
     if a is None or b is None:
         return a == b
+    a, b = a.strip(), b.strip()
+    if a == b or (RULE.fullmatch(a) and RULE.fullmatch(b)):
+        return True
     try:
-        return a.strip() == b.strip() or ("." in a and abs(float(a) - float(b)) < 1e-9)
+        return abs(float(a) - float(b)) < 1e-9
     except ValueError:
-        return set(a.strip()) <= set(":-") and set(b.strip()) <= set(":-")  # of a table
+        return False
 
 
 def unmarked(text: str, name: str) -> Iterator[Problem]:
@@ -134,8 +139,7 @@ def unmarked(text: str, name: str) -> Iterator[Problem]:
     def blank(code: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", code[0])
 
-    fences = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
-    text = MARK.sub(blank, fences.sub(blank, text))
+    text = MARK.sub(blank, re.sub(FENCE, blank, text, flags=re.DOTALL | re.MULTILINE))
     for paragraph in re.finditer(r"(?:^(?![ \t]*\|).*\S.*\n?)+", text, re.MULTILINE):
         if "mixmim-tiny" in paragraph[0]:
             for found in UNMARKED.finditer(paragraph[0]):

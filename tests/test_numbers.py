@@ -193,6 +193,22 @@ def test_files_and_figures_that_were_edited_are_found(copy):
     assert found[1].startswith("results/shown/plots/flops_vs_accuracy.svg: is not the file that was drawn")
 
 
+@pytest.mark.parametrize(
+    ("shown", "expected", "differing"),
+    [
+        ("| a | b |\n|:---|:---|", "| a  | b |\n|:----|:---|", []),
+        ("| a | 9.9 |", "| a | 10.1 |", [7]),
+        ("| a | - |", "| a |  |", [7]),
+        ("| a | --- |", "| a | - |", [7]),
+        ("| a |", "| a | b |", [7]),
+        ("| a |\n| b |", "| a |", [8]),
+        ("text", "text\n\nmore", [9]),
+    ],
+)
+def test_tables_are_compared_cell_by_cell(shown, expected, differing):
+    assert [each.line for each in generate.different(shown, expected, PAGE, 7, "table")] == differing
+
+
 def test_unmarked_percentages_of_mixmim_tiny_are_found():
     def lines(text):
         return [each.line for each in generate.unmarked(text, "page.md")]
