@@ -47,6 +47,17 @@ def feature_width(model: ModelSpec) -> int:
     return fact_of(model.arch, "width", measure, *_about(model))
 
 
+def count_parameters(model: ModelSpec) -> int:
+    """Count the parameters of a model at its own size, with its classifier."""
+
+    def count() -> int:
+        from mixmim_bench.counting import count_parameters
+
+        return count_parameters(model)
+
+    return fact_of(model.arch, "parameters", count, *_about(model))
+
+
 def count_gmacs(model: ModelSpec, size: Size) -> float:
     """Count the GMACs of one image; raises BenchError for a size the model does not support."""
 

@@ -10,6 +10,7 @@ from records import made
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from test_page import data_in
 from torch import nn
 
 from mixmim_bench.api import run_suite
@@ -18,7 +19,7 @@ from mixmim_bench.data.transforms import Noise, eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import build, preprocessing
 from mixmim_bench.registry import find_model
-from mixmim_bench.report.controls import controls_markdown, controls_of
+from mixmim_bench.report.controls import controls_markdown, controls_of, noise_panels
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.specs import NO_WEIGHTS, Preprocessing
 from mixmim_bench.suite.records import RunStore
@@ -104,6 +105,26 @@ def test_controls_stand_in_a_table_of_their_own(controlled):
     wide = (folder / "leaderboard.csv").read_text().splitlines()[0]
     assert "permuted" not in wide and "noise" not in wide
     assert "digits@permuted" in (folder / "results.csv").read_text()
+    in_page = data_in((folder / "report.html").read_text())["controls"]
+    assert in_page["titles"][-1] == "Noise 100 %" and [row[0] for row in in_page["rows"]] == [
+        "digits knn",
+        "digits linear",
+    ]
+
+
+def test_the_curve_over_noise_begins_without_noise_and_ends_without_signal(controlled):
+    records = controlled.records()
+    found = controls_of(leaderboard(r for r in records if not r.control), records)
+    panels = noise_panels(found)
+    assert [panel.title[1] for panel in panels] == [each.score.record.protocol_title for each in found]
+    for panel, each in zip(panels, found, strict=True):
+        curve, frequent = panel.curves
+        assert curve.x == (0.0, 50.0, 75.0, 90.0, 100.0) and frequent.pale
+        scores = [each.score, *(each.noise[percent] for percent in (50, 75, 90, 100))]
+        assert curve.y == tuple(100 * cell.value for cell in scores)
+        assert all(low <= y <= high for low, y, high in zip(curve.low, curve.y, curve.high, strict=True))
+        assert frequent.y == (100 * each.frequent,) * 2
+    assert (controlled.folder / "plots" / "noise.svg").exists()
 
 
 def test_finished_controls_are_not_run_again(controlled, monkeypatch):

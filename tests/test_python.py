@@ -233,7 +233,7 @@ def test_the_last_layer_may_be_a_classifier(tmp_path, task):
 def test_a_network_is_fine_tuned(tmp_path, task):
     frame = run(
         {"mine": mine()}, task, tmp_path, protocols="finetune",
-        settings={"finetune.epochs": 1, "finetune.warmup_epochs": 0},
+        settings={"finetune.epochs": 1, "finetune.warmup_epochs": 0, "finetune.drop_path": 0.1},
     )  # fmt: skip
     assert len(frame) == 1
     (record,) = RunStore(tmp_path / "results").records()

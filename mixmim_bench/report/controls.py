@@ -7,7 +7,8 @@ import pandas as pd
 
 from mixmim_bench.registry import PIXELS
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, leaderboard
-from mixmim_bench.report.text import markdown
+from mixmim_bench.report.panels import Curve, CurvePanel
+from mixmim_bench.report.text import markdown, one_line
 from mixmim_bench.scoring.metrics import METRICS, is_a_guess
 from mixmim_bench.specs import NOISE, PERMUTED, RunRecord
 
@@ -105,11 +106,13 @@ def _controlled(board: Leaderboard, column: Column, row: Row, cell: Cell, contro
         pixels=_cell_of(board.rows, column, lambda other: other.model == PIXELS),
         random=_cell_of(board.rows, column, lambda other: other.model == row.model and other.random_init),
         permuted=of_variant.get(PERMUTED),
-        noise={
-            int(name.removeprefix(NOISE)): each
-            for name, each in sorted(of_variant.items())
-            if name.startswith(NOISE)
-        },
+        noise=dict(
+            sorted(
+                (int(name.removeprefix(NOISE)), each)
+                for name, each in of_variant.items()
+                if name.startswith(NOISE)
+            )
+        ),
     )
 
 
@@ -122,11 +125,20 @@ def controls_markdown(controls: Sequence[Controlled]) -> str:
     """Show controls as a Markdown table with notes; '' if there are none."""
     if not controls:
         return ""
-    levels = sorted({percent for each in controls for percent in each.noise})
-    rows = [_shown(each, levels) for each in controls]
+    rows = [{key: markdown(text) for key, text in row.items()} for row in shown(controls)]
     table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    notes = [NOTES, *([SUSPICIOUS] if any(each.suspicious for each in controls) else [])]
-    return f"{table}\n\n{' '.join(notes)}"
+    return f"{table}\n\n{' '.join(notes_of(controls))}"
+
+
+def notes_of(controls: Sequence[Controlled]) -> list[str]:
+    """Return what the columns mean."""
+    return [NOTES, *([SUSPICIOUS] if any(each.suspicious for each in controls) else [])]
+
+
+def shown(controls: Sequence[Controlled]) -> list[dict[str, str]]:
+    """Return the rows of the table as plain text."""
+    levels = sorted({percent for each in controls for percent in each.noise})
+    return [_shown(each, levels) for each in controls]
 
 
 def _shown(each: Controlled, levels: Sequence[int]) -> dict[str, str]:
@@ -137,8 +149,8 @@ def _shown(each: Controlled, levels: Sequence[int]) -> dict[str, str]:
         return MISSING if value is None else f"{100 * value:.1f}"
 
     return {
-        "Task": markdown(f"{each.task} {each.protocol}"),
-        "Model": markdown(f"{each.model} ({each.weights})"),
+        "Task": one_line(f"{each.task} {each.protocol}"),
+        "Model": one_line(f"{each.model} ({each.weights})"),
         "Score": cell(each.score),
         "Chance": share(each.chance),
         "Frequent": share(each.frequent),
@@ -147,3 +159,39 @@ def _shown(each: Controlled, levels: Sequence[int]) -> dict[str, str]:
         "Permuted": cell(each.permuted, PERMUTED),
         **{f"Noise {percent} %": cell(each.noise.get(percent), f"{NOISE}{percent}") for percent in levels},
     }
+
+
+def noise_panels(controls: Sequence[Controlled]) -> list[CurvePanel]:
+    """Return a panel per task and probe: scores in percent over the share of noise, one curve per model."""
+    columns = dict.fromkeys((each.task, each.protocol) for each in controls if each.noise)
+    return [
+        _noise_panel([each for each in controls if (each.task, each.protocol) == column and each.noise])
+        for column in columns
+    ]
+
+
+def _noise_panel(controls: Sequence[Controlled]) -> CurvePanel:
+    first = controls[0]
+    record = first.score.record
+    curves = []
+    for each in controls:
+        cells = {0: each.score, **each.noise}
+        curves.append(
+            Curve(
+                label=one_line(each.model),
+                x=tuple(map(float, cells)),
+                y=tuple(100 * cell.value for cell in cells.values()),
+                low=tuple(100 * cell.low for cell in cells.values()),
+                high=tuple(100 * cell.high for cell in cells.values()),
+                hollow=record.random_init,
+            )
+        )
+    if first.frequent is not None:
+        frequent = 100 * first.frequent
+        curves.append(Curve(label="frequent", x=(0.0, 100.0), y=(frequent, frequent), pale=True))
+    return CurvePanel(
+        title=[one_line(record.task_title), one_line(record.protocol_title)],
+        curves=curves,
+        x_title="Noise (% of the variance of the images)",
+        y_title=f"{first.metric} (%)",
+    )

@@ -20,6 +20,7 @@ from typing import Any
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report.contents import Contents
+from mixmim_bench.report.controls import notes_of, shown
 from mixmim_bench.report.leaderboard import Cell, Leaderboard
 from mixmim_bench.report.plots import AXES, label_of, places, published_places
 from mixmim_bench.report.published import Published, of_board
@@ -125,6 +126,7 @@ def data_of(contents: Contents, published: bool = False) -> dict[str, Any]:
         "older": board.left_out,
         "notes": _notes(contents),
         "smoke": len(contents.smoke.rows),
+        "controls": _controls(contents),
         "published": _published(board) if published else None,
     }
 
@@ -160,6 +162,15 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
         }
         for mean in board.means
     ]
+
+
+def _controls(contents: Contents) -> dict[str, Any]:
+    rows = shown(contents.controls)
+    return {
+        "titles": list(rows[0]) if rows else [],
+        "rows": [list(row.values()) for row in rows],
+        "notes": notes_of(contents.controls),
+    }
 
 
 def _published(board: Leaderboard) -> dict[str, Any] | None:

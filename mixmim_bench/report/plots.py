@@ -1,7 +1,7 @@
 """The plots of a results folder: scores against costs, drawn only when they have changed."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import pandas as pd
 
 from mixmim_bench.errors import counted
 from mixmim_bench.report.background import Background
+from mixmim_bench.report.controls import Controlled, noise_panels
 from mixmim_bench.report.fewshot import HEADS, few_shot_panels
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
 from mixmim_bench.report.panels import Panel, Point, exact
@@ -78,6 +79,13 @@ def write_plots(
             background,
         )
     return written
+
+
+def write_noise(controls: Sequence[Controlled], folder: Path) -> list[Path]:
+    """Draw scores over noise, one panel per task and probe with controls; returns their paths."""
+    return draw_if_changed(
+        noise_panels(controls), folder, "noise", "Grey: always predicting the most frequent classes."
+    )
 
 
 def write_few_shot(board: Leaderboard, frame: pd.DataFrame, folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from mixmim_bench.report.leaderboard import Row, leaderboard
 from mixmim_bench.report.marks import Pairs, marks_of
 from mixmim_bench.report.page import to_html
 from mixmim_bench.report.pictures import draw_finished, links
-from mixmim_bench.report.plots import write_few_shot, write_plots
+from mixmim_bench.report.plots import write_few_shot, write_noise, write_plots
 from mixmim_bench.report.runs import matching
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.text import safe_csv
@@ -90,6 +90,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
         paths.append(store.folder / "report.html")
         paths += [store.folder / "leaderboard.tex", *_write_parquet(frame, store.folder), *plots]
         paths += write_few_shot(board, frame, store.folder / "plots")
+        paths += write_noise(contents.controls, store.folder / "plots")
         limited = store.folder / "limited.md"
         if smoke.rows:
             table = f"{SMOKE}\n\n{to_markdown(smoke, costs)}"

@@ -18,10 +18,10 @@ from typing import Any
 import ray
 from ray import exceptions
 
+from mixmim_bench import facts
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.errors import BenchError, counted
-from mixmim_bench.facts import feature_width
 from mixmim_bench.progress import View
 from mixmim_bench.provenance import package_digest, provenance
 from mixmim_bench.suite import node
@@ -37,7 +37,7 @@ LOOK_S = 0.3  # between looks at tasks
 NODES_S = 3.0  # between looks at the nodes, and at runs that other drivers do
 CHECK_S = 600.0  # that a node may take to look at itself
 MEMORY = 2**30  # bytes of a process with torch
-PER_PARAMETER = 16  # bytes: weights, gradients and two moments
+FROZEN, TRAINED = 4, 20  # bytes per parameter: the weights; with gradients, two moments and a checkpoint
 NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 
 
@@ -443,10 +443,10 @@ def connected(address: str) -> Iterator[None]:
 
 def _memory(each: Queued) -> float:
     """Estimate the bytes that a run needs."""
-    run, estimate = each.job.run, each.estimate
-    images = estimate.planned.work.forward
-    width = feature_width(run.model)
-    return MEMORY + PER_PARAMETER * 1e6 + 8.0 * width * images
+    run, planned = each.job.run, each.estimate.planned
+    parameters = facts.count_parameters(run.model) * (TRAINED if planned.protocol.trains else FROZEN)
+    features = 0 if planned.protocol.trains else facts.feature_width(run.model) * planned.work.forward
+    return MEMORY + parameters + 2 * 4.0 * features
 
 
 def _reason(error: Exception) -> str:

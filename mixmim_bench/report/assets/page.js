@@ -410,6 +410,17 @@
   }
   at("close").addEventListener("click", () => at("record").close());
 
+  /* -- controls ------------------------------------------------------------------------------------ */
+
+  if (data.controls.rows.length) {
+    const heads = data.controls.titles.map((title) => element("th", { scope: "col" }, title));
+    at("controls-head").replaceChildren(element("tr", {}, ...heads));
+    at("controls-rows").replaceChildren(...data.controls.rows.map((row) =>
+      element("tr", {}, ...row.map((text) => element("td", {}, text)))));
+    at("controls-notes").textContent = data.controls.notes.join(" ");
+    at("controls").hidden = false;
+  }
+
   /* -- the rest ------------------------------------------------------------------------------------ */
 
   const problems = data.failed.map((id) => {
