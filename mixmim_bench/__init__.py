@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mixmim_bench.inference import demo_image, get_model, inference_model, list_models
     from mixmim_bench.models.pretraining import pretraining_model
     from mixmim_bench.report.analysis import (
+        compare_models,
         leaderboard,
         load_results,
         plot_comparison,
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 
 # Public names and their modules, imported lazily because importing torch takes seconds.
 _PUBLIC = {
+    "compare_models": "mixmim_bench.report.analysis",
     "demo_image": "mixmim_bench.inference",
     "get_model": "mixmim_bench.inference",
     "inference_model": "mixmim_bench.inference",
@@ -39,6 +41,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "compare_models",
     "demo_image",
     "get_model",
     "inference_model",

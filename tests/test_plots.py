@@ -10,7 +10,14 @@ from matplotlib.text import Text
 from records import made
 from sklearn.metrics import average_precision_score, confusion_matrix, jaccard_score, recall_score
 
-from mixmim_bench import load_results, plot_comparison, plot_confusion, plot_fewshot, plot_per_class
+from mixmim_bench import (
+    compare_models,
+    load_results,
+    plot_comparison,
+    plot_confusion,
+    plot_fewshot,
+    plot_per_class,
+)
 from mixmim_bench.cli.results import PLOTS
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report import curves, fewshot, runplots
@@ -370,6 +377,9 @@ def test_differences_are_those_of_compare(store, run, tmp_path):
     looks = {(line.get_color(), line.get_marker()) for line in dots}
     assert len(looks) == 3  # a is better, no difference, b is better
     assert any(set(line.get_xdata()) == {0.0} for line in axes.lines)
+    table = compare_models("a", "b", store.folder)
+    said = json.loads(run("compare", "a", "b", "--results", store.folder, "--json").stdout)
+    assert table.to_dict("records") == said
     for kind in ("png", "svg", "pdf"):
         path = tmp_path / "new" / f"plot.{kind}"
         run("compare", "a", "b", "--results", store.folder, "--plot", path)

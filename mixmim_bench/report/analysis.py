@@ -1,6 +1,7 @@
 """Results as DataFrames and axes, for notebooks."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,25 @@ def plot_comparison(first: str, second: str, results: str | Path = "results", ax
     from mixmim_bench.report.dots import draw_dots_on
 
     return draw_dots_on(differences(compare(_store(results), first, second), first, second), ax)
+
+
+def compare_models(first: str, second: str, results: str | Path = "results") -> pd.DataFrame:
+    """Compare two models by paired tests on the same test images, over all tasks and protocols of both.
+
+    Args:
+        first: a model of the leaderboard, as in `mixmim-bench compare`.
+        second: another one.
+        results: the results folder.
+
+    Returns:
+        One row per task and protocol: `metric`, `n` images, `seeds`, the scores `first` and `second`, their
+        `difference` with its 95 % interval `low` and `high` as fractions, the `test` with `p`, `p_holm`,
+        corrected for the number of rows, and the `verdict`.
+
+    Raises:
+        BenchError: the models have no results in common.
+    """
+    return pd.DataFrame([asdict(row) for row in compare(_store(results), first, second)])
 
 
 def _store(results: str | Path) -> RunStore:

@@ -60,14 +60,26 @@ class Claims:
 
 def write_published(folder: Path) -> Claims:
     """Write `published.md`, and the figures `published.*` and `published_transfer.*`, to a folder."""
-    paths = draw_if_changed([_panel(*CLAIM)], folder, NAME, CAPTION)
-    transfer = [_panel(task, title) for task, title in TRANSFER.items()]
-    paths += draw_if_changed(
-        [panel for panel in transfer if len(panel.points) > 2], folder, f"{NAME}_transfer", CAPTION
-    )
-    text = "\n\n".join([_overview(), *(_by_head(*key, title) for key, title in DENSE.items()), _sources()])
+    paths = []
+    for name, drawn in published_figures().items():
+        paths += draw_if_changed(drawn, folder, name, CAPTION)
+    text = published_tables()
     write_whole(folder / f"{NAME}.md", f"{text}\n".encode())
     return Claims(text, [*paths, folder / f"{NAME}.md"])
+
+
+def published_figures() -> dict[str, list[Panel]]:
+    """Return the figures of published values by the names of their files."""
+    transfer = [_panel(task, title) for task, title in TRANSFER.items()]
+    return {
+        NAME: [_panel(*CLAIM)],
+        f"{NAME}_transfer": [panel for panel in transfer if len(panel.points) > 2],
+    }
+
+
+def published_tables() -> str:
+    """Return the published values as Markdown, with their sources."""
+    return "\n\n".join([_overview(), *(_by_head(*key, title) for key, title in DENSE.items()), _sources()])
 
 
 def _panel(task: str, title: str) -> Panel:

@@ -14,7 +14,7 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.report.background import Background
 from mixmim_bench.report.claims import beside
-from mixmim_bench.report.contents import read_contents
+from mixmim_bench.report.contents import Contents, read_contents
 from mixmim_bench.report.controls import controls_markdown
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.latex import to_latex
@@ -80,11 +80,7 @@ def write_report(store: RunStore, published: bool = False) -> Report:
         plots = write_plots(board, costs, store.folder / "plots", published, background)
         frame = to_long(records, costs)
         page = to_html(contents, published)
-        markdown = to_markdown(board, costs, contents.marks) if board.rows else NOTHING
-        if contents.controls:
-            markdown = f"{markdown}\n\n{controls_markdown(contents.controls)}"
-        if published and (others := beside(board)):
-            markdown = f"{markdown}\n\n{others}"
+        markdown = tables_of(contents, published)
         write_whole(paths[0], safe_csv(to_frame(board, costs)).encode())
         write_whole(paths[1], f"{markdown}{links(store, records)}\n".encode())
         write_whole(paths[2], safe_csv(frame).encode())
@@ -105,6 +101,18 @@ def write_report(store: RunStore, published: bool = False) -> Report:
             limited.unlink(missing_ok=True)
         background.finish()
     return Report(markdown, paths, contents.broken)
+
+
+def tables_of(contents: Contents, published: bool = False) -> str:
+    """Return the leaderboard and the table of controls as Markdown; published: and results of others."""
+    tables = [NOTHING]
+    if contents.board.rows:
+        tables = [to_markdown(contents.board, contents.costs, contents.marks)]
+    if contents.controls:
+        tables.append(controls_markdown(contents.controls))
+    if published and (others := beside(contents.board)):
+        tables.append(others)
+    return "\n\n".join(tables)
 
 
 @dataclass(frozen=True, kw_only=True)
