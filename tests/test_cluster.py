@@ -21,6 +21,8 @@ from mixmim_bench.provenance import package_digest, provenance
 from mixmim_bench.specs import Run
 from mixmim_bench.suite import node
 from mixmim_bench.suite.records import RunStore
+from mixmim_bench.suite.resolve import resolve
+from mixmim_bench.suite.wanted import Selection
 
 PLAN = ("-m", "pixels", "-m", "test_vit=random", "-t", "digits@limit200", "-p", "linear", "-p", "knn")
 PATIENCE_S = 240

@@ -318,6 +318,25 @@ def test_the_draws_of_one_random_network_are_one_unit(store):
     assert compare(store, "a", "b")[0].seeds == 2
 
 
+def test_all_draws_count_beside_a_random_network_whose_draws_are_one_unit(store):
+    """The scores compared are the means over seeds and draws that the leaderboard shows."""
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 10
+    mean = {}
+    for model, share, random in (("a", 0.9, {}), ("b", 0.5, {"weights": "random init", "random_init": True})):
+        values = []
+        for seed in (0, 1):
+            right = [np.where(rng.random(200) < share, y, (y + 1) % 10) for _ in range(3)]
+            predicted = DrawScores(np.arange(200).astype(str), y, [np.eye(10)[best] for best in right])
+            values.append(predicted.scores_by(["top1"])["top1"]["value"])
+            record = made(value=values[-1], model=model, seed=seed, **random)
+            store.save(record, predicted.kept(["top1"]))
+        mean[model] = np.mean(values)
+    (found,) = compare(store, "a", "b")
+    assert (found.first, found.second) == pytest.approx((mean["a"], mean["b"]))
+    assert found.seeds == 2
+
+
 # -- tasks with several metrics ----------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from mixmim_bench.scoring.statistics import (
     z_p,
 )
 
+Key = tuple[int, int]  # seed, draw
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -46,7 +48,7 @@ class Side:
             networks.
     """
 
-    units: Mapping[tuple[int, int], Unit]
+    units: Mapping[Key, Unit]
     drawn: bool
     one_network: bool
 
@@ -62,6 +64,7 @@ class Pair:
             ours = dict.fromkeys(theirs, ours[0, 0])  # what is not drawn is the same for every seed
         if not b.drawn:
             theirs = dict.fromkeys(ours, theirs[0, 0])
+        ours, theirs = _alike(ours, theirs)
         # the same seed draws the same images for few-shot probes; where no seed is shared any pairs will do
         keys = sorted(set(ours) & set(theirs))
         sides = [ours[key] for key in keys or sorted(ours)], [theirs[key] for key in keys or sorted(theirs)]
@@ -135,6 +138,24 @@ def _common(every: Sequence[np.ndarray]) -> np.ndarray:
     if np.all(first[:-1] < first[1:]) and all(np.array_equal(ids, first) for ids in every[1:]):
         return first  # as of most runs: much faster than sets
     return np.array(sorted(set.intersection(*(set(ids.tolist()) for ids in every))))
+
+
+def _alike(a: Mapping[Key, Unit], b: Mapping[Key, Unit]) -> tuple[Mapping[Key, Unit], Mapping[Key, Unit]]:
+    """Join the draws of each seed where one of two models has several and the other has them joined."""
+    several = [any(draw for _, draw in side) for side in (a, b)]
+    if several[0] == several[1]:
+        return a, b
+    return (_joined(a), b) if several[0] else (a, _joined(b))
+
+
+def _joined(units: Mapping[Key, Unit]) -> dict[Key, Unit]:
+    """Return one unit per seed, with all its draws."""
+    seeds = sorted({seed for seed, _ in units})
+    of_seed = {seed: [unit for (each, _), unit in units.items() if each == seed] for seed in seeds}
+    return {
+        (seed, 0): Unit(draws[0].ids, [items for unit in draws for items in unit.every])
+        for seed, draws in of_seed.items()
+    }
 
 
 def _mean_hits(unit: Unit) -> np.ndarray:
