@@ -89,6 +89,7 @@ class RayPool:
         self.cluster, self.doer, self.view, self.on_done = cluster, doer, view, on_done
         self._loads = {load.run_id: load for load in loads}
         self._nodes: dict[str, node.Looked] = {}
+        self._offers: dict[str, Mapping[str, float]] = {}  # cores and so on, of each node
         self._gone: set[str] = set()  # nodes that have died
         self._flights: dict[Any, Flight] = {}
         self._left: list[Queued] = []
@@ -172,6 +173,7 @@ class RayPool:
                 self._nodes[name] = node.Looked(node=name, host=each["NodeManagerHostname"], cannot=cannot)
             else:
                 self._nodes[name] = reason
+            self._offers[name] = each["Resources"]
             self._say_of(self._nodes[name])
         if not self._flights and not any(map(self._able, self._left)):
             reasons = (f"{each.host}: {next(iter(each.cannot.values()))}" for each in self._nodes.values())
@@ -239,7 +241,7 @@ class RayPool:
 
     def _needs(self, each: Queued, nodes: Sequence[str]) -> dict[str, Any]:
         """Return what a run asks for: all cores of a node, or those that belong to its GPUs."""
-        offered = [found["Resources"] for found in ray.nodes() if found["NodeID"] in nodes]
+        offered = [self._offers[name] for name in nodes]
         gpus = self._gpus or 0.0
         cores = min(found["CPU"] * min(1.0, gpus / found["GPU"] if gpus else 1.0) for found in offered)
         least = min(found.get("memory", 0.0) for found in offered)
@@ -386,6 +388,11 @@ class RayPool:
             limit = in_words(self.cluster.timeout_s)
             self._give_up(flight, TookTooLong(f"took longer than {limit} (--timeout-per-run)"))
             return
+        if isinstance(error, exceptions.TaskUnschedulableError):  # its nodes have died before it began
+            self._looked = 0.0
+            if not flight.key:
+                self._left.append(each)
+            return
         attempts, reason = each.attempts + 1, _reason(error)
         what = "extracting the features of" if flight.key else "the task of"
         flight.shown.lane.say(f"  {what} {each.job.run.label} has failed: {reason}")
@@ -465,8 +472,8 @@ def _check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "//" in address or not host or not port.isdecimal():
         raise BenchError(
-            f"--ray {address}: must be {LOCAL}, or HOST:PORT of the head of a cluster that this machine belongs "
-            "to (`ray start --address=HOST:PORT` on this machine); Ray Client (ray://) is not supported"
+            f"--ray {address}: must be {LOCAL}, or HOST:PORT of the head of a cluster that this machine "
+            "belongs to (`ray start --address=HOST:PORT` on this machine); Ray Client (ray://) is not supported"
         )
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
@@ -488,7 +495,7 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "cause", None)
     if isinstance(error, exceptions.RayTaskError) and isinstance(cause, BenchError):
         return str(cause)
-    return f"{type(error).__name__}: {_first_line(cause or error)}"
+    return f"{type(error).__name__}: {_first_line(cause or error).partition('. ')[0]}"
 
 
 def _first_line(error: Exception) -> str:

@@ -58,6 +58,10 @@ class ToBoard:
         """Send a message."""
         self.board.tell.remote(self.sender, message)
 
+    def flush(self) -> None:
+        """Wait until all messages have arrived."""
+        ray.get(self.board.tell.remote(self.sender, {}))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
@@ -199,6 +203,7 @@ def do(setup: Message, job: Message, board: Any, shared: bool) -> Delivered:
         done = doer.do(each, started=lambda: sender.send(started=True))
         if done is not None and done.record.error and free_bytes(cache_folder()) < FULL:
             raise BenchError(f"the disk of {cache_folder()} is full: {done.record.error}")
+        sender.flush()
         if shared:
             return Delivered(str(folder))
         files = [path for path in folder.rglob("*") if path.is_file()]
