@@ -473,7 +473,7 @@ def _check_address(address: str) -> None:
     if "//" in address or not host or not port.isdecimal():
         raise BenchError(
             f"--ray {address}: must be {LOCAL}, or HOST:PORT of the head of a cluster that this machine "
-            "belongs to (`ray start --address=HOST:PORT` on this machine); Ray Client (ray://) is not supported"
+            "belongs to (`ray start --address=HOST:PORT` there); Ray Client (ray://) is not supported"
         )
     try:
         socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
