@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +19,16 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from mixmim_bench import facts
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.cache import cache_folder
-from mixmim_bench.errors import BenchError, counted
+from mixmim_bench.errors import BenchError
 from mixmim_bench.progress import View
 from mixmim_bench.provenance import package_digest, provenance
 from mixmim_bench.suite import node
 from mixmim_bench.suite.channel import Message, Shown
 from mixmim_bench.suite.doing import Doer, Done, summary
 from mixmim_bench.suite.fleet import LOCAL, Cluster
+from mixmim_bench.suite.nodes import NODE_LABEL, Nodes, first_line, reason_of
 from mixmim_bench.suite.pool import ATTEMPTS, Queued, TookTooLong, WorkerEnded, in_words
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.shards import Load
@@ -37,10 +37,6 @@ from mixmim_bench.suite.worker import setup_of
 LOOK_S = 0.3  # between looks at tasks
 NODES_S = 3.0  # between looks at the nodes, and at runs that other drivers do
 ANSWER_S = 10.0  # that the head may take to answer
-CHECK_S = 600.0  # that a node may take to look at itself
-MEMORY = 2**30  # bytes of a process with torch
-FROZEN, TRAINED = 4, 20  # bytes per parameter: the weights; with gradients, two moments and a checkpoint
-NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 
 
 @dataclass
@@ -88,15 +84,10 @@ class RayPool:
     ) -> None:
         self.cluster, self.doer, self.view, self.on_done = cluster, doer, view, on_done
         self._loads = {load.run_id: load for load in loads}
-        self._nodes: dict[str, node.Looked] = {}
-        self._offers: dict[str, Mapping[str, float]] = {}  # cores and so on, of each node
-        self._gone: set[str] = set()  # nodes that have died
+        self._nodes = Nodes(cluster, view)
         self._flights: dict[Any, Flight] = {}
         self._left: list[Queued] = []
         self._extracted: dict[str, str] = {}  # key -> node that did it
-        self._avoid: dict[str, set[str]] = {}  # run id -> nodes that have failed
-        self._gpus = cluster.gpus_per_run
-        self._threads: int = cluster.settings.get("threads") or 0
         self._total = 0
         self._again = False  # whether it is time to try the runs that other drivers do
         self._looked = 0.0
@@ -113,7 +104,8 @@ class RayPool:
             return
         with connected(self.cluster.address), self._driver():
             try:
-                self._look_at_nodes()
+                self._ask_nodes()
+                self._nodes.check_some([each.job.run.run_id for each in self._left])
                 while self._left or self._flights:
                     self._submit()
                     self._receive()
@@ -154,102 +146,13 @@ class RayPool:
             with suppress(OSError):  # what another driver waits for
                 self._incoming.rmdir()
 
-    # -- nodes ----------------------------------------------------------------------------------------
-
-    def _look_at_nodes(self) -> None:
-        """Ask each new node what it can do, and find those that have died."""
+    def _ask_nodes(self) -> None:
         self._looked = time.monotonic()
-        alive = {each["NodeID"]: each for each in ray.nodes() if each["Alive"]}
-        self._gone |= set(self._nodes) - set(alive)
-        new = {name: each for name, each in alive.items() if name not in self._nodes}
-        if self._gpus is None:
-            self._gpus = 1.0 if any(each["Resources"].get("GPU") for each in alive.values()) else 0.0
-        unfit = {name: self._unfit(each["Resources"]) for name, each in new.items()}
-        found = self._ask([name for name in new if not unfit[name]])
-        for name, each in new.items():
-            reason = unfit[name] or found[name]
-            if isinstance(reason, str):
-                cannot = dict.fromkeys(self._loads, reason)
-                self._nodes[name] = node.Looked(node=name, host=each["NodeManagerHostname"], cannot=cannot)
-            else:
-                self._nodes[name] = reason
-            self._offers[name] = each["Resources"]
-            self._say_of(self._nodes[name])
-        if not self._flights and not any(map(self._able, self._left)):
-            reasons = (f"{each.host}: {next(iter(each.cannot.values()))}" for each in self._nodes.values())
-            raise BenchError(f"no node of the cluster can do any of the runs: {'; '.join(reasons)}")
-
-    def _unfit(self, resources: Mapping[str, float]) -> str:
-        """Say why a node cannot do any run, by what it offers to tasks; '' if it can."""
-        cores, gpus, threads = resources.get("CPU", 0.0), resources.get("GPU", 0.0), self._threads
-        if cores < 1:
-            return "it offers no core to tasks"
-        if threads > cores:
-            return f"it offers {counted(int(cores), 'core')}, and --threads asks for {threads}"
-        if gpus < (self._gpus or 0.0):
-            return f"it offers {counted(int(gpus), 'GPU')}, and a run needs {self._gpus:g}"
-        return ""
-
-    def _ask(self, names: Sequence[str]) -> dict[str, node.Looked | str]:
-        """Let nodes look at themselves; returns what each has found, or why it has not answered."""
-        runs: Any = ray.put([each.job.run.to_json() for each in self._left + self._in_flight()])
-        looking = {
-            ray.remote(node.look)
-            .options(num_cpus=0, max_retries=0, label_selector={NODE_LABEL: name})
-            .remote(self._setup, self._about, runs): name
-            for name in names
-        }
-        done, late = ray.wait(list(looking), num_returns=len(looking), timeout=CHECK_S) if names else ([], [])
-        answers: dict[str, node.Looked | str] = {}
-        for ref in done:
-            try:
-                answers[looking[ref]] = ray.get(ref)
-            except exceptions.RayError as error:
-                answers[looking[ref]] = _reason(error)
-        for ref in late:
-            ray.cancel(ref, force=True)
-            answers[looking[ref]] = f"it has not answered for {CHECK_S:.0f} s"
-        return answers
-
-    def _say_of(self, found: node.Looked) -> None:
-        name = self._name(found.node)
-        for remark in found.remarks:
-            self.view.say(f"{name}: {remark}")
-        reasons: dict[str, int] = {}
-        for reason in found.cannot.values():
-            reasons[reason] = reasons.get(reason, 0) + 1
-        for reason, count in reasons.items():
-            what = "it is left out" if count == len(self._loads) else f"without {counted(count, 'run')}"
-            self.view.say(f"{name}: {what}: {reason}")
-
-    def _name(self, node_id: str) -> str:
-        found = self._nodes.get(node_id)
-        hosts = [each.host for each in self._nodes.values()]
-        if found is None or hosts.count(found.host) > 1:
-            return f"{found.host if found else 'node'} {node_id[:6]}"
-        return found.host
+        runs = [each.job.run for each in self._left + self._in_flight()]
+        self._nodes.look(self._setup, self._about, runs)
 
     def _able(self, each: Queued) -> list[str]:
-        """Return the nodes that can do a run, without those where it failed if others can."""
-        run_id = each.job.run.run_id
-        able = [
-            name
-            for name, found in self._nodes.items()
-            if name not in self._gone and run_id not in found.cannot
-        ]
-        return [name for name in able if name not in self._avoid.get(run_id, ())] or able
-
-    def _needs(self, each: Queued, nodes: Sequence[str]) -> dict[str, Any]:
-        """Return what a run asks for: all cores of a node, or those that belong to its GPUs."""
-        offered = [self._offers[name] for name in nodes]
-        gpus = self._gpus or 0.0
-        cores = min(found["CPU"] * min(1.0, gpus / found["GPU"] if gpus else 1.0) for found in offered)
-        least = min(found.get("memory", 0.0) for found in offered)
-        return {
-            "num_cpus": self._threads or max(1, int(cores)),
-            "num_gpus": gpus,
-            "memory": int(min(_memory(each), 0.9 * least)),
-        }
+        return self._nodes.able(each.job.run.run_id)
 
     # -- tasks ----------------------------------------------------------------------------------------
 
@@ -292,10 +195,10 @@ class RayPool:
 
     def _send(self, each: Queued, nodes: Sequence[str], key: str, claim: ExitStack) -> None:
         near = self._extracted.get(self._shared(each), "")
-        if near in nodes and not all(self._nodes[name].shares_cache for name in nodes):
+        if near in nodes and not all(self._nodes.found[name].shares_cache for name in nodes):
             nodes = [near]
         options = {
-            **self._needs(each, nodes),
+            **self._nodes.needs(each, nodes),
             "max_retries": 0,
             "label_selector": {NODE_LABEL: f"in({','.join(nodes)})"},
         }
@@ -307,7 +210,7 @@ class RayPool:
                 .remote(self._setup, each.job.to_json(), self._board)
             )
         else:
-            shared = all(self._nodes[name].shares_results for name in nodes)
+            shared = all(self._nodes.found[name].shares_results for name in nodes)
             if self.doer.save_weights and not shared:
                 raise BenchError("--save-weights needs a results folder that all nodes share")
             ref = (
@@ -347,7 +250,7 @@ class RayPool:
                 continue
             if "node" in message:
                 flight.where = message["node"]
-                flight.shown = Shown(self.view.lane(self._name(flight.where)))
+                flight.shown = Shown(self.view.lane(self._nodes.name(flight.where)))
                 if not flight.key:
                     flight.shown.lane.say(flight.queued.headline(self._total))
             elif "started" in message:
@@ -383,7 +286,7 @@ class RayPool:
         """Repeat or record the run of a task that has ended without a result."""
         each, run_id = flight.queued, flight.queued.job.run.run_id
         if flight.where:
-            self._avoid.setdefault(run_id, set()).add(flight.where)
+            self._nodes.avoid(run_id, flight.where)
         if flight.timed_out:
             limit = in_words(self.cluster.timeout_s)
             self._give_up(flight, TookTooLong(f"took longer than {limit} (--timeout-per-run)"))
@@ -393,7 +296,7 @@ class RayPool:
             if not flight.key:
                 self._left.append(each)
             return
-        attempts, reason = each.attempts + 1, _reason(error)
+        attempts, reason = each.attempts + 1, reason_of(error)
         what = "extracting the features of" if flight.key else "the task of"
         flight.shown.lane.say(f"  {what} {each.job.run.label} has failed: {reason}")
         if flight.key and attempts >= ATTEMPTS:  # each run extracts for itself, and says what is wrong
@@ -429,15 +332,14 @@ class RayPool:
                 ray.cancel(flight.ref, force=True)
         if time.monotonic() < self._looked + NODES_S:
             return
-        self._look_at_nodes()
+        self._ask_nodes()
         self._again = True
         for flight in list(self._flights.values()):
             if not flight.where and not self._able(flight.queued):
                 ray.cancel(flight.ref, force=True)
         for each in [each for each in self._left if not self._able(each)]:
             self._left.remove(each)
-            reasons = {found.cannot.get(each.job.run.run_id, "it has died") for found in self._nodes.values()}
-            error = BenchError(f"no node is left that can do it: {'; '.join(sorted(reasons))}")
+            error = BenchError(f"no node is left that can do it: {self._nodes.why_not(each.job.run.run_id)}")
             self._finish(each, self.doer.fail(each.job, error), Shown(self.view.lane()))
 
 
@@ -460,7 +362,7 @@ def connected(address: str) -> Iterator[None]:
             except ConnectionError:  # there is none
                 ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise BenchError(f"--ray {address}: {_first_line(error)}") from error
+        raise BenchError(f"--ray {address}: {first_line(error)}") from error
     try:
         yield
     finally:
@@ -480,23 +382,3 @@ def _check_address(address: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise BenchError(f"--ray {address}: nothing answers there ({reason})") from error
-
-
-def _memory(each: Queued) -> float:
-    """Estimate the bytes that a run needs."""
-    run, planned = each.job.run, each.estimate.planned
-    parameters = facts.count_parameters(run.model) * (TRAINED if planned.protocol.trains else FROZEN)
-    features = 0 if planned.protocol.trains else facts.feature_width(run.model) * planned.work.forward
-    return MEMORY + parameters + 2 * 4.0 * features
-
-
-def _reason(error: Exception) -> str:
-    """Describe what Ray says of a task in one line."""
-    cause = getattr(error, "cause", None)
-    if isinstance(error, exceptions.RayTaskError) and isinstance(cause, BenchError):
-        return str(cause)
-    return f"{type(error).__name__}: {_first_line(cause or error).partition('. ')[0]}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
