@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from mixmim_bench import run_suite
 from mixmim_bench.report.drawing import COLOURS, MARKERS, STYLE, save
 
-TASKS = ("fashion_mnist@train9000val1000", "digits", "mnist5k")
+TASKS = (str(Path(__file__).with_name("fashion_small.toml")), "digits", "mnist5k")
 PROTOCOLS = ("linear", "knn")
 COLUMNS = ["epochs", "steps", "task", "protocol", "value", "low", "high", "n"]
 
@@ -43,7 +43,7 @@ def draw(scores: pd.DataFrame, label: str) -> Figure:
             look = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4}
             panel.plot(rows["epochs"], value, label=protocol, linewidth=1.2, **look)
             panel.fill_between(rows["epochs"], low, high, color=COLOURS[place], alpha=0.18, linewidth=0)
-        panel.set_title(task.partition("@")[0])
+        panel.set_title(task)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel("top-1 accuracy (%)")
     panels[0].legend(loc="lower right")
@@ -61,14 +61,12 @@ def draw(scores: pd.DataFrame, label: str) -> Figure:
 def main(
     checkpoints: tuple[str, ...], model: str, tasks: tuple[str, ...], steps: int, results: Path, out: Path
 ) -> None:
-    """Evaluate every checkpoint, then write `tiny_steps.csv` and `tiny_steps.png`."""
+    """Evaluate each checkpoint, then write `tiny_steps.csv` and `tiny_steps.png`."""
     frames = []
     for epochs, weights in map(epochs_and_weights, checkpoints):
         frame = run_suite(f"{model}={weights}", tasks, PROTOCOLS, results=results)
         frames.append(frame[frame["ranked"]].assign(epochs=epochs, steps=steps * epochs))
-    scores = pd.concat(frames)[COLUMNS]
-    scores["place"] = scores["task"].map(list(tasks).index)
-    scores = scores.sort_values(["place", "protocol", "epochs"]).drop(columns="place")
+    scores = pd.concat(frames)[COLUMNS].sort_values(["task", "protocol", "epochs"])
     scores.to_csv(out / "tiny_steps.csv", index=False, float_format="%.4f")
     save(draw(scores, f"epochs of pretraining, {steps} steps each"), [out / "tiny_steps.png"])
 
