@@ -143,8 +143,6 @@ def test_a_cluster_gives_the_results_of_one_machine_though_a_node_dies(cluster, 
     assert "it is left out: it offers no core to tasks" in output  # the head
     assert re.search("has failed: (NodeDiedError|WorkerCrashedError)", output), output
     assert not (tmp_path / "cluster" / ".incoming").exists()
-    records = results_of(tmp_path / "cluster").values()
-    assert {record.timings["extract_s"] for record in records if record.model == "pixels"} == {0.0}  # before
     same_results(tmp_path / "cluster", alone)
 
 

@@ -137,8 +137,16 @@ def test_devices_that_are_not_there_are_named(text, gpus, told):
     [
         (("--devices", "cpu,cpu", "--device", "cpu"), {}, "--device cpu and --devices cpu,cpu: give one"),
         (("--devices", "cpu,gpu"), {}, "no device 'gpu'; did you mean cpu?"),
-        (("--devices", "cpu,cpu"), {"WORLD_SIZE": "2", "RANK": "0"}, "this is one of 2 of torchrun"),
-        (("--timeout-per-run", "1h"), {"WORLD_SIZE": "2", "RANK": "1"}, "this is one of 2 of torchrun"),
+        (
+            ("--devices", "cpu,cpu"),
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "this is one of 2 processes of torchrun",
+        ),
+        (
+            ("--timeout-per-run", "1h"),
+            {"WORLD_SIZE": "2", "RANK": "1"},
+            "this is one of 2 processes of torchrun",
+        ),
         (("--timeout-per-run", "5 days"), {}, "'5 days' is not a time: give seconds, or a number with s"),
         (("--timeout-per-run", "0"), {}, "'0' is not a time"),
         (("--timeout-per-run", "-3s"), {}, "'-3s' is not a time"),

@@ -171,7 +171,11 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(run, tmp_path):
     said = run(*QUICK, "-p", "linear", "--dry-run", "--results", tmp_path / "none").output
     rows = planned(said)
     assert [row[4] for row in rows] == ["knn", "finetune", "linear"]
-    assert rows[0][6:8] == ["1797", "0"] and rows[1][6:9] == ["700", "0", "2594"]
+    assert rows[0][6:8] == ["1797", "0"] and rows[1][6:9] == [
+        "1278",
+        "0",
+        "2594",
+    ]  # 500 of test, 778 of train
     assert rows[2][6:8] == ["1797", "1797"]  # knn will have made the features
     assert "test_vit on digits: resize to 32 (bicubic), center crop 32 x 32, mean 0.5, 0.5, 0.5" in said
     assert f"Features: {1797 * 64 * 4 / 1e9:.2f} GB will be written" in said
