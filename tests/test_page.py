@@ -243,6 +243,7 @@ def test_the_table_sorts_and_filters(page):
     assert len(models(page)) == 6
     header = page.locator("#board thead th", has_text="cifar10 linear")
     header.click()
+    page.wait_for_selector('#board thead th[aria-sort="descending"]:has-text("cifar10 linear")')
     scores = [text.split("\n")[0] for text in page.locator("#board tbody td:nth-child(7)").all_inner_texts()]
     values = [float(text.rstrip("=")) for text in scores if text != "-"]
     assert values == sorted(values, reverse=True) and scores[-1] == "-"
