@@ -16,6 +16,7 @@ from conftest import TASK, write_digits
 
 from mixmim_bench import facts
 from mixmim_bench.cli import main
+from mixmim_bench.cli.suitefile import MACHINE, RESULTS, SET
 from mixmim_bench.data.dataset import open_task
 from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, TaskFileError
@@ -376,6 +377,34 @@ def test_options_make_a_suite_file_and_back(run, tmp_path, my_task, my_model):
     ]
     assert plans[0] == plans[1]
     assert len(plans[0]) == 6  # two seeds of the random network, one of the other
+
+
+def test_every_option_of_a_suite_stands_in_its_file():
+    """But for what is asked of one start alone, and trust in code, which no file can give."""
+    once = {"suite_file", "shard", "dry_run", "print_suite", "as_json", "trust_task_code", SET}
+    options = {parameter.name for parameter in main.commands["run"].params} - once
+    assert options == {*RESULTS, *MACHINE.values()}
+
+
+def test_controls_and_a_cluster_are_kept_in_a_suite_file(run, tmp_path):
+    options = (
+        "-m",
+        "pixels",
+        "-t",
+        "digits",
+        "-p",
+        "knn",
+        "--controls",
+        "--ray",
+        "auto",
+        "--gpus-per-run",
+        "0.5",
+    )
+    said = run("run", *options, "--print-suite").output
+    assert "controls = true" in said and 'ray = "auto"' in said and "gpus_per_run = 0.5" in said
+    path = tmp_path / "suite.toml"
+    path.write_text(said)
+    assert run("run", path, "--print-suite").output == said
 
 
 def test_paths_in_a_suite_file_are_relative_to_it(run, tmp_path, my_task, my_model, monkeypatch):

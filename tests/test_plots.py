@@ -21,10 +21,10 @@ from mixmim_bench import (
 from mixmim_bench.cli.results import PLOTS
 from mixmim_bench.errors import BenchError
 from mixmim_bench.report import curves, fewshot, runplots
-from mixmim_bench.report.background import figure_of
 from mixmim_bench.report.compare import compare
 from mixmim_bench.report.curves import spread
 from mixmim_bench.report.panels import Matrix
+from mixmim_bench.report.redraw import figure_of
 from mixmim_bench.report.style import PANELS_IN_A_ROW
 from mixmim_bench.report.text import cut
 from mixmim_bench.report.write import write_report

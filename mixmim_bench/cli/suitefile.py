@@ -35,7 +35,7 @@ RESULTS = {
     name: name
     for name in (
         "models", "weights", "tasks", "suites", "protocols", "preset", "layers", "seeds", "precision",
-        "resize", "limit",
+        "resize", "limit", "controls",
     )
 }  # fmt: skip
 MACHINE = {
@@ -43,6 +43,8 @@ MACHINE = {
     "results": "results",
     "device": "device",
     "devices": "devices",
+    "ray": "ray_address",
+    "gpus_per_run": "gpus_per_run",
     "engine": "engine",
     "threads": "threads",
     "workers": "workers",
@@ -137,6 +139,8 @@ def _types_of(parameter: click.Parameter) -> tuple[type, ...]:
         return (int, str) if parameter.default == AUTO else (int,)
     if isinstance(parameter.type, Duration):
         return (str, int, float)
+    if isinstance(parameter.type, click.types.FloatParamType):
+        return (int, float)
     return (str,)
 
 

@@ -10,51 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mixmim_bench import processes
-from mixmim_bench.report.panels import CurvePanel, Dots, Figures, Matrix, Panel
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from mixmim_bench.report.panels import Panel
+from mixmim_bench.report.redraw import Job
 
 LARGE = 1000  # points; a process needs as long to start as to draw 300
-
-
-@dataclass(frozen=True)
-class Job:
-    """A figure and its files, in the formats of their suffixes."""
-
-    drawn: Figures
-    caption: str
-    paths: Sequence[Path]
-
-    def draw(self) -> None:
-        """Draw the figure and write its files."""
-        from mixmim_bench.report.style import save
-
-        save(figure_of(self.drawn, self.caption), self.paths)
-
-
-def figure_of(drawn: Figures, caption: str = "") -> "Figure":
-    """Draw a figure."""
-    if isinstance(drawn, Dots):
-        from mixmim_bench.report.dots import draw_dots
-
-        return draw_dots(drawn)
-    if isinstance(drawn, Matrix):
-        from mixmim_bench.report.matrix import draw_matrix
-
-        return draw_matrix(drawn)
-    if isinstance(drawn[0], CurvePanel):
-        from mixmim_bench.report.curves import draw_curves
-
-        return draw_curves([panel for panel in drawn if isinstance(panel, CurvePanel)], caption)
-    from mixmim_bench.report.drawing import draw
-
-    return draw([panel for panel in drawn if not isinstance(panel, CurvePanel)], caption)
 
 
 class Background:

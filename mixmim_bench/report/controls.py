@@ -13,9 +13,8 @@ from mixmim_bench.scoring.metrics import METRICS, is_a_guess
 from mixmim_bench.specs import NOISE, PERMUTED, RunRecord
 
 EMPTY = f"{NOISE}100"  # nothing is left of the images
-SUSPICIOUS_SHARE = (
-    0.1  # images that look alike fail together, so permuted scores scatter beyond their intervals
-)
+# of the gain; images that look alike fail together, so scores of permuted labels exceed their intervals
+SUSPICIOUS_SHARE = 0.1
 MISSING = "-"
 NOTES = (
     "Controls of probes, percent. Chance: guessing evenly. Frequent: always the most frequent classes. "
@@ -47,6 +46,11 @@ class Controlled:
     random: Cell | None
     permuted: Cell | None
     noise: dict[int, Cell]  # percent -> score
+
+    @property
+    def name(self) -> str:
+        """The model with its weights."""
+        return f"{self.model} ({self.weights})"
 
     @property
     def suspicious(self) -> list[str]:
@@ -150,7 +154,7 @@ def _shown(each: Controlled, levels: Sequence[int]) -> dict[str, str]:
 
     return {
         "Task": one_line(f"{each.task} {each.protocol}"),
-        "Model": one_line(f"{each.model} ({each.weights})"),
+        "Model": one_line(each.name),
         "Score": cell(each.score),
         "Chance": share(each.chance),
         "Frequent": share(each.frequent),
@@ -173,17 +177,18 @@ def noise_panels(controls: Sequence[Controlled]) -> list[CurvePanel]:
 def _noise_panel(controls: Sequence[Controlled]) -> CurvePanel:
     first = controls[0]
     record = first.score.record
+    models = [each.model for each in controls]
     curves = []
     for each in controls:
         cells = {0: each.score, **each.noise}
         curves.append(
             Curve(
-                label=one_line(each.model),
+                label=one_line(each.name if models.count(each.model) > 1 else each.model),
                 x=tuple(map(float, cells)),
                 y=tuple(100 * cell.value for cell in cells.values()),
                 low=tuple(100 * cell.low for cell in cells.values()),
                 high=tuple(100 * cell.high for cell in cells.values()),
-                hollow=record.random_init,
+                hollow=each.score.record.random_init,
             )
         )
     if first.frequent is not None:

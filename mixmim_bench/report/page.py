@@ -5,13 +5,12 @@ DataTables (from itables), Plotly and `assets/page.js`; a content security polic
 """
 
 import base64
-import csv
 import hashlib
 import html
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from itertools import combinations
@@ -24,6 +23,7 @@ from mixmim_bench.report.controls import notes_of, shown
 from mixmim_bench.report.leaderboard import Cell, Leaderboard
 from mixmim_bench.report.plots import AXES, label_of, places, published_places
 from mixmim_bench.report.published import Published, of_board
+from mixmim_bench.report.runplots import read_logs
 from mixmim_bench.report.text import one_line
 from mixmim_bench.scoring.statistics import holm
 from mixmim_bench.specs import Cost, RunRecord
@@ -348,20 +348,7 @@ def _record(record: RunRecord, costs: Mapping[str, Cost]) -> dict[str, Any]:
 def _curves(folder: Path) -> dict[str, list[list[float]]]:
     """Return the losses of the trainings of a run: name -> steps and losses."""
     curves = {}
-    for path in sorted(folder.glob("*.csv")) if folder.is_dir() else ():
-        points = list(_points(path))
-        kept = points[:: math.ceil(len(points) / CURVE) or 1]
-        if kept:
-            curves[path.stem] = [list(values) for values in zip(*kept, strict=True)]
+    for name, log in read_logs(folder).items():
+        every = math.ceil(len(log["step"]) / CURVE)
+        curves[name] = [log["step"][::every], log["loss"][::every]]
     return curves
-
-
-def _points(path: Path) -> Iterable[Sequence[float]]:
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        for line in csv.DictReader(file):
-            try:
-                step, loss = float(line["step"]), float(line["loss"])
-            except (KeyError, TypeError, ValueError):
-                continue  # a line that is still being written
-            if math.isfinite(step) and math.isfinite(loss):
-                yield step, loss

@@ -3,21 +3,61 @@
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixmim_bench.atomic import read_json, write_whole
 from mixmim_bench.errors import BenchError
-from mixmim_bench.report.background import Background, Job
-from mixmim_bench.report.panels import Figures
+from mixmim_bench.report.panels import CurvePanel, Dots, Figures, Matrix
 from mixmim_bench.specs import digest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mixmim_bench.report.background import Background
 
 VERSION = 4  # raised when the same values are drawn in another way
 FORMATS = ("png", "svg", "pdf")
 
 
+@dataclass(frozen=True)
+class Job:
+    """A figure and its files, in the formats of their suffixes."""
+
+    drawn: Figures
+    caption: str
+    paths: Sequence[Path]
+
+    def draw(self) -> None:
+        """Draw the figure and write its files."""
+        from mixmim_bench.report.style import save
+
+        save(figure_of(self.drawn, self.caption), self.paths)
+
+
+def figure_of(drawn: Figures, caption: str = "") -> "Figure":
+    """Draw a figure."""
+    if isinstance(drawn, Dots):
+        from mixmim_bench.report.dots import draw_dots
+
+        return draw_dots(drawn)
+    if isinstance(drawn, Matrix):
+        from mixmim_bench.report.matrix import draw_matrix
+
+        return draw_matrix(drawn)
+    if isinstance(drawn[0], CurvePanel):
+        from mixmim_bench.report.curves import draw_curves
+
+        return draw_curves([panel for panel in drawn if isinstance(panel, CurvePanel)], caption)
+    from mixmim_bench.report.drawing import draw
+
+    return draw([panel for panel in drawn if not isinstance(panel, CurvePanel)], caption)
+
+
 def draw_if_changed(
-    drawn: Figures, folder: Path, name: str, caption: str = "", background: Background | None = None
+    drawn: Figures, folder: Path, name: str, caption: str = "", background: "Background | None" = None
 ) -> list[Path]:
     """Draw a figure into `folder/NAME.*`, or remove these files if it has no panels.
 

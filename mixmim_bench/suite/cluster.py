@@ -29,7 +29,7 @@ from mixmim_bench.suite.channel import Message, Shown
 from mixmim_bench.suite.doing import Doer, Done, summary
 from mixmim_bench.suite.fleet import LOCAL, Cluster
 from mixmim_bench.suite.nodes import NODE_LABEL, Nodes, first_line, reason_of
-from mixmim_bench.suite.pool import ATTEMPTS, Queued, TookTooLong, WorkerEnded, in_words
+from mixmim_bench.suite.pool import ATTEMPTS, Queued, TookTooLong, WorkerEnded
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.shards import Load
 from mixmim_bench.suite.worker import setup_of
@@ -288,8 +288,7 @@ class RayPool:
         if flight.where:
             self._nodes.avoid(run_id, flight.where)
         if flight.timed_out:
-            limit = in_words(self.cluster.timeout_s)
-            self._give_up(flight, TookTooLong(f"took longer than {limit} (--timeout-per-run)"))
+            self._give_up(flight, TookTooLong(self.cluster.timeout_s))
             return
         if isinstance(error, exceptions.TaskUnschedulableError):  # its nodes have died before it began
             self._looked = 0.0
@@ -301,8 +300,10 @@ class RayPool:
         flight.shown.lane.say(f"  {what} {each.job.run.label} has failed: {reason}")
         if flight.key and attempts >= ATTEMPTS:  # each run extracts for itself, and says what is wrong
             self._extracted[flight.key] = ""
-        elif flight.key:
+        elif flight.key and each in self._left:  # unless no node is left for it
             self._left[self._left.index(each)] = dataclasses.replace(each, attempts=attempts)
+        elif flight.key:
+            return
         elif attempts < ATTEMPTS:
             self._left.append(dataclasses.replace(each, attempts=attempts))
         else:

@@ -32,6 +32,12 @@ LOOK_S = 0.2  # between looks at processes and time limits
 class TookTooLong(BenchError):
     """A run has taken longer than its time limit."""
 
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(
+            f"took longer than {in_words(limit_s)} (--timeout-per-run); its checkpoints and extracted "
+            "features remain: rerun the command to continue from them"
+        )
+
 
 class WorkerEnded(BenchError):
     """The process that did a run has ended."""
@@ -212,15 +218,7 @@ class Pool:
             self._without(child, child.reason())
             return
         if each is not None and child.timed_out:
-            limit = in_words(self.fleet.timeout_s)
-            self._fail(
-                child,
-                each,
-                TookTooLong(
-                    f"took longer than {limit} (--timeout-per-run); its checkpoints and extracted features "
-                    "remain: rerun the command to continue from them"
-                ),
-            )
+            self._fail(child, each, TookTooLong(self.fleet.timeout_s))
         elif each is not None:
             attempts = each.attempts + 1
             child.lane.say(f"  the process of {each.job.run.label} has ended: {child.reason()}")
