@@ -26,12 +26,22 @@ from mixmim_bench.specs import TORCH, Cost, ModelSpec
 from mixmim_bench.suite.records import RunStore
 
 TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num_classes": 7}
+LONGEST = (  # the files whose tests take longest together
+    *("cluster", "fleet", "processes", "suite", "engines", "together", "dense", "training", "python"),
+    *("own_things", "golden", "page", "show", "controls"),
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the workers of pytest-xdist, and what they start, one thread each: they share the cores."""
     if config.getoption("numprocesses", None):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that no worker ends long after the others."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True)
@@ -99,11 +109,13 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Costs:
     return Costs((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "measured")
 
 
-@pytest.fixture(autouse=True)
-def _costs_once(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _costs_once(costs: Costs) -> Iterator[None]:
     """Let commands in this process count and measure a model at a size once a session."""
-    monkeypatch.setattr("mixmim_bench.suite.doing.measure", costs.measure)
-    monkeypatch.setattr("mixmim_bench.counting.count_on_meta", costs.count_on_meta)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mixmim_bench.suite.doing.measure", costs.measure)
+        patch.setattr("mixmim_bench.counting.count_on_meta", costs.count_on_meta)
+        yield
 
 
 def make_tiny(seed: int = 0, **kwargs: object) -> torch.nn.Module:

@@ -6,6 +6,9 @@ import json
 import re
 import shutil
 import threading
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -255,6 +258,30 @@ def test_the_table_sorts_and_filters(page):
     page.locator("#most-flops").fill("")
     page.locator("#suite").select_option("extended")
     assert "digits linear" not in page.locator("#board thead").inner_text()
+
+
+@in_browser
+def test_averages_are_those_of_the_markdown_and_sort_by_rank(page, report):
+    page.get_by_role("checkbox", name="Further metrics and averages").check()
+    titles = page.locator("#board thead th").all_inner_texts()
+    mean, above, rank = (f"mean extended linear top1{more}" for more in ("", " above chance", " rank"))
+    page.locator("#board thead th", has_text=rank).click()
+    page.wait_for_selector(f'#board thead th[aria-sort="ascending"]:has-text("{rank}")')
+    shown = {}
+    for row in page.locator("#board tbody tr").all():
+        texts = [text.split("\n")[0] for text in row.locator("td").all_inner_texts()]
+        shown[texts[0]] = tuple(texts[titles.index(title)] for title in (mean, above, rank))
+    assert list(shown) == [f"model{place}" for place in (4, 3, 2, 1, 0)] + [HOSTILE_NAME]
+    assert shown[HOSTILE_NAME] == ("incomplete", "-", "-")
+    markdown = Path(url2pathname(urlparse(report).path)).with_name("leaderboard.md").read_text()
+    lines = [
+        line.split("|") for line in markdown.splitlines() if line.startswith("| extended linear top1: 2")
+    ]
+    table = {cells[2].strip(): tuple(cell.strip() for cell in cells[4:7]) for cells in lines}
+    assert len(table) == 5 and {**shown, **table} == shown
+    # a rank has no interval, and no place in the plot or the comparison
+    assert rank not in page.locator("#plot-column").inner_text()
+    assert rank not in page.locator("#compared").inner_text()
 
 
 @in_browser

@@ -7,6 +7,11 @@ import pandas as pd
 
 from mixmim_bench.report.leaderboard import Cell, Leaderboard, Mean, Row
 
+EXPLAINED = (
+    "the mean score, the mean above chance ((score - guess) / (1 - guess), where a guess knows only the "
+    "class frequencies), and the mean rank among the complete rows"
+)
+
 
 @dataclass(frozen=True)
 class Average:

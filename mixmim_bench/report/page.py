@@ -10,7 +10,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from itertools import combinations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mixmim_bench.errors import BenchError
+from mixmim_bench.report.averages import EXPLAINED, Average, averages
 from mixmim_bench.report.contents import Contents
 from mixmim_bench.report.controls import notes_of, shown
 from mixmim_bench.report.leaderboard import Cell, Leaderboard
@@ -108,10 +109,11 @@ def data_of(contents: Contents, published: bool = False) -> dict[str, Any]:
     """Return all that the page shows, as JSON values; scores are fractions."""
     board, costs, store = contents.board, contents.costs, contents.store
     pictures, logged = _Pictures(store), store.logged()
+    of_means = [averages(board, mean) for mean in board.means]
     return {
         "axes": {name: {"title": axis.short, "more": axis.more_is_better} for name, axis in AXES.items()},
         "columns": [*_columns(board), *_means(board)],
-        "rows": [_row(contents, place) for place in range(len(board.rows))],
+        "rows": [_row(contents, place, [of[place] for of in of_means]) for place in range(len(board.rows))],
         "pairs": _pairs(contents),
         "records": {
             record.run_id: {
@@ -151,7 +153,8 @@ def _columns(board: Leaderboard) -> list[dict[str, Any]]:
 
 
 def _means(board: Leaderboard) -> list[dict[str, Any]]:
-    return [
+    """Describe the columns of averages: the means, and then above chance and rank of each of them."""
+    means = [
         {
             "name": mean.name,
             "task": f"mean {mean.suite}".strip(),
@@ -162,6 +165,12 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
         }
         for mean in board.means
     ]
+    further = [
+        {**column, "name": f"{column['name']} {title}", "kind": kind}
+        for column in means
+        for kind, title in (("above chance", "above chance"), ("rank", "rank"))
+    ]
+    return [*means, *further]
 
 
 def _controls(contents: Contents) -> dict[str, Any]:
@@ -212,10 +221,11 @@ def _notes(contents: Contents) -> list[str]:
             " ".join((*column, metric)) for column, metric in board.disagreements()
         ),
     }
-    return [one_line(f"{title}{text}.") for title, text in lists.items() if text]
+    notes = [one_line(f"{title}{text}.") for title, text in lists.items() if text]
+    return [*notes, *([f"Averages over tasks are {EXPLAINED}."] if board.means else [])]
 
 
-def _row(contents: Contents, place: int) -> dict[str, Any]:
+def _row(contents: Contents, place: int, found: Sequence[Average]) -> dict[str, Any]:
     board, costs = contents.board, contents.costs
     row = board.rows[place]
     cost = row.cost(costs)
@@ -224,6 +234,7 @@ def _row(contents: Contents, place: int) -> dict[str, Any]:
         *(_cell(row.cells.get(column), costs, marks.get(column, "")) for column in board.columns),
         *(_cell(board.other(row, column, metric), costs) for column, metric in board.other_metrics),
         *(_cell(row.mean_cell(mean.tasks, mean.protocol), costs, is_mean=True) for mean in board.means),
+        *(_number(value) for each in found for value in (each.normalised, each.rank)),
     ]
     return {
         "model": one_line(row.model),
@@ -253,6 +264,11 @@ def _cell(
         "runs": [] if is_mean else [record.run_id for record in cell.records],
         "x": places(cell, costs),
     }
+
+
+def _number(value: float | None) -> dict[str, Any] | None:
+    """Return an average without an interval, runs or place in the plot."""
+    return None if value is None else {"value": value, "runs": [], "x": {}}
 
 
 def _pairs(contents: Contents) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from mixmim_bench.errors import counted
-from mixmim_bench.report.averages import averages
+from mixmim_bench.report.averages import EXPLAINED, averages
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, column_of
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Marks
 from mixmim_bench.report.text import markdown, one_line
@@ -93,10 +93,7 @@ def to_markdown(
     return f"{table}\n\n{notes}{means and f'{_AVERAGES}{_markdown(means)}'}{more}"
 
 
-_AVERAGES = (
-    "\n\nAverages over tasks: the mean score, the mean above chance ((score - guess) / (1 - guess), where a "
-    "guess knows only the class frequencies), and the mean rank among the complete rows:\n\n"
-)
+_AVERAGES = f"\n\nAverages over tasks: {EXPLAINED}:\n\n"
 
 
 def _averages(board: Leaderboard) -> list[dict[str, str]]:

@@ -104,7 +104,7 @@ class RayPool:
             return
         with connected(self.cluster.address), self._driver():
             try:
-                self._ask_nodes()
+                self._ask_nodes(wait=True)
                 self._nodes.check_some([each.job.run.run_id for each in self._left])
                 while self._left or self._flights:
                     self._submit()
@@ -129,6 +129,7 @@ class RayPool:
             for mark in marks.values():
                 mark.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(mark, b"")
+        self._clear_all()
         self._about: Message = {
             **{name: str(mark) for name, mark in marks.items()},
             "cache": str(cache_folder()),
@@ -146,10 +147,10 @@ class RayPool:
             with suppress(OSError):  # what another driver waits for
                 self._incoming.rmdir()
 
-    def _ask_nodes(self) -> None:
+    def _ask_nodes(self, wait: bool = False) -> None:
         self._looked = time.monotonic()
         runs = [each.job.run for each in self._left + self._in_flight()]
-        self._nodes.look(self._setup, self._about, runs)
+        self._nodes.look(self._setup, self._about, runs, wait)
 
     def _able(self, each: Queued) -> list[str]:
         return self._nodes.able(each.job.run.run_id)
@@ -175,7 +176,7 @@ class RayPool:
                 self._left[self._left.index(each)] = dataclasses.replace(each, wait=True)
                 continue
             self._left.remove(each)
-            self._clear(each)
+            self._clear(each.job.run.run_id)
             if self.doer.finished_meanwhile(each.job.run):
                 claim.close()
                 self._finish(each, self.doer.do(each.job, wait=True), Shown(self.view.lane()))
@@ -277,10 +278,17 @@ class RayPool:
         self._costs = list(self.doer.store.read_costs())
         self._finish(each, Done(record, new=True), flight.shown)
 
-    def _clear(self, each: Queued) -> None:
+    def _clear(self, run_id: str) -> None:
         """Remove what a task that was ended, of this driver or an earlier one, has left of a claimed run."""
-        for left in self._incoming.glob(f"{each.job.run.run_id}-*"):
+        for left in self._incoming.glob(f"{run_id}-*"):
             shutil.rmtree(left, ignore_errors=True)
+
+    def _clear_all(self) -> None:
+        """Remove what drivers that were killed have left, unless another driver does the run."""
+        for run_id in {path.name.partition("-")[0] for path in self._incoming.iterdir() if path.is_dir()}:
+            with self.doer.store.claim(run_id) as is_mine:
+                if is_mine:
+                    self._clear(run_id)
 
     def _failed(self, flight: Flight, error: exceptions.RayError) -> None:
         """Repeat or record the run of a task that has ended without a result."""
@@ -338,6 +346,8 @@ class RayPool:
         for flight in list(self._flights.values()):
             if not flight.where and not self._able(flight.queued):
                 ray.cancel(flight.ref, force=True)
+        if self._nodes.asking:  # some may be able
+            return
         for each in [each for each in self._left if not self._able(each)]:
             self._left.remove(each)
             error = BenchError(f"no node is left that can do it: {self._nodes.why_not(each.job.run.run_id)}")

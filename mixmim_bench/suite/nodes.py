@@ -1,6 +1,8 @@
 """The nodes of a Ray cluster as a driver knows them: what they can do, and what runs ask of them."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -21,6 +23,21 @@ FROZEN, TRAINED = 4, 20  # bytes per parameter: the weights; with gradients, two
 NODE_LABEL = "ray.io/node-id"  # which Ray gives each node
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A node that is looking at itself.
+
+    Attributes:
+        name: its id.
+        runs: that it was asked about.
+        until: when it must have answered, in the time of `time.monotonic`.
+    """
+
+    name: str
+    runs: Sequence[Run]
+    until: float = field(default_factory=lambda: time.monotonic() + CHECK_S)
+
+
 class Nodes:
     """What each node has found out about itself, by its id.
 
@@ -33,32 +50,62 @@ class Nodes:
         self._view = view
         self._gpus = cluster.gpus_per_run
         self._threads: int = cluster.settings.get("threads") or 0
-        self._offers: dict[str, Mapping[str, float]] = {}  # cores and so on
+        self._about: dict[str, Mapping[str, Any]] = {}  # what Ray says of all nodes that were ever seen
         self._gone: set[str] = set()  # nodes that have died
         self._avoid: dict[str, set[str]] = {}  # run id -> nodes where it failed
+        self._asked: dict[Any, _Asked] = {}  # by the reference to their answer
 
-    def look(self, setup: Message, driver: Message, runs: Sequence[Run]) -> None:
-        """Ask each new node what it can do, say what it cannot, and find nodes that have died.
+    def look(self, setup: Message, driver: Message, runs: Sequence[Run], wait: bool = False) -> None:
+        """Ask each new node what it can do, find nodes that have died, and say what has been answered.
 
-        setup, driver: for `node.look`.
+        setup, driver: for `node.look`. wait: until all have answered.
         """
         alive = {each["NodeID"]: each for each in ray.nodes() if each["Alive"]}
         self._gone |= set(self.found) - set(alive)
-        new = {name: each for name, each in alive.items() if name not in self.found}
-        if not new:
-            return
         if self._gpus is None:
             self._gpus = 1.0 if any(each["Resources"].get("GPU") for each in alive.values()) else 0.0
-        unfit = {name: self._unfit(each["Resources"]) for name, each in new.items()}
-        answers = _ask([name for name in new if not unfit[name]], setup, driver, runs)
-        for name, each in new.items():
-            answer = unfit[name] or answers[name]
-            if isinstance(answer, str):
-                cannot = {run.run_id: answer for run in runs}
-                answer = node.Looked(node=name, host=each["NodeManagerHostname"], cannot=cannot)
-            self.found[name], self._offers[name] = answer, each["Resources"]
-        for name in new:
-            self._say_of(name, len(runs))
+        new = [_Asked(name, runs) for name in alive if name not in self._about]
+        self._about |= alive
+        texts: Any = ray.put([run.to_json() for run in runs]) if new else None
+        for each in new:
+            if reason := self._unfit(alive[each.name]["Resources"]):
+                self._settle(each, reason)
+            else:
+                ask = ray.remote(node.look).options(
+                    num_cpus=0, max_retries=0, label_selector={NODE_LABEL: each.name}
+                )
+                self._asked[ask.remote(setup, driver, texts)] = each
+        if self._asked:
+            self._hear(alive, CHECK_S if wait else 0.0)
+
+    def _hear(self, alive: Collection[str], timeout_s: float) -> None:
+        """Take what nodes have answered, and give up those that do not answer."""
+        answered, late = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=timeout_s)
+        for ref in answered:
+            asked = self._asked.pop(ref)
+            try:
+                self._settle(asked, ray.get(ref))
+            except exceptions.RayError as error:
+                self._settle(asked, reason_of(error))
+        for ref in late:
+            is_dead = self._asked[ref].name not in alive
+            if is_dead or time.monotonic() >= self._asked[ref].until:
+                ray.cancel(ref, force=True)
+                reason = "it has died" if is_dead else f"it has not answered for {CHECK_S:.0f} s"
+                self._settle(self._asked.pop(ref), reason)
+
+    def _settle(self, asked: _Asked, answer: node.Looked | str) -> None:
+        """Keep and say what a node has answered, or why it can do none of the runs."""
+        if isinstance(answer, str):
+            cannot = {run.run_id: answer for run in asked.runs}
+            answer = node.Looked(node=asked.name, host=self._host(asked.name), cannot=cannot)
+        self.found[asked.name] = answer
+        self._say_of(asked.name, len(asked.runs))
+
+    @property
+    def asking(self) -> bool:
+        """Whether some nodes have not answered yet."""
+        return bool(self._asked)
 
     def _unfit(self, resources: Mapping[str, float]) -> str:
         """Say why a node cannot do any run, by what it offers to tasks; '' if it can."""
@@ -84,11 +131,12 @@ class Nodes:
 
     def name(self, node_id: str) -> str:
         """Return the host of a node, with some of its id if the host has several."""
-        found = self.found.get(node_id)
-        hosts = [each.host for each in self.found.values()]
-        if found is None or hosts.count(found.host) > 1:
-            return f"{found.host if found else 'node'} {node_id[:6]}"
-        return found.host
+        host = self._host(node_id)
+        several = [self._host(other) for other in self._about].count(host) > 1
+        return f"{host} {node_id[:6]}" if several else host
+
+    def _host(self, node_id: str) -> str:
+        return str(self._about[node_id]["NodeManagerHostname"]) if node_id in self._about else "node"
 
     def avoid(self, run_id: str, node_id: str) -> None:
         """Try a run on other nodes from now on, if there are some."""
@@ -117,7 +165,7 @@ class Nodes:
 
     def needs(self, each: Queued, nodes: Sequence[str]) -> dict[str, Any]:
         """Return what a run asks of some nodes: all cores of one, or those that belong to its GPUs."""
-        offered = [self._offers[name] for name in nodes]
+        offered = [self._about[name]["Resources"] for name in nodes]
         gpus = self._gpus or 0.0
         cores = min(found["CPU"] * min(1.0, gpus / found["GPU"] if gpus else 1.0) for found in offered)
         least = min(found.get("memory", 0.0) for found in offered)
@@ -126,32 +174,6 @@ class Nodes:
             "num_gpus": gpus,
             "memory": int(min(_memory(each), 0.9 * least)),
         }
-
-
-def _ask(
-    names: Sequence[str], setup: Message, driver: Message, runs: Sequence[Run]
-) -> dict[str, node.Looked | str]:
-    """Let nodes look at themselves; returns what each has found, or why it has not answered."""
-    if not names:
-        return {}
-    texts: Any = ray.put([run.to_json() for run in runs])
-    looking = {
-        ray.remote(node.look)
-        .options(num_cpus=0, max_retries=0, label_selector={NODE_LABEL: name})
-        .remote(setup, driver, texts): name
-        for name in names
-    }
-    done, late = ray.wait(list(looking), num_returns=len(looking), timeout=CHECK_S)
-    answers: dict[str, node.Looked | str] = {}
-    for ref in done:
-        try:
-            answers[looking[ref]] = ray.get(ref)
-        except exceptions.RayError as error:
-            answers[looking[ref]] = reason_of(error)
-    for ref in late:
-        ray.cancel(ref, force=True)
-        answers[looking[ref]] = f"it has not answered for {CHECK_S:.0f} s"
-    return answers
 
 
 def _memory(each: Queued) -> float:

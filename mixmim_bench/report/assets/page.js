@@ -5,10 +5,16 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
   const escaped = (text) => String(text).replace(/[&<>"'`]/g, (c) => `&#${c.charCodeAt(0)};`);
-  const percent = (value) => (100 * value).toFixed(1);
+  /** As in leaderboard.md: halves are rounded to the even digit. */
+  function fixed(value, digits) {
+    const text = value.toFixed(digits), last = text.slice(-1);
+    const isHalf = (Math.abs(value) * 2 ** (digits + 1)) % 2 === 1;
+    return isHalf && last % 2 ? text.slice(0, -1) + (last - 1) : text;
+  }
+  const percent = (value) => fixed(100 * value, 1);
   const signed = (value) => `${value < 0 ? "−" : "+"}${percent(Math.abs(value))}`;
   const counted = (n, name) => `${n.toLocaleString("en")} ${name}${n === 1 ? "" : "s"}`;
-  const round = (value) => (value >= 1000 ? value.toFixed(0) : value >= 1 ? value.toFixed(1) : value.toPrecision(2));
+  const round = (value) => (value >= 1000 ? fixed(value, 0) : value >= 1 ? fixed(value, 1) : value.toPrecision(2));
   const COLOURS = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777"];
   const WHISKERS = 200; // points; of more, intervals would hide them, and take long to draw
   const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "x", "star"];
@@ -54,11 +60,13 @@
 
   /* -- table --------------------------------------------------------------------------------------- */
 
-  function shownScore(cell, type) {
-    if (!cell) return type === "display" ? "-" : type === "filter" ? "" : -Infinity;
+  const isFurther = (column) => !["ranked", "mean"].includes(column.kind);
+
+  function shownScore(cell, type, kind) {
+    if (!cell) return type === "display" ? (kind === "mean" ? "incomplete" : "-") : type === "filter" ? "" : kind === "rank" ? Infinity : -Infinity;
     if (type === "sort" || type === "type") return cell.value;
-    let text = percent(cell.value);
-    if (type !== "display") return text;
+    let text = kind === "rank" ? fixed(cell.value, 2) : percent(cell.value);
+    if (type !== "display" || cell.low === undefined) return text;
     if (cell.mark === "best") text = `<strong>${text}</strong>`;
     if (cell.mark === "second") text = `<u>${text}</u>`;
     if (cell.mark === "tied") text += "=";
@@ -93,8 +101,8 @@
       } },
       ...COSTS.map(costColumn),
       ...data.columns.map((column, place) => ({ title: escaped(column.name), data: null, className: "number",
-        visible: column.kind !== "further", orderSequence: ["desc", "asc"], type: "num",
-        render: (row, type) => shownScore(row.cells[place], type) })),
+        visible: !isFurther(column), orderSequence: column.kind === "rank" ? ["asc", "desc"] : ["desc", "asc"], type: "num",
+        render: (row, type) => shownScore(row.cells[place], type, column.kind) })),
     ],
   });
 
@@ -123,7 +131,7 @@
 
   function showColumns() {
     setVisible(table, FIRST, data.columns.map((column) =>
-      (column.kind !== "further" || at("further").checked) && isChosen(column)));
+      (!isFurther(column) || at("further").checked) && isChosen(column)));
     if (others) setVisible(others, FIRST_OTHER, data.published.columns.map((place) => isChosen(data.columns[place])));
   }
 
@@ -193,7 +201,7 @@
   /* -- plot ---------------------------------------------------------------------------------------- */
 
   const drawable = data.columns.map((column, place) => [String(place), column.name])
-    .filter(([place]) => data.rows.some((row) => row.cells[place]));
+    .filter(([place]) => data.rows.some((row) => row.cells[place]?.low !== undefined));
   fill(at("plot-column"), drawable);
   fill(at("plot-axis"), Object.entries(data.axes).map(([name, axis]) => [name, axis.title]));
   for (const id of ["plot-column", "plot-axis"]) at(id).addEventListener("change", () => draw());
@@ -313,7 +321,7 @@
     let untested = false;
     data.columns.forEach((column, place) => {
       const [x, y] = [first.cells[place], second.cells[place]];
-      if (column.kind === "further" || !x || !y) return;
+      if (isFurther(column) || !x || !y) return;
       const tested = pair(a, b, place);
       untested = untested || (!tested && column.kind === "ranked");
       const verdict = !tested ? (column.kind === "mean" ? "" : "not tested")
