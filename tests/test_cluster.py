@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -134,16 +135,34 @@ def alone(run, tmp_path, monkeypatch):
     return tmp_path / "alone"
 
 
-def test_a_cluster_gives_the_results_of_one_machine_though_a_node_dies(cluster, tmp_path, alone):
-    doomed = cluster.add_node(num_cpus=1)
-    driver = Driver(cluster, tmp_path / "cluster", *PLAN)
-    driver.wait_for(rf"{doomed.node_id[:6]}: \[")  # it does a run
-    cluster.remove_node(doomed, allow_graceful=False)
+def test_a_cluster_gives_the_results_of_one_machine_though_a_node_dies(
+    cluster,
+    costs,
+    run,
+    moody,  # noqa: F811
+    tmp_path,
+):
+    plan = ("-m", "test_vit=random", "-t", moody, "-t", "digits@limit200", "-p", "knn", "--threads", "1")
+    results = tmp_path / "cluster"
+    for each in (results, tmp_path / "alone"):
+        costs.lend(each)
+    cluster.add_node(num_cpus=1)
+    nodes = {each.node_id[:6]: each for each in cluster.list_all_nodes()}
+    (tmp_path / "mood").write_text("sleeps once")
+    driver = Driver(cluster, results, *plan, "--trust-task-code")
+    headline = rf"(\w{{6}}): \[\d/2\] test_vit · {moody.stem}"
+    doomed = driver.wait_for(headline)[1]
+    while (tmp_path / "mood").exists():
+        time.sleep(0.1)
+    cluster.remove_node(nodes[doomed], allow_graceful=False)
     output = driver.end()
     assert "it is left out: it offers no core to tasks" in output  # the head
     assert re.search("has failed: (NodeDiedError|WorkerCrashedError)", output), output
-    assert not (tmp_path / "cluster" / ".incoming").exists()
-    same_results(tmp_path / "cluster", alone)
+    first, second = re.findall(headline, output)
+    assert first == doomed != second
+    assert not (results / ".incoming").exists()
+    run("run", *plan, "--trust-task-code", "--results", tmp_path / "alone")
+    same_results(results, tmp_path / "alone")
 
 
 def test_drivers_on_one_folder_share_the_work_of_one_that_was_killed(cluster, tmp_path, alone):
@@ -234,6 +253,40 @@ def test_a_node_looks_for_versions_data_weights_and_folders(cluster, tmp_path):
     assert not found.shares_results and not found.shares_cache
     assert "and the driver 0.1" in found.remarks[0] and "GB are free" in found.remarks[1]
     assert len(older.cannot) == 3 and "another version of mixmim-bench" in older.cannot[first.run_id]
+
+
+STARTED_HERE = """
+import psutil, ray
+from mixmim_bench.suite.cluster import connected
+
+with connected("auto"):
+    assert ray.get(ray.remote(lambda: 7).remote()) == 7
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    sockets = [each for process in processes for each in process.net_connections()]
+    commands = [process.cmdline() for process in processes]
+ends = {end.ip.removeprefix("::ffff:") for each in sockets for end in (each.laddr, each.raddr) if end}
+# Ray starts this program also for the dashboard that it does not have
+boards = [command for command in commands if any(word.endswith("dashboard.py") for word in command)]
+print(sorted(ends), [command for command in boards if "--disable-frontend" not in command])
+"""
+
+
+def test_a_cluster_that_is_started_here_needs_no_network_and_is_seen_by_nobody():
+    """With loopback alone, where whatever Ray would send is refused, and no other cluster is found."""
+    apart = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    apart += ["sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("this user cannot have a network namespace")
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, since the path of a socket must be short
+        done = subprocess.run(
+            [*apart, sys.executable, "-W", "ignore", "-c", STARTED_HERE],
+            env={**os.environ, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['127.0.0.1'] []", done.stdout
 
 
 @pytest.mark.parametrize(

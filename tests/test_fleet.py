@@ -55,6 +55,9 @@ class Moody:
             with (HERE / "attempts").open("a") as file:
                 file.write(f"{os.getpid()}\\n")
             match mood.read_text():
+                case "sleeps once":
+                    mood.unlink()
+                    time.sleep(1000)
                 case "sleeps" | "sleeps at the end":
                     time.sleep(1000)
                 case "holds the interpreter":

@@ -110,7 +110,7 @@ def test_a_worker_that_dies_ends_the_job_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize("options", [[], pytest.param(["--fsdp"], marks=pytest.mark.slow)])
-def test_the_suite_gives_the_same_scores_in_two_processes(tmp_path, options):
+def test_the_suite_gives_the_same_scores_in_two_processes(costs, tmp_path, options):
     """Only the main process writes and shows progress; frozen protocols run in it alone."""
     suite = [
         TESTS.parent / "run_suite.py", "-m", "test_vit", "-t", "digits", "-p", "linear", "-p", "finetune",
@@ -122,6 +122,7 @@ def test_the_suite_gives_the_same_scores_in_two_processes(tmp_path, options):
     scores = {}
     for count in (1, 2):
         results = tmp_path / f"results{count}"
+        costs.lend(results)
         ended = launch(
             count,
             *suite,
