@@ -172,13 +172,15 @@ def test_drivers_on_one_folder_share_the_work_of_one_that_was_killed(cluster, tm
     driver.end(-signal.SIGKILL)
     runs = tmp_path / "cluster" / "runs"
     done = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
-    assert len(done) < 4
+    assert len(done) < 3
+    saved = next(run_id for run_id in results_of(alone) if f"{run_id}.json" not in done)
+    shutil.copytree(alone, tmp_path / "cluster" / ".incoming" / f"{saved}-left")  # done, but not taken over
     own = tmp_path / "cache of a driver"  # features and checks are then each node's own
     drivers = [Driver(cluster, tmp_path / "cluster", *PLAN, cache=cache) for cache in ("", own)]
     outputs = [driver.end() for driver in drivers]
     after = {path.name: path.stat().st_mtime_ns for path in runs.glob("*.json")}
     assert len(after) == 4 and done.items() <= after.items()
-    assert sum(len(re.findall(r"  top1 \d", output)) for output in outputs) == 4 - len(done)
+    assert sum(len(re.findall(r"  top1 \d", output)) for output in outputs) == 3 - len(done)
     left = list((tmp_path / "cluster").glob(".incoming/*"))
     assert all(path.name.startswith("driver-") for path in left)  # of the one that was killed
     same_results(tmp_path / "cluster", alone)
@@ -188,27 +190,22 @@ def test_a_run_that_never_ends_ends_at_its_time_limit(cluster, moody, tmp_path):
     (tmp_path / "mood").write_text("holds the interpreter")
     driver = Driver(
         *(cluster, tmp_path / "results", "-m", "pixels", "-p", "knn"),
-        *("-t", moody, "-t", tmp_path / "plain.toml", "--trust-task-code", "--timeout-per-run", "15s"),
+        *("-t", moody, "-t", tmp_path / "plain.toml", "--trust-task-code", "--timeout-per-run", "12s"),
     )
     output = driver.end(1)
     records = {record.task: record for record in results_of(tmp_path / "results").values()}
-    assert "took longer than 15 s" in records[moody.stem].error, output
+    assert "took longer than 12 s" in records[moody.stem].error, output
     assert not records["plain"].error
 
 
 @pytest.mark.slow
 def test_a_run_whose_process_dies_is_tried_twice(cluster, moody, tmp_path):  # noqa: F811
     (tmp_path / "mood").write_text("dies")
-    arguments = (cluster, tmp_path / "results", "-m", "pixels", "-p", "knn", "-t", moody)
-    Driver(*arguments, "--trust-task-code").end(1)
+    options = ("-m", "pixels", "-p", "knn", "-t", moody, "--trust-task-code")
+    Driver(cluster, tmp_path / "results", *options).end(1)
     (record,) = results_of(tmp_path / "results").values()
     assert "in each of 2 attempts" in record.error
     assert len((tmp_path / "attempts").read_text().split()) == 2
-    (tmp_path / "attempts").unlink()
-    (tmp_path / "mood").write_text("dies once")
-    Driver(*arguments, "--trust-task-code").end()
-    (record,) = results_of(tmp_path / "results").values()
-    assert not record.error
 
 
 @pytest.mark.slow

@@ -23,7 +23,9 @@ from mixmim_bench.report.controls import controls_markdown, controls_of, noise_p
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.specs import NO_WEIGHTS, Preprocessing
 from mixmim_bench.suite.records import RunStore
+from mixmim_bench.suite.resolve import resolve
 from mixmim_bench.suite.selection import in_variant, load_tasks
+from mixmim_bench.suite.wanted import Selection
 
 PIXELS = find_model("pixels")
 
@@ -159,6 +161,17 @@ def test_random_weights_are_a_control_of_trained_ones_but_not_of_objects(tmp_pat
         progress=False,
     )
     assert {"mine", "pixels"} == set(frame.model) and not frame.random_init.any()
+
+
+def test_controls_are_resized_alike_and_pixels_have_no_layers_of_networks():
+    chosen = {"models": ["mixmim-tiny"], "tasks": ["digits"], "protocols": ["linear"], "controls": True}
+    planned = resolve(Selection(**chosen, resize="fast"), lambda _: None).planned
+    assert {each.run.model.name for each in planned} == {"mixmim-tiny", "pixels"}
+    assert {each.run.preprocessing.resize for each in planned} == {"fast"}
+    said = []
+    planned = resolve(Selection(**chosen, layers="stage3"), said.append).planned
+    assert {each.run.model.name for each in planned} == {"mixmim-tiny"} and len(planned) == 7
+    assert "pixels · digits · linear is left out of the controls" in "\n".join(said)
 
 
 def test_noise_keeps_the_variance_and_depends_on_the_image_alone():

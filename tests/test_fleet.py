@@ -18,7 +18,7 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.features.store import FeatureStore
 from mixmim_bench.machine import Machine, open_machine
 from mixmim_bench.suite.fleet import Fleet, parse_devices
-from mixmim_bench.suite.pool import in_words
+from mixmim_bench.suite.queued import in_words
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.session import Session
 from mixmim_bench.suite.wanted import Selection

@@ -432,6 +432,17 @@ results = "here"
     assert "mine_too" not in output  # options replace the file's values
 
 
+def test_the_path_of_a_task_file_may_contain_an_at_sign(run, tmp_path, my_task):
+    folder = tmp_path / "data@home"
+    shutil.copytree(tmp_path / "images", folder / "images")
+    path = shutil.copy(my_task, folder / "mine.toml")
+    (task,) = select_tasks([f"{path}@limit20"], ())
+    assert (task.name, task.path) == ("mine@limit20", str(path))
+    (folder / "suite.toml").write_text('schema = 1\nmodels = ["test_vit"]\ntasks = ["mine.toml@limit20"]\n')
+    said = run("run", folder / "suite.toml", "-p", "knn", "--dry-run")
+    assert "mine@limit20" in said.output
+
+
 def test_options_replace_values_of_a_suite_file_one_by_one(run, tmp_path):
     path = tmp_path / "lr=0.1" / "s.toml"
     path.parent.mkdir()

@@ -34,7 +34,7 @@ from mixmim_bench.protocols.classification.linear import Linear
 from mixmim_bench.protocols.classification.linear_sgd import LinearSGD
 from mixmim_bench.protocols.contract import Workload, later
 from mixmim_bench.specs import DataSource, Run
-from mixmim_bench.suite.execute import execute, execute_json
+from mixmim_bench.suite.execute import execute, open_run
 from mixmim_bench.suite.taskfile import read_task
 
 PROTOCOLS = load_protocols()
@@ -482,10 +482,16 @@ def test_a_run_is_done_from_its_json_alone(my_task, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "images", elsewhere)
     roots = DataRoots(of_task={"mine": elsewhere})
-    record, again = execute_json(text, roots, bench.machine, bench.stages)
+
+    def do(text):
+        run = Run.from_json(text)
+        data = open_task(run.task, roots)
+        return execute(run, data, open_run(run, data, bench.machine, bench.stages))
+
+    record, again = do(text)
     assert record.run_id == expected.run_id and record.scores == expected.scores
     assert record.provenance["root"] == str(elsewhere)
     assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
     sorted(elsewhere.rglob("*.png"))[0].unlink()
     with pytest.raises(BenchError, match="differ from those of the run"):
-        execute_json(text, roots, bench.machine, bench.stages)
+        do(text)

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from conftest import write_digits
 
+from mixmim_bench.atomic import writing_whole
 from mixmim_bench.errors import BenchError
 from mixmim_bench.features import store as feature_store
 from mixmim_bench.suite.records import RunStore
@@ -80,6 +81,18 @@ def test_a_claim_ends_with_its_process(tmp_path):
         child.kill()
     with results.claim("x") as claimed:
         assert claimed
+
+
+def test_two_that_write_a_file_at_once_write_it_whole(tmp_path):
+    """Machines that share a folder may have processes of one id."""
+    path = tmp_path / "file"
+    with writing_whole(path) as first:
+        first.write(b"one")
+        with writing_whole(path) as second:
+            second.write(b"another")
+        assert path.read_bytes() == b"another"
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_results_that_are_deleted_meanwhile_are_missed(run, my_task, tmp_path, monkeypatch):

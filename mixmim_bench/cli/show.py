@@ -51,7 +51,7 @@ def show(
     """
     from mixmim_bench.data.dataset import open_task
     from mixmim_bench.data.roots import DataRoots
-    from mixmim_bench.modelfile import open_model
+    from mixmim_bench.modelfile import model_and_weights
     from mixmim_bench.report.pictures import picture, save_picture
     from mixmim_bench.suite.records import RunStore
     from mixmim_bench.suite.selection import select_tasks
@@ -61,7 +61,7 @@ def show(
     if len(selected) != 1:
         raise BenchError(f"{task!r} names {len(selected)} tasks; show draws the runs of one")
     spec = selected[0]
-    names = {open_model(name).name for name in models}
+    names = {model_and_weights(name)[0].name for name in models}
     store = RunStore(results)
     records = [
         record

@@ -27,6 +27,7 @@ from mixmim_bench.cli.options import Duration
 from mixmim_bench.errors import BenchError
 from mixmim_bench.modelfile import is_model_file
 from mixmim_bench.specs import AUTO
+from mixmim_bench.suite.selection import name_and_variants
 from mixmim_bench.tomlfile import Table, read_toml
 
 SCHEMA = 1
@@ -193,7 +194,8 @@ def _model(folder: Path, text: str) -> str:
 
 
 def _task(folder: Path, text: str) -> str:
-    return "@".join(_if_file(folder, part) for part in text.split("@"))
+    name, variants = name_and_variants(text)
+    return "@".join(_if_file(folder, part) for part in (name, *variants.split("@")) if part)
 
 
 def _root(folder: Path, text: str) -> str:
@@ -202,8 +204,8 @@ def _root(folder: Path, text: str) -> str:
 
 
 def _if_file(folder: Path, text: str) -> str:
-    name = text.partition("@")[0]
-    return str(folder / Path(text).expanduser()) if name.endswith((".toml", ".txt")) else text
+    is_file = name_and_variants(text)[0].endswith((".toml", ".txt"))
+    return str(folder / Path(text).expanduser()) if is_file else text
 
 
 _PATHS = {"models": _model, "tasks": _task, "roots": _root}

@@ -1,7 +1,7 @@
 """Protocols: how a backbone is evaluated. One module per protocol and kind of task, found by scanning.
 
-A module in a subpackage (`classification`, `multilabel`: the kinds of task) exports its class as `PROTOCOL`,
-a subclass of `contract.Protocol`. It imports only the standard library and the contract at the top level. The
+A module in a subpackage (the kind of task) exports its class as `PROTOCOL`, a subclass of
+`contract.Protocol`. At the top level it imports nothing that imports torch, since listing imports all. The
 effective hyper-parameters are: defaults < preset < the task file's `[recipe.<name>]` < the user's `--set`.
 """
 

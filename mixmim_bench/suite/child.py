@@ -9,16 +9,13 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import psutil
 
 from mixmim_bench import processes
 from mixmim_bench.progress import Lane
 from mixmim_bench.suite.channel import Message, Sender, Shown, messages
-
-if TYPE_CHECKING:
-    from mixmim_bench.suite.pool import Queued
+from mixmim_bench.suite.queued import Queued
 
 GRACE_S = 30.0  # between SIGTERM, after which a training saves a checkpoint, and SIGKILL
 HELD_S = 3.0  # after which the pipes of a process that has ended are not waited for
@@ -88,7 +85,7 @@ class Child:
                 self._said.append(text)
                 self._inbox.put((self, {"say": text}))
 
-    def release(self) -> "Queued":
+    def release(self) -> Queued:
         """Return the run that it no longer does."""
         each, self.queued, self.deadline = self.queued, None, float("inf")
         assert each is not None

@@ -1,8 +1,8 @@
 """Do the runs of a plan on the nodes of a Ray cluster.
 
 Each run is a Ray task with its needs, and so is each extraction of features that several runs share, which
-goes before them. The driver alone plans, claims, saves and shows progress. A task whose node or process dies
-is tried again, on another node if there is one, `ATTEMPTS` times in all.
+goes before them. The driver alone plans, claims, saves and shows progress. A task whose process or node dies
+is tried again, on another node if there is one, `ATTEMPTS` times in all, or `MOVES` times if its nodes die.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,10 +27,10 @@ from mixmim_bench.progress import View
 from mixmim_bench.provenance import package_digest, provenance
 from mixmim_bench.suite import node
 from mixmim_bench.suite.channel import Message, Shown
-from mixmim_bench.suite.doing import Doer, Done, summary
+from mixmim_bench.suite.doing import Doer, Done
 from mixmim_bench.suite.fleet import LOCAL, Cluster
 from mixmim_bench.suite.nodes import NODE_LABEL, Nodes, first_line, reason_of
-from mixmim_bench.suite.pool import ATTEMPTS, Queued, TookTooLong, WorkerEnded
+from mixmim_bench.suite.queued import ATTEMPTS, Queue, Queued, TookTooLong, WorkerEnded
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.shards import Load
 from mixmim_bench.suite.worker import setup_of
@@ -37,6 +38,7 @@ from mixmim_bench.suite.worker import setup_of
 LOOK_S = 0.3  # between looks at tasks
 NODES_S = 3.0  # between looks at the nodes, and at runs that other drivers do
 ANSWER_S = 10.0  # that the head may take to answer
+MOVES = 5  # of a run whose nodes die
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Flight:
         claim: released when the run is saved.
         shown: its progress.
         where: the node that it started on.
-        deadline: of the run, in the time of `time.monotonic`.
+        deadline: in the time of `time.monotonic`.
     """
 
     ref: Any
@@ -82,13 +84,13 @@ class RayPool:
         view: View,
         on_done: Callable[[Done], None],
     ) -> None:
-        self.cluster, self.doer, self.view, self.on_done = cluster, doer, view, on_done
+        self.cluster, self.doer, self.view = cluster, doer, view
         self._loads = {load.run_id: load for load in loads}
         self._nodes = Nodes(cluster, view)
         self._flights: dict[Any, Flight] = {}
-        self._left: list[Queued] = []
-        self._extracted: dict[str, str] = {}  # key -> node that did it
-        self._total = 0
+        self._queue = Queue(doer, view, on_done)
+        self._extracted: dict[str, str] = {}  # key -> node that did it; '' if each run does it for itself
+        self._failures: Counter[str] = Counter()  # of the extraction of a key
         self._again = False  # whether it is time to try the runs that other drivers do
         self._looked = 0.0
         self._board: Any = None
@@ -96,17 +98,14 @@ class RayPool:
 
     def do(self, queued: Sequence[Queued]) -> None:
         """Do all runs; whatever ends this ends their tasks too. Raises BenchError."""
-        self._left, self._total = list(queued), len(queued)
-        for each in [each for each in queued if each.job.error is not None]:
-            self._left.remove(each)
-            self._finish(each, self.doer.do(each.job, wait=True), Shown(self.view.lane()))
-        if not self._left:
+        self._queue.fill(queued)
+        if not self._queue.left:
             return
         with connected(self.cluster.address), self._driver():
             try:
                 self._ask_nodes(wait=True)
-                self._nodes.check_some([each.job.run.run_id for each in self._left])
-                while self._left or self._flights:
+                self._nodes.check_some([each.job.run.run_id for each in self._queue.left])
+                while self._queue.left or self._flights:
                     self._submit()
                     self._receive()
                     self._look()
@@ -129,13 +128,16 @@ class RayPool:
             for mark in marks.values():
                 mark.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(mark, b"")
-        self._clear_all()
+        for run_id in {path.name.partition("-")[0] for path in self._incoming.iterdir() if path.is_dir()}:
+            with self.doer.store.claim(run_id) as is_mine:  # or another driver does it
+                if is_mine:
+                    self._take_left(run_id)
         self._about: Message = {
             **{name: str(mark) for name, mark in marks.items()},
             "cache": str(cache_folder()),
             "package": package_digest(),
             "versions": provenance()["versions"],
-            "features_bytes": sum(each.estimate.features_bytes for each in self._left),
+            "features_bytes": sum(each.estimate.features_bytes for each in self._queue.left),
         }
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.this_node(), soft=False)
         self._board = ray.remote(node.Board).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -149,7 +151,7 @@ class RayPool:
 
     def _ask_nodes(self, wait: bool = False) -> None:
         self._looked = time.monotonic()
-        runs = [each.job.run for each in self._left + self._in_flight()]
+        runs = [each.job.run for each in self._queue.left + self._in_flight()]
         self._nodes.look(self._setup, self._about, runs, wait)
 
     def _able(self, each: Queued) -> list[str]:
@@ -160,7 +162,7 @@ class RayPool:
     def _submit(self) -> None:
         """Give Ray each run whose features are extracted, or that extracts alone, and shared extractions."""
         again, self._again = self._again, False
-        for each in list(self._left):
+        for each in list(self._queue.left):
             if each.wait and not again:
                 continue
             nodes = self._able(each)
@@ -173,20 +175,20 @@ class RayPool:
                 continue
             claim = ExitStack()
             if not claim.enter_context(self.doer.store.claim(each.job.run.run_id)):
-                self._left[self._left.index(each)] = dataclasses.replace(each, wait=True)
+                self._queue.left[self._queue.left.index(each)] = dataclasses.replace(each, wait=True)
                 continue
-            self._left.remove(each)
-            self._clear(each.job.run.run_id)
+            self._queue.left.remove(each)
+            self._take_left(each.job.run.run_id)
             if self.doer.finished_meanwhile(each.job.run):
                 claim.close()
-                self._finish(each, self.doer.do(each.job, wait=True), Shown(self.view.lane()))
+                self._queue.finish_here(each)
                 continue
             self._send(each, nodes, "", claim)
 
     def _shared(self, each: Queued) -> str:
         """Return a key of the features that a run shares with others that are not finished; '' if none."""
         keys = self._features(each)
-        others = [other for other in self._left + self._in_flight() if other is not each]
+        others = [other for other in self._queue.left + self._in_flight() if other is not each]
         return " ".join(sorted(keys)) if any(keys & self._features(other) for other in others) else ""
 
     def _features(self, each: Queued) -> set[str]:
@@ -253,7 +255,7 @@ class RayPool:
                 flight.where = message["node"]
                 flight.shown = Shown(self.view.lane(self._nodes.name(flight.where)))
                 if not flight.key:
-                    flight.shown.lane.say(flight.queued.headline(self._total))
+                    flight.shown.lane.say(self._queue.headline(flight.queued))
             elif "started" in message:
                 limit = self.cluster.timeout_s
                 flight.deadline = time.monotonic() + limit if limit else float("inf")
@@ -267,71 +269,62 @@ class RayPool:
             return
         each = flight.queued
         folder = Path(delivered.folder or self._incoming / f"{each.job.run.run_id}-taken")
-        try:
-            for name, content in delivered.files.items():
-                path = folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            record = self.doer.store.take_over(RunStore(folder), each.job.run.run_id)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        for name, content in delivered.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        record = self.doer.store.take_over(RunStore(folder), each.job.run.run_id)
+        shutil.rmtree(folder, ignore_errors=True)
         self._costs = list(self.doer.store.read_costs())
-        self._finish(each, Done(record, new=True), flight.shown)
+        self._queue.finish(each, Done(record, new=True), flight.shown.lane)
 
-    def _clear(self, run_id: str) -> None:
-        """Remove what a task that was ended, of this driver or an earlier one, has left of a claimed run."""
-        for left in self._incoming.glob(f"{run_id}-*"):
-            shutil.rmtree(left, ignore_errors=True)
-
-    def _clear_all(self) -> None:
-        """Remove what drivers that were killed have left, unless another driver does the run."""
-        for run_id in {path.name.partition("-")[0] for path in self._incoming.iterdir() if path.is_dir()}:
-            with self.doer.store.claim(run_id) as is_mine:
-                if is_mine:
-                    self._clear(run_id)
+    def _take_left(self, run_id: str) -> None:
+        """Save what a driver that has ended could not save of a claimed run, and remove what it has left."""
+        for folder in self._incoming.glob(f"{run_id}-*"):
+            left = RunStore(folder)
+            record = left.result(run_id)
+            if record is not None and not record.error and self.doer.store.result(run_id) is None:
+                self.doer.store.take_over(left, run_id)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _failed(self, flight: Flight, error: exceptions.RayError) -> None:
-        """Repeat or record the run of a task that has ended without a result."""
-        each, run_id = flight.queued, flight.queued.job.run.run_id
+        """Repeat a task that has ended without a result, on another node if there is one, or give it up."""
         if flight.where:
-            self._nodes.avoid(run_id, flight.where)
-        if flight.timed_out:
-            self._give_up(flight, TookTooLong(self.cluster.timeout_s))
-            return
+            self._nodes.avoid(flight.queued.job.run.run_id, flight.where)
         if isinstance(error, exceptions.TaskUnschedulableError):  # its nodes have died before it began
             self._looked = 0.0
             if not flight.key:
-                self._left.append(each)
+                self._queue.left.append(flight.queued)
             return
-        attempts, reason = each.attempts + 1, reason_of(error)
-        what = "extracting the features of" if flight.key else "the task of"
-        flight.shown.lane.say(f"  {what} {each.job.run.label} has failed: {reason}")
-        if flight.key and attempts >= ATTEMPTS:  # each run extracts for itself, and says what is wrong
-            self._extracted[flight.key] = ""
-        elif flight.key and each in self._left:  # unless no node is left for it
-            self._left[self._left.index(each)] = dataclasses.replace(each, attempts=attempts)
-        elif flight.key:
-            return
-        elif attempts < ATTEMPTS:
-            self._left.append(dataclasses.replace(each, attempts=attempts))
+        node_died = isinstance(error, exceptions.NodeDiedError)
+        failure = TookTooLong(self.cluster.timeout_s) if flight.timed_out else WorkerEnded(reason_of(error))
+        if flight.key:
+            self._extraction_failed(flight, failure, node_died)
         else:
-            self._give_up(
-                flight, WorkerEnded(f"its task has failed in each of {attempts} attempts: {reason}")
+            self._run_failed(flight, failure, node_died)
+
+    def _extraction_failed(self, flight: Flight, failure: BenchError, node_died: bool) -> None:
+        """Let each run extract for itself, and say what is wrong, after several failures."""
+        label = flight.queued.job.run.label
+        flight.shown.lane.say(f"  extracting the features of {label} has failed: {failure}")
+        self._failures[flight.key] += 1
+        if flight.timed_out or self._failures[flight.key] >= (MOVES if node_died else ATTEMPTS):
+            self._extracted[flight.key] = ""
+
+    def _run_failed(self, flight: Flight, failure: BenchError, node_died: bool) -> None:
+        """Repeat a run, or record that it has failed after several attempts."""
+        each, lane = flight.queued, flight.shown.lane
+        if not flight.timed_out:
+            lane.say(f"  the task of {each.job.run.label} has failed: {failure}")
+            each = dataclasses.replace(
+                each, attempts=each.attempts + (not node_died), moves=each.moves + node_died
             )
-
-    def _give_up(self, flight: Flight, error: BenchError) -> None:
-        done = self.doer.fail(flight.queued.job, error)
-        if done is not None:
-            flight.shown.lane.say(f"  {summary(done.record)}")
-        self._finish(flight.queued, done, flight.shown)
-
-    def _finish(self, each: Queued, done: Done | None, shown: Shown) -> None:
-        """Pass on the record of a run; None if a process of another suite does it."""
-        if done is None:
-            self._left.append(dataclasses.replace(each, wait=True))
-            return
-        shown.lane.finish_run(each.estimate.work)
-        self.on_done(done)
+            if each.attempts < ATTEMPTS and each.moves < MOVES:
+                self._queue.left.append(each)
+                return
+            count = each.attempts + each.moves
+            failure = WorkerEnded(f"its task has failed in each of {count} attempts: {failure}")
+        self._queue.fail(each, failure, lane)
 
     def _look(self) -> None:
         """End runs that take too long, and those that no node is left for."""
@@ -348,10 +341,12 @@ class RayPool:
                 ray.cancel(flight.ref, force=True)
         if self._nodes.asking:  # some may be able
             return
-        for each in [each for each in self._left if not self._able(each)]:
-            self._left.remove(each)
+        for each in [each for each in self._queue.left if not self._able(each)]:
+            self._queue.left.remove(each)
             error = BenchError(f"no node is left that can do it: {self._nodes.why_not(each.job.run.run_id)}")
-            self._finish(each, self.doer.fail(each.job, error), Shown(self.view.lane()))
+            lane = self.view.lane()
+            lane.say(self._queue.headline(each))
+            self._queue.fail(each, error, lane)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.protocols.contract import FrozenProtocol
 from mixmim_bench.registry import PIXELS, find_model
 from mixmim_bench.specs import NO_WEIGHTS, NOISE, PERMUTED, RANDOM
-from mixmim_bench.suite.plan import ModelChoice
+from mixmim_bench.suite.plan import ModelChoice, Planned
 from mixmim_bench.suite.selection import CONTROLLED, in_variant
 from mixmim_bench.suite.wanted import Say, Wanted
 
@@ -67,3 +67,17 @@ def without_training(models: Sequence[ModelChoice], say: Say) -> list[ModelChoic
         ),
         ModelChoice(spec=pixels, weights=NO_WEIGHTS, preprocessing=facts.preprocessing(pixels)),
     ]
+
+
+def with_layers(planned: Sequence[Planned], say: Say) -> list[Planned]:
+    """Leave out runs of the pixels on layers of networks, which they do not have."""
+    kept = []
+    for each in planned:
+        try:
+            if each.run.model.name == PIXELS:
+                facts.resolve_layers(each.run.model, each.run.size, each.protocol.frozen_layers())
+        except BenchError as error:
+            say(f"{each.run.label} is left out of the controls: {error}")
+        else:
+            kept.append(each)
+    return kept

@@ -5,6 +5,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +99,11 @@ class Doer:
             BenchError: the result cannot be saved.
         """
         run = job.run
-        if wait:
-            self.view.say("  waiting for the other process")
-        with self.store.claim(run.run_id, wait) as claimed:
+        with ExitStack() as stack:
+            claimed = stack.enter_context(self.store.claim(run.run_id))
+            if not claimed and wait:
+                self.view.say("  waiting for the other process")
+                claimed = stack.enter_context(self.store.claim(run.run_id, wait=True))
             if not claimed:
                 self.view.say("  claimed by another process")
                 return None

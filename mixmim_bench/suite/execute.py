@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 import numpy as np
 
 from mixmim_bench import processes
-from mixmim_bench.data.dataset import Split, TaskData, open_task
+from mixmim_bench.data.dataset import Split, TaskData
 from mixmim_bench.data.hashing import count_duplicates, digest_of_bytes
 from mixmim_bench.data.images import join
-from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError
 from mixmim_bench.facts import count_gmacs
 from mixmim_bench.features.engines import engine_with_version
@@ -56,18 +55,6 @@ def open_run(
     gmacs = count_gmacs(run.network, run.computed_size) if gmacs is None else gmacs
     here = dataclasses.replace(run, data=data.source)
     return Workbench(here, machine, stages, gmacs, shelf or Shelf(), data.classes)
-
-
-def execute_json(
-    text: str, roots: DataRoots, machine: Machine, stages: Stages
-) -> tuple[RunRecord, dict[str, np.ndarray]]:
-    """Execute a run written by `Run.to_json`, in another process or on another machine.
-
-    Images are located through the data roots, weights by their path. Raises BenchError.
-    """
-    run = Run.from_json(text)
-    data = open_task(run.task, roots)
-    return execute(run, data, open_run(run, data, machine, stages))
 
 
 def execute(run: Run, data: TaskData, bench: Workbench) -> tuple[RunRecord, dict[str, np.ndarray]]:

@@ -172,6 +172,7 @@ def extract(setup: Message, job: Message, board: Any) -> None:
     each = Job.from_json(job)
     sender = ToBoard(board, each.run.run_id)
     sender.send(node=this_node())
+    sender.send(started=True)
     doer = doer_of(setup, Remote(sender))
     data = doer.data_of(each.run)
     bench = open_run(each.run, data, doer.machine, doer.view, gmacs=each.gmacs)

@@ -15,7 +15,7 @@ from mixmim_bench.specs import Run
 from mixmim_bench.suite import node
 from mixmim_bench.suite.channel import Message
 from mixmim_bench.suite.fleet import Cluster
-from mixmim_bench.suite.pool import Queued
+from mixmim_bench.suite.queued import Queued
 
 CHECK_S = 600.0  # that a node may take to look at itself
 MEMORY = 2**30  # bytes of a process with torch

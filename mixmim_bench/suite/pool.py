@@ -11,60 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from mixmim_bench.errors import BenchError
 from mixmim_bench.progress import Lane, View
 from mixmim_bench.suite.channel import Message
 from mixmim_bench.suite.child import Child, Inbox
-from mixmim_bench.suite.doing import Doer, Done, Job, summary
-from mixmim_bench.suite.estimate import Estimate
+from mixmim_bench.suite.doing import Doer, Done
 from mixmim_bench.suite.fleet import Fleet
+from mixmim_bench.suite.queued import ATTEMPTS, Queue, Queued, TookTooLong, WorkerEnded
 from mixmim_bench.suite.schema import record_of
 from mixmim_bench.suite.shards import Load
 from mixmim_bench.suite.worker import setup_of
 from mixmim_bench.training.checkpoints import Terminated, noting_sigterm
 
-ATTEMPTS = 2  # at a run whose process ends
 LOOK_S = 0.2  # between looks at processes and time limits
-
-
-class TookTooLong(BenchError):
-    """A run has taken longer than its time limit."""
-
-    def __init__(self, limit_s: float) -> None:
-        super().__init__(
-            f"took longer than {in_words(limit_s)} (--timeout-per-run); its checkpoints and extracted "
-            "features remain: rerun the command to continue from them"
-        )
-
-
-class WorkerEnded(BenchError):
-    """The process that did a run has ended."""
-
-
-@dataclass(frozen=True)
-class Queued:
-    """A run that is still to be done.
-
-    Attributes:
-        place: in the plan, from 1.
-        estimate: of the run.
-        job: what a process needs to do it.
-        wait: whether another process, of another suite, was doing it.
-        attempts: whose processes have ended.
-    """
-
-    place: int
-    estimate: Estimate
-    job: Job
-    wait: bool = False
-    attempts: int = 0
-
-    def headline(self, total: int) -> str:
-        """Name the run, with its place in the plan."""
-        run = self.job.run
-        return f"[{self.place}/{total}] {run.label}{' (random init)' if run.weights.random else ''}"
 
 
 class Pool:
@@ -86,29 +46,23 @@ class Pool:
         view: View,
         on_done: Callable[[Done], None],
     ) -> None:
-        self.fleet, self.doer, self.view, self.on_done = fleet, doer, view, on_done
+        self.fleet, self.doer, self.view = fleet, doer, view
         self._loads = {load.run_id: load for load in loads}
         self._inbox: Inbox = queue.SimpleQueue()
         self._children: list[Child] = []
-        self._left: list[Queued] = []
-        self._total = 0
+        self._queue = Queue(doer, view, on_done)
         self._extracted: set[str] = set()  # keys of features that are cached by now
 
     def do(self, queued: Sequence[Queued]) -> None:
         """Do all runs; whatever ends this ends the processes too. Raises BenchError."""
-        self._left, self._total = list(queued), len(queued)
-        lane = self.view.lane()
-        for each in [each for each in queued if each.job.error is not None]:
-            self._left.remove(each)
-            lane.say(each.headline(self._total))
-            self._finish(each, self.doer.do(each.job, wait=True), lane)
+        self._queue.fill(queued)
         with noting_sigterm() as terminated:
             try:
-                count = min(len(self.fleet.devices), len(self._left))
+                count = min(len(self.fleet.devices), len(self._queue.left))
                 lanes = map(self.view.lane, self.fleet.names())
                 for device, lane in list(zip(self.fleet.devices, lanes, strict=True))[:count]:
                     self._children.append(self._start(device, lane))
-                while self._left or any(child.queued for child in self._children):
+                while self._queue.left or any(child.queued for child in self._children):
                     self._assign()
                     self._receive()
                     self._look()
@@ -129,21 +83,21 @@ class Pool:
     def _assign(self) -> None:
         """Give each idle process a run."""
         for child in self._children:
-            if child.ready and child.queued is None:
+            if child.ready and child.queued is None and not child.timed_out:
                 each = self._choose(child)
                 if each is None:
                     continue
-                self._left.remove(each)
+                self._queue.left.remove(each)
                 child.queued, child.network = each, self._load(each).network
-                child.lane.say(each.headline(self._total))
+                child.lane.say(self._queue.headline(each))
                 child.send(job=each.job.to_json(), wait=each.wait)
 
     def _choose(self, child: Child) -> Queued | None:
         """Choose a run whose features nobody is extracting: of the network at hand, else of an unused one."""
         extracting = {key for other in self._busy() for key in self._load(other).shared} - self._extracted
         used = {other.network for other in self._children if other.queued and other is not child}
-        free = [each for each in self._left if not extracting & set(self._load(each).shared)]
-        if any(not each.wait for each in self._left):  # those that other suites do come last
+        free = [each for each in self._queue.left if not extracting & set(self._load(each).shared)]
+        if any(not each.wait for each in self._queue.left):  # those that other suites do come last
             free = [each for each in free if not each.wait]
 
         def rank(each: Queued) -> tuple[bool, bool]:
@@ -178,26 +132,18 @@ class Pool:
             limit = self.fleet.timeout_s
             child.deadline = time.monotonic() + limit if limit else float("inf")
         elif "claimed" in message:
-            self._finish(child.release(), None, child.lane)
+            self._queue.finish(child.release(), None, child.lane)
         elif "done" in message:
             each = child.release()
             self._extracted |= set(self._load(each).shared)
             record = record_of(json.loads(message["done"]))
-            self._finish(each, Done(record, message["new"]), child.lane)
+            self._queue.finish(each, Done(record, message["new"]), child.lane)
         elif "unusable" in message:
             self._without(child, message["unusable"])
         elif "fatal" in message:
             raise BenchError(message["fatal"])
         else:
             child.shown.show(message)
-
-    def _finish(self, each: Queued, done: Done | None, lane: Lane) -> None:
-        """Take the record of a run; None if a process of another suite does it."""
-        if done is None:
-            self._left.append(dataclasses.replace(each, wait=True))
-            return
-        lane.finish_run(each.estimate.work)
-        self.on_done(done)
 
     # -- processes that end ---------------------------------------------------------------------------
 
@@ -218,25 +164,16 @@ class Pool:
             self._without(child, child.reason())
             return
         if each is not None and child.timed_out:
-            self._fail(child, each, TookTooLong(self.fleet.timeout_s))
+            self._queue.fail(each, TookTooLong(self.fleet.timeout_s), child.lane)
         elif each is not None:
             attempts = each.attempts + 1
             child.lane.say(f"  the process of {each.job.run.label} has ended: {child.reason()}")
             if attempts < ATTEMPTS:
-                self._left.append(dataclasses.replace(each, attempts=attempts))
+                self._queue.left.append(dataclasses.replace(each, attempts=attempts))
             else:
-                self._fail(
-                    child,
-                    each,
-                    WorkerEnded(f"its process has ended in each of {attempts} attempts: {child.reason()}"),
-                )
+                reason = f"its process has ended in each of {attempts} attempts: {child.reason()}"
+                self._queue.fail(each, WorkerEnded(reason), child.lane)
         self._children[self._children.index(child)] = self._start(child.device, child.lane)
-
-    def _fail(self, child: Child, each: Queued, error: BenchError) -> None:
-        done = self.doer.fail(each.job, error)
-        if done is not None:
-            child.lane.say(f"  {summary(done.record)}")
-        self._finish(each, done, child.lane)
 
     def _without(self, child: Child, reason: str) -> None:
         """Go on without a process that cannot do runs; raises BenchError if it was the last one."""
@@ -256,11 +193,3 @@ class Pool:
             thread.join()
         for child in self._children:
             child.shown.clear()
-
-
-def in_words(seconds: float) -> str:
-    """Format a time limit in its largest unit."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g} {unit}"
-    return f"{seconds:g} s"

@@ -19,7 +19,7 @@ from mixmim_bench.suite.checks import (
     say_preprocessing,
     say_same,
 )
-from mixmim_bench.suite.controls import probed, without_signal, without_training
+from mixmim_bench.suite.controls import probed, with_layers, without_signal, without_training
 from mixmim_bench.suite.models import choose_weights, digests_of_outputs
 from mixmim_bench.suite.plan import ModelChoice, Planned, TaskChoice, plan, unique
 from mixmim_bench.suite.wanted import Say, Selection, Wanted, by_roles, tasks_and_protocols
@@ -62,10 +62,7 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     models = []
     for model, weights in named:
         chosen = choose_weights(model, [each.task for each in wanted], weights, protocols, say, bar)
-        if selection.resize != EXACT:
-            preprocessing = dataclasses.replace(chosen.preprocessing, resize=selection.resize)
-            chosen = dataclasses.replace(chosen, preprocessing=preprocessing)
-        models.append(chosen)
+        models.append(_resized(chosen, selection.resize))
     reasons: list[str] = []
     seeds = list(dict.fromkeys(selection.seeds))
     if not selection.controls:
@@ -73,10 +70,12 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     else:
         real = probed(opened)
         opened += without_signal(real)
-        untrained = without_training(models, say)
+        untrained = [_resized(each, selection.resize) for each in without_training(models, say)]
         planned = unique(
             plan(models, _choices(opened, models, reasons), seeds, selection.precision)
-            + plan(untrained, _choices(real, untrained, reasons), seeds, selection.precision)
+            + with_layers(
+                plan(untrained, _choices(real, untrained, reasons), seeds, selection.precision), say
+            )
         )
     if not planned:
         raise BenchError("; ".join(reasons))
@@ -88,6 +87,13 @@ def resolve(selection: Selection, say: Say, bar: Bar | None = None) -> Resolved:
     check_layers(planned)
     say_preprocessing(planned, say)
     return Resolved(planned, {each.task.key: data for each, data in opened})
+
+
+def _resized(model: ModelChoice, resize: str) -> ModelChoice:
+    """Change the way in which images are resized for a model."""
+    if resize == EXACT:
+        return model
+    return dataclasses.replace(model, preprocessing=dataclasses.replace(model.preprocessing, resize=resize))
 
 
 def _choices(

@@ -14,7 +14,8 @@ from mixmim_bench.suite.engines import network_of, try_engines
 from mixmim_bench.suite.estimate import Estimate, estimate
 from mixmim_bench.suite.fleet import Cluster, Fleet
 from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
-from mixmim_bench.suite.pool import Pool, Queued
+from mixmim_bench.suite.pool import Pool
+from mixmim_bench.suite.queued import Queued
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import Resolved
 from mixmim_bench.suite.shards import loads_of

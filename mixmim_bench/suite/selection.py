@@ -88,7 +88,7 @@ def select_tasks(wanted: Iterable[str | TaskSpec], suites: Iterable[str], limit:
     known = load_tasks()
     picked: dict[str, TaskSpec] = {}
     for each in wanted:
-        pattern, *variants = each.split("@") if isinstance(each, str) else [each.name]
+        pattern, variants = name_and_variants(each) if isinstance(each, str) else (each.name, "")
         for task in _matching(pattern, known) if isinstance(each, str) else [each]:
             other = known.get(task.dataset) or next(
                 (found for found in picked.values() if found.dataset == task.dataset), None
@@ -97,7 +97,7 @@ def select_tasks(wanted: Iterable[str | TaskSpec], suites: Iterable[str], limit:
                 raise BenchError(
                     f"{pattern}: another task is called {task.name!r} ({other.path}); rename the file"
                 )
-            chosen = in_variant(task, "@".join(variants))
+            chosen = in_variant(task, variants)
             if picked.setdefault(chosen.name, chosen) != chosen:
                 raise BenchError(f"two different tasks are called {chosen.name!r}; rename one of their files")
     all_suites = {suite for task in known.values() for suite in task.suites}
@@ -109,6 +109,15 @@ def select_tasks(wanted: Iterable[str | TaskSpec], suites: Iterable[str], limit:
         limited = [in_variant(task, f"{LIMITED}{limit}") for task in picked.values()]
         picked = {task.name: task for task in limited}
     return list(picked.values())
+
+
+def name_and_variants(text: str) -> tuple[str, str]:
+    """Split `TASK@VARIANT@...` at the first @, or behind a task file, whose path may contain one too."""
+    file = re.match(r"(.+?\.toml)(?:@(.*))?$", text)
+    if file is not None:
+        return file[1], file[2] or ""
+    name, _, variants = text.partition("@")
+    return name, variants
 
 
 def _matching(pattern: str, known: dict[str, TaskSpec]) -> list[TaskSpec]:
