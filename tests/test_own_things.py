@@ -439,7 +439,7 @@ def test_the_path_of_a_task_file_may_contain_an_at_sign(run, tmp_path, my_task):
     (task,) = select_tasks([f"{path}@limit20"], ())
     assert (task.name, task.path) == ("mine@limit20", str(path))
     (folder / "suite.toml").write_text('schema = 1\nmodels = ["test_vit"]\ntasks = ["mine.toml@limit20"]\n')
-    said = run("run", folder / "suite.toml", "-p", "knn", "--dry-run")
+    said = run("run", folder / "suite.toml", "-p", "knn", "--weights", "random", "--dry-run")
     assert "mine@limit20" in said.output
 
 
