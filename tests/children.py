@@ -1,17 +1,21 @@
 """Commands of mixmim-bench in processes of their own, two at once or stopped at points that have names.
 
 `forked` starts at once, from a server that has imported torch and computed nothing; `commanded` imports all
-again, as what a user types does. `start` and `launch` start the processes of a job, as torchrun does.
+again, as what a user types does. `start` and `launch` start the processes of a job, as torchrun does, from
+that server too unless they are to be `real`.
 """
 
 import fnmatch
 import importlib
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +144,43 @@ def commanded(*args: object, log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
 
-def start(count, *command, **environment):
+class Scripted(Forked):
+    """A script in a forked process, as `subprocess.Popen` starts it."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        self._log = Path(tempfile.mkstemp(suffix=".log")[1])
+        super().__init__(_script, command, environment, log=self._log)
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float = PATIENCE_S) -> int:
+        """Wait for its end; raises TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("script", timeout)
+        return self._process.exitcode
+
+    def communicate(self, timeout: float = PATIENCE_S) -> tuple[str, None]:
+        """Wait for its end; return what it has printed."""
+        self.wait(timeout)
+        output = self._log.read_text() if self._log.exists() else ""
+        self._log.unlink(missing_ok=True)
+        return output, None
+
+
+def _script(command, environment):
+    multiprocessing.current_process()._config["daemon"] = False  # it may start processes that decode
+    os.environ.update(environment)
+    sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+    warnings.simplefilter("ignore")
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def start(count, *command, real=False, **environment):
     """Start processes as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -148,20 +188,27 @@ def start(count, *command, **environment):
     shared = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     if count > 1:
         shared |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", *map(str, command)],
-            env={**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+    words = list(map(str, command))
+    started = []
+    for rank in range(count):
+        own = {**shared, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {})}
+        if not real:
+            started.append(Scripted(words, own))
+            continue
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", *words],
+                env=own,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
         )
-        for rank in range(count)
-    ]
+    return started
 
 
-def launch(count, *command, **environment):
-    """Start processes and return each one's exit status and output."""
-    started = start(count, *command, **environment)
+def launch(count, *command, **options):
+    """Start processes and return each one's exit status and output; options: those of `start`."""
+    started = start(count, *command, **options)
     outputs = [process.communicate(timeout=300)[0] for process in started]
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]

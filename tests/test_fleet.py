@@ -326,7 +326,7 @@ def test_features_of_a_run_that_took_too_long_remain(run, moody, tmp_path):
     write_digits(tmp_path / "images" / "val", per_class=176)  # more than a chunk
     (tmp_path / "mood").write_text("sleeps at the end")
     args = (*ARGS, "-t", moody, "--trust-task-code", "--results", tmp_path / "r")
-    run(*args, "--timeout-per-run", "20", code=1)
+    run(*args, "--timeout-per-run", "12", code=1)
     (entry,) = [each for each in FeatureStore().entries() if each.about["role"] == "test"]
     (chunk,) = (entry.folder / "chunks").iterdir()
     assert chunk.name == "000000000.npz" and entry.manifest() is None

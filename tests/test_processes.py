@@ -129,6 +129,7 @@ def test_the_suite_gives_the_same_scores_in_two_processes(costs, tmp_path, optio
             *options[: count - 1],
             "--results",
             results,
+            real=count == 2 and not options,
             MIXMIM_BENCH_CACHE=str(tmp_path / f"cache{count}"),
         )
         assert all(status == 0 for status, _ in ended), ended
