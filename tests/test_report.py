@@ -186,6 +186,22 @@ def test_an_older_version_of_a_further_metric_is_blank_and_its_row_stays():
     assert pd.isna(frame["digits linear roc_auc"]["a"]) and frame["digits linear roc_auc"]["b"] == 0.8
 
 
+@pytest.mark.parametrize("seeds", [[None], [0, 1]])
+def test_a_model_scored_again_by_a_newer_further_metric_has_one_cell(seeds):
+    """Neither version is a setting, so that both results belong to the same cell: the newer one fills it."""
+    scores = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "n": 500} for name in ("top1", "roc_auc")}
+    better = {**scores, "top1": {**scores["top1"], "value": 0.85}}
+    old = [made("a", more=("roc_auc",), scores=scores, seed=seed) for seed in seeds]
+    again = made("a", more=("roc_auc",), scores=better, seed=seeds[0], **LATER)
+    new = of_versions(again, metrics={"roc_auc": 2})
+    for records in ([*old, new], [new, *old]):
+        board = leaderboard(records)
+        (row,) = board.rows
+        assert row.settings == "" and row.cells["digits", "linear"].records == (new,)
+        assert row.cells["digits", "linear"].value == 0.85 and board.left_out == len(old)
+    assert f"{len(old)} result" in to_markdown(board, {})
+
+
 # -- means and further metrics -----------------------------------------------------------------------
 
 

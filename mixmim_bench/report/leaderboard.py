@@ -205,7 +205,8 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
     A column holds the newest version of its task and protocol with the settings of its newest result: images
     and task are the same for all models, the protocol for those with weights of one kind (random or
     trained), the rest per model. Results with other settings get their own labelled rows. Runs that differ
-    only in the seed share a cell.
+    only in the seed share a cell; of those that differ only in the version of a further metric, the newest
+    are shown.
     """
     finished = [record for record in records if not record.error]
     newest_arch: dict[str, int] = {}
@@ -230,17 +231,20 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
                 usual.setdefault(key, values)
         groups.setdefault(record.setting, []).append(record)
     rows: dict[tuple[str, str, str, str], Row] = {}
+    replaced = 0
     for group in groups.values():
         record, column = group[0], column_of(group[0])
         precision = record.identity["precision"]
         settings = _difference(record, usual)
         blank = Row(record.model, record.weights, record.random_init, precision, settings)
         row = rows.setdefault((record.model, record.weights, precision, settings), blank)
-        assert column not in row.cells, f"two results for one cell: {column} {row}"
-        row.cells[column] = cell_of(group)
+        if column in row.cells:  # by newer results, which differ in the version of a further metric only
+            replaced += len(group)
+        else:
+            row.cells[column] = cell_of(group)
     by_name = [rows[key] for key in sorted(rows, key=lambda key: (*key[:2], key[2] != "float32", *key[2:]))]
     columns = sorted(newest)
-    return Leaderboard(_best_first(by_name, columns), columns, len(finished) - len(kept))
+    return Leaderboard(_best_first(by_name, columns), columns, len(finished) - len(kept) + replaced)
 
 
 def _best_first(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
