@@ -153,6 +153,18 @@ def test_the_server_shows_the_page_as_it_is_now_and_writes_nothing(served):
     assert len(data_in(asked(served)[1])["records"]) == 3
 
 
+def test_the_server_shows_current_intervals_and_leaves_the_records(served):
+    store = served.store
+    (read, _) = store.records()
+    old = {**read.scores["top1"], "low": 0.0, "high": 1.0, "interval": "an older method"}
+    arrays = store.arrays(read.run_id)
+    store.save(dataclasses.replace(read, scores={"top1": old}), arrays)
+    before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
+    shown = data_in(asked(served)[1])["records"][read.run_id]["scores"]["top1"]
+    assert shown["interval"] == "wilson" and 0.0 < shown["low"] < shown["high"] < 1.0
+    assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "localhost:1", ""])
 def test_the_server_answers_to_its_own_address_only(served, host):
     response, body = asked(served, Host=host)

@@ -13,6 +13,7 @@ from records import cost, made
 
 from mixmim_bench.report import drawing, plots, style
 from mixmim_bench.report.frame import COLUMNS, to_long
+from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.plots import write_plots
 from mixmim_bench.report.tables import to_frame, to_markdown
@@ -329,6 +330,25 @@ def test_intervals_are_made_again_from_the_predictions(tmp_path, metric):
     stamp = written.stat().st_mtime_ns
     write_report(store)
     assert written.stat().st_mtime_ns == stamp  # once is enough
+
+
+def test_intervals_are_not_saved_over_a_run_in_progress_or_a_newer_result(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    today = with_predictions(store, "top1", "an older method")
+    (read,) = store.records()
+    with RunStore(tmp_path).claim(read.run_id) as claimed:  # by the process that does the run again
+        assert claimed
+        shown = with_current_intervals(store, read)
+        assert shown.scores["top1"]["interval"] == today["interval"]
+        assert store.records() == [read]
+    newer = dataclasses.replace(read, notes=("done again",))
+    store.save(newer, store.arrays(read.run_id))
+    assert with_current_intervals(store, read).notes == ()
+    assert store.records() == [newer]
+    with_current_intervals(store, newer)
+    (found,) = store.records()
+    assert found.notes == newer.notes and found.scores["top1"]["interval"] == today["interval"]
 
 
 def test_an_interval_whose_predictions_are_gone_stays(tmp_path):
