@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from records import cost, made
+from scipy.stats import binomtest
 
 from mixmim_bench import leaderboard, load_results, plot_pareto
 from mixmim_bench.errors import BenchError
@@ -18,6 +19,7 @@ from mixmim_bench.report.marks import BEST, SECOND, TIED, Pairs, marks_of
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.statistics import holm, mcnemar_mid_p
+from mixmim_bench.specs import digest
 from mixmim_bench.suite.records import RunStore
 
 N = 400
@@ -190,6 +192,57 @@ def test_a_part_of_the_table_is_printed_and_nothing_written(run, tmp_path):
         in run("report", "--sort", "digit linear", *at, code=2).output
     )
     assert not (store.folder / "leaderboard.md").exists()
+
+
+def test_a_part_of_the_table_has_the_versions_and_settings_of_the_whole(run, tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    later = {"provenance": {"started": "2026-02-01T00:00:00"}}
+    score = {"value": 0.5, "low": 0.4, "high": 0.8, "n": N}
+
+    def keep(record, metric_versions=None):
+        identity = {**record.identity, "task": {**record.identity["task"]}}
+        if metric_versions:
+            identity["task"]["metric_versions"] = metric_versions
+        record = dataclasses.replace(record, identity=identity, run_id=digest(identity))
+        store.save(record, {"ids": np.array(["0"])})
+
+    keep(made("a", 0.8, values={"C": 1}))  # not the usual setting of the column
+    keep(made("b", 0.9, values={"C": 2}, **later))
+    keep(made("a", 0.8, task="old", suites=("paper",)))  # of an older version
+    keep(made("b", 0.9, task="old", version=2, suites=("paper",)))
+    scores = {"top1": {**score, "value": 0.7}, "top5": score}  # of an older version of top-5
+    keep(made("a", task="more", more=("top5",), scores=scores))
+    keep(made("b", task="more", more=("top5",), scores=scores, **later), {"top5": 2})
+
+    def said(*options):
+        return run("report", *options, "--results", tmp_path).output
+
+    whole = said("--sort", "digits linear")
+    setting = "| a       | w (digits linear: C=1) |"
+    assert setting in whole and "1 results of older versions" in whole
+    part = said("-m", "a")
+    assert setting in part and "old linear" not in part and "1 results of older versions" in part
+    assert "more linear" in part and "50.0" not in part  # its version of top-5 is not the newest
+    assert "older versions" not in said("-m", "b") and "50.0" in said("-m", "b")
+    of_suite = said("-s", "paper")
+    assert "old linear" in of_suite and "digits" not in of_suite and "| a " not in of_suite
+    assert "No run is finished yet" in said("-m", "a", "-t", "old")
+
+
+def test_a_part_of_the_table_has_current_intervals(run, tmp_path):
+    store = saved(tmp_path, {"a": right(0.9, 0)})
+    (record,) = store.records()
+    older = {**record.scores["top1"], "low": 0.0, "high": 1.0, "interval": "an older method"}
+    store.save(dataclasses.replace(record, scores={"top1": older}), store.arrays(record.run_id))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    hits = int(right(0.9, 0).sum())
+    wilson = binomtest(hits, N).proportion_ci(0.95, method="wilson")
+    assert (
+        f"({100 * wilson.low:.1f} to {100 * wilson.high:.1f})"
+        in run("report", "-m", "a", "--results", tmp_path).output
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 # -- averages over tasks -----------------------------------------------------------------------------

@@ -20,14 +20,13 @@ def matching(
     wanted = [
         record
         for record in records
-        if _is_one(record.model, models)
-        and _is_one(record.task, tasks)
-        and _is_one(record.protocol, protocols)
+        if is_one(record.model, models) and is_one(record.task, tasks) and is_one(record.protocol, protocols)
     ]
     return sorted(wanted, key=lambda record: record.provenance.get("started", ""))
 
 
-def _is_one(name: str, patterns: Sequence[str]) -> bool:
+def is_one(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a name is one of some names or globs; of none, every name is."""
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
