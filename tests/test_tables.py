@@ -410,3 +410,18 @@ def test_a_pareto_plot_in_a_notebook(tmp_path):
         plot_pareto(frame, "digit")
     with pytest.raises(BenchError, match="no cost 'flops'"):
         plot_pareto(frame, "digits", x="flops")
+
+
+def test_a_pareto_plot_has_one_version_of_task_metric_and_protocol():
+    """As in `leaderboard`: scores of an older version do not compare with those of a newer one."""
+    later = {"provenance": {"started": "2026-02-01T00:00:00"}}
+    newer_protocol = {"version": 1, "values": {"version": 2}}
+    for newer in ({"version": 2}, newer_protocol):
+        records = [made("a", 0.9, **newer), made("b", 0.5, **newer), made("c", 0.99, **later)]
+        frame = to_long(records, {f"{each.model}-run": cost(each.model) for each in records})
+        assert sorted(row[0] for row in leaderboard(frame).index) == ["a", "b"]
+        axes = plot_pareto(frame, "digits")
+        assert {text.get_text() for text in axes.texts} == {"a", "b"}
+    frame = to_long(records[:2], {"a-run": cost("a"), "b-run": cost("b")})
+    rescored = frame.assign(metric_version=frame["metric_version"] + (frame["model"] == "b"))
+    assert {text.get_text() for text in plot_pareto(rescored, "digits").texts} == {"b"}

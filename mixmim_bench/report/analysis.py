@@ -13,7 +13,7 @@ from mixmim_bench.report.fewshot import few_shot_panel
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.panels import Dots, Matrix, Panel, Point
-from mixmim_bench.report.rows import ROW, names_of, newest
+from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest
 from mixmim_bench.report.runplots import figures_of
 from mixmim_bench.suite.records import RunStore
 
@@ -72,13 +72,13 @@ def leaderboard(
     rows = frame[frame["ranked"]] if not metric else frame[frame["metric"] == metric]
     rows = rows[rows["task"].isin(tasks)] if tasks else rows
     rows = rows[rows["protocol"].isin(protocols)] if protocols else rows
-    rows = newest(rows, ["task", "protocol"], ["task_version", "metric_version", "protocol_version"])
-    rows = newest(rows, [*ROW, "task", "protocol"], ["started"], of="setting")
+    rows = newest(rows, COLUMN, VERSIONS)
+    rows = newest(rows, (*ROW, *COLUMN), ["started"], of="setting")
     guess = rows["guess"].fillna(0.0)
     share = ((rows["value"] - guess) / (1.0 - guess)).where(guess < 1.0)  # else guessing is always right
     table, shares = (
         rows.assign(shown=values).pivot_table(
-            index=list(ROW), columns=["task", "protocol"], values="shown", aggfunc="mean"
+            index=list(ROW), columns=list(COLUMN), values="shown", aggfunc="mean"
         )
         for values in (rows["value"], share)
     )
@@ -107,6 +107,8 @@ def plot_pareto(
 ) -> Any:
     """Plot scores of a task against a cost, with intervals and the Pareto front.
 
+    The scores are those of the newest versions of task, metric and protocol.
+
     Args:
         frame: from `load_results`.
         task: its name.
@@ -125,6 +127,7 @@ def plot_pareto(
         raise BenchError(f"no cost {x!r}; {nearest(x, X)}")
     rows = frame[(frame["task"] == task) & (frame["protocol"] == protocol)]
     rows = rows[rows["ranked"]] if not metric else rows[rows["metric"] == metric]
+    rows = newest(rows, COLUMN, VERSIONS)
     rows = rows[rows[x].notna()]
     if rows.empty:
         known = sorted({f"{t} {p}" for t, p in zip(frame["task"], frame["protocol"], strict=True)})
@@ -132,7 +135,7 @@ def plot_pareto(
     from mixmim_bench.report.drawing import draw_on
 
     cost, more_is_better = X[x]
-    rows = newest(rows, list(ROW), ["started"])  # of several seeds and settings the newest
+    rows = newest(rows, ROW, ["started"])  # of several seeds and settings the newest
     names = names_of(rows)
     points = [
         Point(
