@@ -297,6 +297,31 @@ def test_averages_are_those_of_the_markdown_and_sort_by_rank(page, report):
 
 
 @in_browser
+def test_of_a_calibration_error_the_lowest_is_the_best(browser, tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    for place, value in enumerate((0.10, 0.02, 0.05, None)):  # the first is the cheapest
+        record = made(f"model{place}", 0.5, protocol="own-head")
+        error = {"value": value, "low": 0.0, "high": 0.3, "n": N}
+        scores = record.scores if value is None else {**record.scores, "ece": error}
+        store.save(dataclasses.replace(record, scores=scores), {"ids": np.array(["0"])})
+        store.save_cost(f"model{place}-run", cost(f"model{place}", 2.0**place))
+    write_report(store)
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    page.get_by_role("checkbox", name="Further metrics and averages").check()
+    page.locator("#board thead th", has_text="own-head ece").click()
+    page.wait_for_selector('#board thead th[aria-sort="ascending"]:has-text("ece")')
+    assert models(page) == ["model1", "model2", "model0", "model3"]
+    page.locator("#plot-column").select_option(label="digits own-head ece")
+    front = page.evaluate("document.getElementById('plot').data[0].y")
+    assert front == pytest.approx([10.0, 2.0])
+    page.locator("#plot-column").select_option(label="digits own-head")
+    assert page.evaluate("document.getElementById('plot').data[0].y") == [50.0]
+    page.close()
+
+
+@in_browser
 def test_hostile_names_stay_text(page):
     assert HOSTILE_NAME in models(page)
     page.locator("#first").select_option(label=f"{HOSTILE_NAME} · w")

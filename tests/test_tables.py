@@ -425,3 +425,24 @@ def test_a_pareto_plot_has_one_version_of_task_metric_and_protocol():
     frame = to_long(records[:2], {"a-run": cost("a"), "b-run": cost("b")})
     rescored = frame.assign(metric_version=frame["metric_version"] + (frame["model"] == "b"))
     assert {text.get_text() for text in plot_pareto(rescored, "digits").texts} == {"b"}
+
+
+def test_of_a_calibration_error_the_lowest_is_the_best():
+    errors = {"a": 0.10, "b": 0.02, "c": 0.05, "d": 0.20}  # a is the cheapest
+    records = []
+    for model, value in errors.items():
+        record = made(model, 0.5, protocol="own-head")
+        error = {"value": value, "low": value - 0.01, "high": value + 0.01, "n": N}
+        records.append(dataclasses.replace(record, scores={**record.scores, "ece": error}))
+    costs = {f"{model}-run": cost(model, 2.0**place) for place, model in enumerate(errors)}
+    frame = to_long(records, costs)
+    table = leaderboard(frame, metric="ece")
+    assert [model for model, *_ in table.index] == ["b", "c", "a", "d"]
+    assert table["rank"].tolist() == pd.Series(errors).rank()[["b", "c", "a", "d"]].tolist() == [1, 2, 3, 4]
+    assert table["normalised"].isna().all()
+    front = plot_pareto(frame, "digits", "own-head", metric="ece").lines[-1]
+    assert front.get_ydata() == pytest.approx([10.0, 2.0])
+    speed = plot_pareto(frame.assign(images_per_s=frame["gmacs"]), "digits", "own-head", "images_per_s",
+                        metric="ece").lines[-1]  # fmt: skip
+    assert speed.get_ydata() == pytest.approx([20.0, 5.0, 2.0])
+    assert board_of(records).disagreements() == []

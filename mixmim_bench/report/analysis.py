@@ -15,6 +15,7 @@ from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.panels import Dots, Matrix, Panel, Point
 from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest
 from mixmim_bench.report.runplots import figures_of
+from mixmim_bench.scoring.metrics import lower_is_better
 from mixmim_bench.suite.records import RunStore
 
 X = {
@@ -67,7 +68,8 @@ def leaderboard(
         Columns (task, protocol) with the mean over seeds, and over all columns `mean`, `normalised`, the mean
         of (score - guess) / (1 - guess), and `rank`, the mean rank; these three are missing for incomplete
         rows, and ranks are among the complete ones. A column has the newest versions of task, metric and
-        protocol, a cell the newest setting of its model; other settings are left out.
+        protocol, a cell the newest setting of its model; other settings are left out. Of a calibration error
+        (`ece`) the lowest is the best, and `normalised` is missing.
     """
     rows = frame[frame["ranked"]] if not metric else frame[frame["metric"] == metric]
     rows = rows[rows["task"].isin(tasks)] if tasks else rows
@@ -75,7 +77,9 @@ def leaderboard(
     rows = newest(rows, COLUMN, VERSIONS)
     rows = newest(rows, (*ROW, *COLUMN), ["started"], of="setting")
     guess = rows["guess"].fillna(0.0)
-    share = ((rows["value"] - guess) / (1.0 - guess)).where(guess < 1.0)  # else guessing is always right
+    lower = lower_is_better(metric)
+    # else guessing is always right, or there is none
+    share = ((rows["value"] - guess) / (1.0 - guess)).where((guess < 1.0) & (not lower))
     table, shares = (
         rows.assign(shown=values).pivot_table(
             index=list(ROW), columns=list(COLUMN), values="shown", aggfunc="mean"
@@ -87,14 +91,12 @@ def leaderboard(
     averages = {
         "mean": table[whole].mean(axis=1),
         "normalised": shares[whole].mean(axis=1, skipna=False),
-        "rank": table[whole].rank(ascending=False).mean(axis=1),
+        "rank": table[whole].rank(ascending=lower).mean(axis=1),
     }
     for name, values in averages.items():
         table[(name, "")] = values
     table = table[whole] if complete else table
-    return table.sort_values(
-        [("rank", ""), *table.columns[:1]], ascending=[True, *[False] * 1], na_position="last"
-    )
+    return table.sort_values([("rank", ""), *table.columns[:1]], ascending=[True, lower], na_position="last")
 
 
 def plot_pareto(

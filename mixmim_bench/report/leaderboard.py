@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from mixmim_bench.specs import ECE, Cost, RunRecord, digest
+from mixmim_bench.scoring.metrics import lower_is_better
+from mixmim_bench.specs import Cost, RunRecord, digest
 
 Column = tuple[str, str]  # task, protocol
 
@@ -183,7 +184,7 @@ class Leaderboard:
             cells = [cell for cell in cells if all(metric in record.scores for record in cell.records)]
             ranked = sorted(cells, key=lambda cell: -cell.value)
             values = [cell_of(cell.records, metric).value for cell in ranked]
-            if metric != ECE and values != sorted(values, reverse=True):
+            if not lower_is_better(metric) and values != sorted(values, reverse=True):
                 found.append((column, metric))
         return found
 
