@@ -12,9 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from records import cost, made
 
 from mixmim_bench.report import drawing, plots, style
+from mixmim_bench.report.contents import read_contents
 from mixmim_bench.report.frame import COLUMNS, to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
+from mixmim_bench.report.page import data_of
 from mixmim_bench.report.plots import write_plots
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
@@ -258,6 +260,46 @@ def test_a_mean_is_over_the_tasks_that_all_rows_have_and_says_which():
     # with fewer than two in common it is over all, and blank where one is missing
     found = means_of(*records, in_suite("d", "three"))["mean paper linear top1"]
     assert found["a"] == 0.6 and pd.isna(found["b"]) and pd.isna(found["d"])
+
+
+def test_a_mean_over_tasks_that_differ_in_cost_has_no_place_in_a_plot(tmp_path):
+    def of_size(model, task, size):
+        return in_suite(model, task, costs={"own": f"{model}-own", "run": f"{model}-{size}"})
+
+    sizes = {"a": (224, 384), "b": (224, 224)}
+    records = [
+        of_size(model, task, size)
+        for model, of_tasks in sizes.items()
+        for task, size in zip(("one", "two"), of_tasks, strict=True)
+    ]
+    costs = {
+        f"{model}-{size}": cost(model, gmacs, images_per_s=speed)
+        for model in sizes
+        for size, gmacs, speed in ((224, 4.0, 90.0), (384, 12.0, 30.0))
+    }
+    board = leaderboard(records)
+
+    def drawn(axis):
+        panels = plots.panels(board, costs, axis)
+        return {panel.title[0]: {point.label: point.x for point in panel.points} for panel in panels}
+
+    flops = drawn("flops")
+    assert flops["one"] == {"a": 4.0, "b": 4.0} and flops["two"] == {"a": 12.0, "b": 4.0}
+    assert flops["mean of paper"] == {"b": 4.0}
+    assert drawn("speed")["mean of paper"] == {"b": 90.0}
+    assert drawn("params")["mean of paper"] == {"a": 5.0, "b": 5.0}  # the same at any size
+    store = RunStore(tmp_path)
+    store.prepare()
+    for record in records:
+        store.save(record, {"ids": np.array(["0"])})
+    for key, measured in costs.items():
+        store.save_cost(key, measured)
+    data = data_of(read_contents(store))
+    mean = [column["kind"] for column in data["columns"]].index("mean")
+    shown = {row["model"]: row["cells"][mean]["x"] for row in data["rows"]}
+    assert shown == {"a": {"params": 5.0}, "b": {"flops": 4.0, "params": 5.0, "speed": 90.0}}
+    del costs["b-224"]  # what is not measured for one task is not that of the mean
+    assert "mean of paper" not in drawn("flops")
 
 
 def test_records_from_before_suites_were_kept_join_those_after():

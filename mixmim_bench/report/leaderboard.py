@@ -21,7 +21,8 @@ class Cell:
     value: float
     low: float
     high: float
-    records: tuple[RunRecord, ...]  # newest first
+    records: tuple[RunRecord, ...]  # newest first; for a mean over tasks, those of the first task
+    tasks: tuple["Cell", ...] = ()  # the scores that a mean over tasks averages
 
     @property
     def seeds(self) -> int:
@@ -72,7 +73,7 @@ class Row:
         value = sum(cell.value for cell in there) / len(there)
         below = sum((cell.value - cell.low) ** 2 for cell in there) ** 0.5 / len(there)
         above = sum((cell.high - cell.value) ** 2 for cell in there) ** 0.5 / len(there)
-        return Cell(value, value - below, value + above, there[0].records)
+        return Cell(value, value - below, value + above, there[0].records, tuple(there))
 
     def cost(self, costs: Mapping[str, Cost]) -> Cost | None:
         """Return the cost of the model at its own image size, on the machine of the results."""

@@ -45,7 +45,16 @@ AXES: Mapping[str, Axis] = {
 
 
 def places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
-    """Return what a score costs at the size of its run by axis, without what was not measured."""
+    """Return what a score costs at the size of its run by axis, without what was not measured.
+
+    A mean over tasks costs what each of them does; where they differ, as for images of different sizes, it
+    has no place.
+    """
+    found, *others = [_places(each, costs) for each in cell.tasks or (cell,)]
+    return {axis: x for axis, x in found.items() if all(other.get(axis) == x for other in others)}
+
+
+def _places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
     cost = costs.get(cell.record.costs.get("run", ""))
     values = {name: axis.of_cost(cost) for name, axis in AXES.items()} if cost else {}
     return {name: value for name, value in values.items() if math.isfinite(value) and value > 0}
