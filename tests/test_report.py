@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 from records import cost, made
 
 from mixmim_bench.report import drawing, plots, style
@@ -17,7 +18,9 @@ from mixmim_bench.report.frame import COLUMNS, to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.page import data_of
+from mixmim_bench.report.pictures import links, save_picture
 from mixmim_bench.report.plots import write_plots
+from mixmim_bench.report.runs import describe, row_of
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.metrics import METRICS
@@ -422,6 +425,34 @@ def test_names_cannot_break_tables_and_plots(tmp_path):
     assert "<script>" not in text and "\x1b" not in text and "\\$" in text
     svg = write_plots(board, {"a-run": cost()}, tmp_path)[1]
     ElementTree.fromstring(svg.read_text())
+
+
+def test_texts_of_records_stay_text_in_markdown_links_and_on_the_terminal(tmp_path):
+    """Bundles may come from anybody: no text of a record is markup, or a command to the terminal."""
+    hostile = "](http://a) <b> *x*\n\x1b[31m\x9b0m \u2028"
+    store = RunStore(tmp_path)
+    store.prepare()
+    record = made(
+        task=hostile, weights=hostile, task_title=hostile, protocol_title=hostile, notes=(hostile,),
+        provenance={"started": "2026-01-01T00:00:00", "device": hostile}, chosen={hostile: hostile},
+    )  # fmt: skip
+    failed = made("b", error=hostile, scores={})
+    save_picture(store.picture_of(record.run_id), Image.new("RGB", (8, 8)))
+    linked = links(store, [record]).strip().splitlines()[-1]
+    assert linked.endswith(f"](pictures/{record.run_id}.png)") and linked.count("](") == 1 + 2
+    assert linked.count("\\](") == 2 and "<b>" not in linked and "\x1b" not in linked
+    noted = to_markdown(leaderboard([made()]), {"a-own": cost(uncounted=("<b>*x*\x1b",))})
+    assert r"&lt;b&gt;\*x\*" in noted and "<b>" not in noted and "\x1b" not in noted
+    for each in (record, failed):
+        unsafe = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+        row = row_of(each)
+        assert not any(unsafe.search(str(text)) for text in row.values())
+        lines = describe(store, each).split("\n")
+        assert not any(unsafe.search(line) for line in lines)
+        assert any("](http://a) <b> *x*" in line for line in lines)
+        without = dataclasses.replace(each, **{name: "x" for name in ("weights", "task_title")})
+        assert len(lines) == len(describe(store, without).split("\n"))
+    assert [line[:14] for line in lines if line.startswith(" ")]  # tables stay aligned
 
 
 def test_rows_are_sorted_best_first_and_other_settings_follow_their_model():

@@ -196,7 +196,7 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column,
     if any(row.random_init for row in board.rows):
         notes.append("**random init**: the weights were never trained; only the head or fine-tuning was.")
     marked = sorted(
-        {f"{markdown(cost.model)} ({', '.join(cost.uncounted)})" for cost in measured if cost.uncounted}
+        {markdown(f"{cost.model} ({', '.join(cost.uncounted)})") for cost in measured if cost.uncounted}
     )
     if marked:
         notes.append(f"† some multiplying operations were not counted: {', '.join(marked)}.")

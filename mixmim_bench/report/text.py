@@ -9,9 +9,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SPECIAL = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
 
 
+def printable(text: str) -> str:
+    """Replace line ends and control characters by spaces; indentation stays."""
+    return _CONTROL.sub(" ", text)
+
+
 def one_line(text: str) -> str:
-    """Replace line ends and control characters by spaces."""
-    return _CONTROL.sub(" ", text).strip()
+    """Replace line ends and control characters by spaces, without any at the ends."""
+    return printable(text).strip()
 
 
 def cut(name: str, width: int = 34) -> str:
