@@ -16,6 +16,7 @@ from mixmim_bench.report.frame import COLUMNS, DTYPES, to_long
 from mixmim_bench.report.latex import latex, to_latex
 from mixmim_bench.report.leaderboard import leaderboard as board_of
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Pairs, marks_of
+from mixmim_bench.report.plots import AXES
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.statistics import holm, mcnemar_mid_p
@@ -405,6 +406,7 @@ def test_a_pareto_plot_in_a_notebook(tmp_path):
     assert {text.get_text() for text in axes.texts} == {"a", "b", "c"}
     front = axes.lines[-1]
     assert list(front.get_xdata()) == [1.0, 2.0]
+    assert axes.get_xlabel() == AXES["flops"].title  # as in the plots of the report
     assert plot_pareto(frame, "digits", x="params_m", ax=axes) is axes
     with pytest.raises(BenchError, match="no results of digit linear"):
         plot_pareto(frame, "digit")

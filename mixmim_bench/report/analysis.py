@@ -13,16 +13,13 @@ from mixmim_bench.report.fewshot import few_shot_panel
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.panels import Dots, Matrix, Panel, Point
+from mixmim_bench.report.plots import AXES
 from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest
 from mixmim_bench.report.runplots import figures_of
-from mixmim_bench.scoring.metrics import lower_is_better
+from mixmim_bench.scoring.metrics import above_guess, lower_is_better
 from mixmim_bench.suite.records import RunStore
 
-X = {
-    "gmacs": ("FLOPs of one image (billion multiply-adds)", False),
-    "params_m": ("Parameters (million)", False),
-    "images_per_s": ("Images per second", True),
-}
+X = {axis.column: axis for axis in AXES.values()}
 
 
 def load_results(path: str | Path = "results", limited: bool = False, controls: bool = False) -> pd.DataFrame:
@@ -76,15 +73,16 @@ def leaderboard(
     rows = rows[rows["protocol"].isin(protocols)] if protocols else rows
     rows = newest(rows, COLUMN, VERSIONS)
     rows = newest(rows, (*ROW, *COLUMN), ["started"], of="setting")
-    guess = rows["guess"].fillna(0.0)
-    lower = lower_is_better(metric)
-    # else guessing is always right, or there is none
-    share = ((rows["value"] - guess) / (1.0 - guess)).where((guess < 1.0) & (not lower))
+    guesses, lower = rows["guess"].fillna(0.0), lower_is_better(metric)
+    share = [
+        None if lower else above_guess(value, guess)
+        for value, guess in zip(rows["value"], guesses, strict=True)
+    ]
     table, shares = (
         rows.assign(shown=values).pivot_table(
             index=list(ROW), columns=list(COLUMN), values="shown", aggfunc="mean"
         )
-        for values in (rows["value"], share)
+        for values in (rows["value"], pd.Series(share, rows.index, "float64"))
     )
     shares = shares.reindex(index=table.index, columns=table.columns)
     whole = table.notna().all(axis=1)
@@ -136,7 +134,6 @@ def plot_pareto(
         raise BenchError(f"no results of {task} {protocol} with {x}; {nearest(f'{task} {protocol}', known)}")
     from mixmim_bench.report.drawing import draw_on
 
-    cost, more_is_better = X[x]
     rows = newest(rows, ROW, ["started"])  # of several seeds and settings the newest
     names = names_of(rows)
     points = [
@@ -155,9 +152,9 @@ def plot_pareto(
         title=[task, protocol],
         points=points,
         groups=sorted({point.group for point in points}),
-        cost=cost,
+        cost=X[x].title,
         metric=rows["metric"].iloc[0],
-        more_is_better=more_is_better,
+        more_is_better=X[x].more_is_better,
     )
     return draw_on(panel, ax)
 

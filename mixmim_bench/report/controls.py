@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from mixmim_bench.registry import PIXELS
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, leaderboard
 from mixmim_bench.report.panels import Curve, CurvePanel
-from mixmim_bench.report.text import markdown, one_line
+from mixmim_bench.report.text import markdown, markdown_table, one_line
 from mixmim_bench.scoring.metrics import METRICS, is_a_guess
 from mixmim_bench.specs import NOISE, PERMUTED, RunRecord
 
@@ -134,8 +132,7 @@ def controls_markdown(controls: Sequence[Controlled]) -> str:
     if not controls:
         return ""
     rows = [{key: markdown(text) for key, text in row.items()} for row in shown(controls)]
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return f"{table}\n\n{' '.join(notes_of(controls))}"
+    return f"{markdown_table(rows)}\n\n{' '.join(notes_of(controls))}"
 
 
 def notes_of(controls: Sequence[Controlled]) -> list[str]:

@@ -58,12 +58,6 @@ class Row:
         precision = "" if self.precision == "float32" else self.precision
         return ", ".join(filter(None, [precision, self.settings]))
 
-    def mean(self, tasks: Sequence[str], protocol: str) -> float | None:
-        """Average the scores of some tasks; None if one is missing."""
-        cells = [self.cells.get((task, protocol)) for task in tasks]
-        values = [cell.value for cell in cells if cell is not None]
-        return sum(values) / len(values) if values and len(values) == len(cells) else None
-
     def mean_cell(self, tasks: Sequence[str], protocol: str) -> Cell | None:
         """Return the average over some tasks, with the interval of independent scores, None if one misses."""
         cells = [self.cells.get((task, protocol)) for task in tasks]

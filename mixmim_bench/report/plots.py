@@ -27,7 +27,7 @@ class Axis:
 
     title: str
     short: str  # of the report page, for phones
-    of_cost: Callable[[Cost], float]
+    column: str  # of a Cost, and of results.csv
     more_is_better: bool = False
 
 
@@ -35,11 +35,11 @@ AXES: Mapping[str, Axis] = {
     "flops": Axis(
         "FLOPs of one image at the size of the run (billion multiply-adds)",
         "FLOPs (G)",
-        lambda cost: cost.gmacs,
+        "gmacs",
     ),
-    "params": Axis("Parameters (million)", "Parameters (M)", lambda cost: cost.params_m),
+    "params": Axis("Parameters (million)", "Parameters (M)", "params_m"),
     "speed": Axis(
-        "Images per second at the size of the run", "Images/s", lambda cost: cost.images_per_s, True
+        "Images per second at the size of the run", "Images/s", "images_per_s", more_is_better=True
     ),
 }
 
@@ -56,7 +56,7 @@ def places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
 
 def _places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
     cost = costs.get(cell.record.costs.get("run", ""))
-    values = {name: axis.of_cost(cost) for name, axis in AXES.items()} if cost else {}
+    values = {name: getattr(cost, axis.column) for name, axis in AXES.items()} if cost else {}
     return {name: value for name, value in values.items() if math.isfinite(value) and value > 0}
 
 

@@ -115,6 +115,11 @@ def lower_is_better(name: str) -> bool:
     return name == ECE
 
 
+def above_guess(value: float, guess: float) -> float | None:
+    """Return (value - guess) / (1 - guess), 0 for a guess and 1 at best; None if a guess is always right."""
+    return (value - guess) / (1.0 - guess) if guess < 1.0 else None
+
+
 def is_a_guess(score: Score) -> bool:
     """Return whether a score is not significantly better than predicting the class frequencies."""
     return "guess" in score and score["low"] <= score["guess"]
