@@ -15,7 +15,7 @@ from typing import Any, TypedDict, get_args, get_origin, get_type_hints
 RECORD_SCHEMA = 1
 OF_SESSION = "object_"  # begins architectures that are networks of a Python session
 AUTO = "auto"  # weights, presets, layers and devices are then chosen automatically
-ECE = "ece"  # the name of a calibration error among scores; the lower, the better
+ECE = "ece"  # the name of a calibration error among scores
 RANDOM_INIT = "random init"  # the name of untrained weights in tables and plots
 
 TORCH, OPENVINO, COMPILE = ENGINES = ("torch", "openvino", "compile")  # that compute frozen features

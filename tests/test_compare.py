@@ -165,6 +165,23 @@ def test_names_that_do_not_do_are_told(store):
     assert found.difference == 1.0
 
 
+def test_smoke_runs_are_not_compared(store, run):
+    rng = np.random.default_rng(0)
+    for model, share in (("a", 0.9), ("b", 0.8)):
+        kept(store, rng.random(300) < share, model=model)
+    alone = compare(store, "a", "b")
+    for model, share in (("a", 0.9), ("b", 0.5), ("c", 0.5)):
+        kept(store, rng.random(100) < share, model=model, task="digits@limit100")
+    assert compare(store, "a", "b") == alone  # neither a row nor a test to correct for
+    for name in ("c", "c/w"):
+        with pytest.raises(BenchError, match=f"^{name} has results of smoke runs .* without --limit$"):
+            compare(store, "a", name)
+    said = run("compare", "c", "a", "--results", store.folder, code=2).output
+    assert "c has results of smoke runs (--limit) only" in said
+    with pytest.raises(BenchError, match="no results of 'd'"):
+        compare(store, "a", "d")
+
+
 def test_predictions_that_are_gone_are_told(store):
     kept(store, np.ones(10), model="a")
     kept(store, np.ones(10), model="b")

@@ -19,7 +19,7 @@ from mixmim_bench.data.transforms import Noise, eval_transform
 from mixmim_bench.errors import BenchError
 from mixmim_bench.models.build import build, preprocessing
 from mixmim_bench.registry import find_model
-from mixmim_bench.report.controls import controls_markdown, controls_of, noise_panels
+from mixmim_bench.report.controls import controls_markdown, controls_of, noise_panels, shown
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.specs import NO_WEIGHTS, Preprocessing
 from mixmim_bench.suite.records import RunStore
@@ -212,6 +212,32 @@ def test_controls_of_what_has_none_are_refused(run, options, message):
 def test_unknown_controls_are_refused(variant):
     with pytest.raises(BenchError, match="no variant"):
         in_variant(load_tasks()["digits"], variant)
+
+
+@pytest.mark.parametrize("precisions", [["bfloat16"], ["float32", "bfloat16"], ["bfloat16", "float32"]])
+def test_controls_have_the_precision_of_their_probe(precisions):
+    values = {"float32": 0.0, "bfloat16": 0.05}  # added to the scores in that precision
+    records = [made("pixels", 0.5), made("mixmim-tiny", 0.4, random_init=True, weights="random init")]
+    for precision in precisions:
+        added = values[precision]
+        records += [
+            made("mixmim-tiny", 0.8 + added, precision=precision),
+            made("mixmim-tiny", 0.1 + added, task="digits@noise100", precision=precision),
+        ]
+        if len(precisions) > 1 and precision != "float32":
+            records.append(made("pixels", 0.5 + added, precision=precision))
+            random = made("mixmim-tiny", 0.4 + added, precision=precision, random_init=True,
+                          weights="random init")  # fmt: skip
+            records.append(random)
+    for record in records:
+        record.identity["task"]["num_classes"] = 10
+    found = controls_of(leaderboard(each for each in records if not each.control), records)
+    table = {row["Model"]: (row["Score"], row["Pixels"], row["Random weights"]) for row in shown(found)}
+    of_float32 = {"mixmim-tiny (w)": ("80.0", "50.0", "40.0")} if len(precisions) > 1 else {}
+    of_bfloat16 = ("85.0", "55.0", "45.0") if len(precisions) > 1 else ("85.0", "-", "-")
+    assert table == {**of_float32, "mixmim-tiny (w, bfloat16)": of_bfloat16}
+    (panel,) = noise_panels(found)
+    assert {curve.label for curve in panel.curves if not curve.pale} == set(table)
 
 
 def test_a_probe_that_scores_without_signal_is_marked():

@@ -153,6 +153,18 @@ def test_the_server_shows_the_page_as_it_is_now_and_writes_nothing(served):
     assert len(data_in(asked(served)[1])["records"]) == 3
 
 
+def test_the_server_shows_current_intervals_and_leaves_the_records(served):
+    store = served.store
+    (read, _) = store.records()
+    old = {**read.scores["top1"], "low": 0.0, "high": 1.0, "interval": "an older method"}
+    arrays = store.arrays(read.run_id)
+    store.save(dataclasses.replace(read, scores={"top1": old}), arrays)
+    before = {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()}
+    shown = data_in(asked(served)[1])["records"][read.run_id]["scores"]["top1"]
+    assert shown["interval"] == "wilson" and 0.0 < shown["low"] < shown["high"] < 1.0
+    assert {path: path.read_bytes() for path in store.folder.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "localhost:1", ""])
 def test_the_server_answers_to_its_own_address_only(served, host):
     response, body = asked(served, Host=host)
@@ -282,6 +294,31 @@ def test_averages_are_those_of_the_markdown_and_sort_by_rank(page, report):
     # a rank has no interval, and no place in the plot or the comparison
     assert rank not in page.locator("#plot-column").inner_text()
     assert rank not in page.locator("#compared").inner_text()
+
+
+@in_browser
+def test_of_a_calibration_error_the_lowest_is_the_best(browser, tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    for place, value in enumerate((0.10, 0.02, 0.05, None)):  # the first is the cheapest
+        record = made(f"model{place}", 0.5, protocol="own-head")
+        error = {"value": value, "low": 0.0, "high": 0.3, "n": N}
+        scores = record.scores if value is None else {**record.scores, "ece": error}
+        store.save(dataclasses.replace(record, scores=scores), {"ids": np.array(["0"])})
+        store.save_cost(f"model{place}-run", cost(f"model{place}", 2.0**place))
+    write_report(store)
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    page.get_by_role("checkbox", name="Further metrics and averages").check()
+    page.locator("#board thead th", has_text="own-head ece").click()
+    page.wait_for_selector('#board thead th[aria-sort="ascending"]:has-text("ece")')
+    assert models(page) == ["model1", "model2", "model0", "model3"]
+    page.locator("#plot-column").select_option(label="digits own-head ece")
+    front = page.evaluate("document.getElementById('plot').data[0].y")
+    assert front == pytest.approx([10.0, 2.0])
+    page.locator("#plot-column").select_option(label="digits own-head")
+    assert page.evaluate("document.getElementById('plot').data[0].y") == [50.0]
+    page.close()
 
 
 @in_browser

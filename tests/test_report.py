@@ -9,12 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 from records import cost, made
 
 from mixmim_bench.report import drawing, plots, style
+from mixmim_bench.report.contents import read_contents
 from mixmim_bench.report.frame import COLUMNS, to_long
+from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.leaderboard import leaderboard
+from mixmim_bench.report.page import data_of
+from mixmim_bench.report.pictures import links, save_picture
 from mixmim_bench.report.plots import write_plots
+from mixmim_bench.report.runs import describe, row_of
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.metrics import METRICS
@@ -186,6 +192,22 @@ def test_an_older_version_of_a_further_metric_is_blank_and_its_row_stays():
     assert pd.isna(frame["digits linear roc_auc"]["a"]) and frame["digits linear roc_auc"]["b"] == 0.8
 
 
+@pytest.mark.parametrize("seeds", [[None], [0, 1]])
+def test_a_model_scored_again_by_a_newer_further_metric_has_one_cell(seeds):
+    """Neither version is a setting, so that both results belong to the same cell: the newer one fills it."""
+    scores = {name: {"value": 0.8, "low": 0.7, "high": 0.9, "n": 500} for name in ("top1", "roc_auc")}
+    better = {**scores, "top1": {**scores["top1"], "value": 0.85}}
+    old = [made("a", more=("roc_auc",), scores=scores, seed=seed) for seed in seeds]
+    again = made("a", more=("roc_auc",), scores=better, seed=seeds[0], **LATER)
+    new = of_versions(again, metrics={"roc_auc": 2})
+    for records in ([*old, new], [new, *old]):
+        board = leaderboard(records)
+        (row,) = board.rows
+        assert row.settings == "" and row.cells["digits", "linear"].records == (new,)
+        assert row.cells["digits", "linear"].value == 0.85 and board.left_out == len(old)
+    assert f"{len(old)} result" in to_markdown(board, {})
+
+
 # -- means and further metrics -----------------------------------------------------------------------
 
 
@@ -241,6 +263,46 @@ def test_a_mean_is_over_the_tasks_that_all_rows_have_and_says_which():
     # with fewer than two in common it is over all, and blank where one is missing
     found = means_of(*records, in_suite("d", "three"))["mean paper linear top1"]
     assert found["a"] == 0.6 and pd.isna(found["b"]) and pd.isna(found["d"])
+
+
+def test_a_mean_over_tasks_that_differ_in_cost_has_no_place_in_a_plot(tmp_path):
+    def of_size(model, task, size):
+        return in_suite(model, task, costs={"own": f"{model}-own", "run": f"{model}-{size}"})
+
+    sizes = {"a": (224, 384), "b": (224, 224)}
+    records = [
+        of_size(model, task, size)
+        for model, of_tasks in sizes.items()
+        for task, size in zip(("one", "two"), of_tasks, strict=True)
+    ]
+    costs = {
+        f"{model}-{size}": cost(model, gmacs, images_per_s=speed)
+        for model in sizes
+        for size, gmacs, speed in ((224, 4.0, 90.0), (384, 12.0, 30.0))
+    }
+    board = leaderboard(records)
+
+    def drawn(axis):
+        panels = plots.panels(board, costs, axis)
+        return {panel.title[0]: {point.label: point.x for point in panel.points} for panel in panels}
+
+    flops = drawn("flops")
+    assert flops["one"] == {"a": 4.0, "b": 4.0} and flops["two"] == {"a": 12.0, "b": 4.0}
+    assert flops["mean of paper"] == {"b": 4.0}
+    assert drawn("speed")["mean of paper"] == {"b": 90.0}
+    assert drawn("params")["mean of paper"] == {"a": 5.0, "b": 5.0}  # the same at any size
+    store = RunStore(tmp_path)
+    store.prepare()
+    for record in records:
+        store.save(record, {"ids": np.array(["0"])})
+    for key, measured in costs.items():
+        store.save_cost(key, measured)
+    data = data_of(read_contents(store))
+    mean = [column["kind"] for column in data["columns"]].index("mean")
+    shown = {row["model"]: row["cells"][mean]["x"] for row in data["rows"]}
+    assert shown == {"a": {"params": 5.0}, "b": {"flops": 4.0, "params": 5.0, "speed": 90.0}}
+    del costs["b-224"]  # what is not measured for one task is not that of the mean
+    assert "mean of paper" not in drawn("flops")
 
 
 def test_records_from_before_suites_were_kept_join_those_after():
@@ -315,6 +377,25 @@ def test_intervals_are_made_again_from_the_predictions(tmp_path, metric):
     assert written.stat().st_mtime_ns == stamp  # once is enough
 
 
+def test_intervals_are_not_saved_over_a_run_in_progress_or_a_newer_result(tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    today = with_predictions(store, "top1", "an older method")
+    (read,) = store.records()
+    with RunStore(tmp_path).claim(read.run_id) as claimed:  # by the process that does the run again
+        assert claimed
+        shown = with_current_intervals(store, read)
+        assert shown.scores["top1"]["interval"] == today["interval"]
+        assert store.records() == [read]
+    newer = dataclasses.replace(read, notes=("done again",))
+    store.save(newer, store.arrays(read.run_id))
+    assert with_current_intervals(store, read).notes == ()
+    assert store.records() == [newer]
+    with_current_intervals(store, newer)
+    (found,) = store.records()
+    assert found.notes == newer.notes and found.scores["top1"]["interval"] == today["interval"]
+
+
 def test_an_interval_whose_predictions_are_gone_stays(tmp_path):
     store = RunStore(tmp_path)
     store.prepare()
@@ -344,6 +425,34 @@ def test_names_cannot_break_tables_and_plots(tmp_path):
     assert "<script>" not in text and "\x1b" not in text and "\\$" in text
     svg = write_plots(board, {"a-run": cost()}, tmp_path)[1]
     ElementTree.fromstring(svg.read_text())
+
+
+def test_texts_of_records_stay_text_in_markdown_links_and_on_the_terminal(tmp_path):
+    """Bundles may come from anybody: no text of a record is markup, or a command to the terminal."""
+    hostile = "](http://a) <b> *x*\n\x1b[31m\x9b0m \u2028"
+    store = RunStore(tmp_path)
+    store.prepare()
+    record = made(
+        task=hostile, weights=hostile, task_title=hostile, protocol_title=hostile, notes=(hostile,),
+        provenance={"started": "2026-01-01T00:00:00", "device": hostile}, chosen={hostile: hostile},
+    )  # fmt: skip
+    failed = made("b", error=hostile, scores={})
+    save_picture(store.picture_of(record.run_id), Image.new("RGB", (8, 8)))
+    linked = links(store, [record]).strip().splitlines()[-1]
+    assert linked.endswith(f"](pictures/{record.run_id}.png)") and linked.count("](") == 1 + 2
+    assert linked.count("\\](") == 2 and "<b>" not in linked and "\x1b" not in linked
+    noted = to_markdown(leaderboard([made()]), {"a-own": cost(uncounted=("<b>*x*\x1b",))})
+    assert r"&lt;b&gt;\*x\*" in noted and "<b>" not in noted and "\x1b" not in noted
+    for each in (record, failed):
+        unsafe = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+        row = row_of(each)
+        assert not any(unsafe.search(str(text)) for text in row.values())
+        lines = describe(store, each).split("\n")
+        assert not any(unsafe.search(line) for line in lines)
+        assert any("](http://a) <b> *x*" in line for line in lines)
+        without = dataclasses.replace(each, **{name: "x" for name in ("weights", "task_title")})
+        assert len(lines) == len(describe(store, without).split("\n"))
+    assert [line[:14] for line in lines if line.startswith(" ")]  # tables stay aligned
 
 
 def test_rows_are_sorted_best_first_and_other_settings_follow_their_model():

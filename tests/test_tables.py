@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from records import cost, made
+from scipy.stats import binomtest
 
 from mixmim_bench import leaderboard, load_results, plot_pareto
 from mixmim_bench.errors import BenchError
@@ -15,9 +16,11 @@ from mixmim_bench.report.frame import COLUMNS, DTYPES, to_long
 from mixmim_bench.report.latex import latex, to_latex
 from mixmim_bench.report.leaderboard import leaderboard as board_of
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Pairs, marks_of
+from mixmim_bench.report.plots import AXES
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.write import write_report
 from mixmim_bench.scoring.statistics import holm, mcnemar_mid_p
+from mixmim_bench.specs import digest
 from mixmim_bench.suite.records import RunStore
 
 N = 400
@@ -192,6 +195,57 @@ def test_a_part_of_the_table_is_printed_and_nothing_written(run, tmp_path):
     assert not (store.folder / "leaderboard.md").exists()
 
 
+def test_a_part_of_the_table_has_the_versions_and_settings_of_the_whole(run, tmp_path):
+    store = RunStore(tmp_path)
+    store.prepare()
+    later = {"provenance": {"started": "2026-02-01T00:00:00"}}
+    score = {"value": 0.5, "low": 0.4, "high": 0.8, "n": N}
+
+    def keep(record, metric_versions=None):
+        identity = {**record.identity, "task": {**record.identity["task"]}}
+        if metric_versions:
+            identity["task"]["metric_versions"] = metric_versions
+        record = dataclasses.replace(record, identity=identity, run_id=digest(identity))
+        store.save(record, {"ids": np.array(["0"])})
+
+    keep(made("a", 0.8, values={"C": 1}))  # not the usual setting of the column
+    keep(made("b", 0.9, values={"C": 2}, **later))
+    keep(made("a", 0.8, task="old", suites=("paper",)))  # of an older version
+    keep(made("b", 0.9, task="old", version=2, suites=("paper",)))
+    scores = {"top1": {**score, "value": 0.7}, "top5": score}  # of an older version of top-5
+    keep(made("a", task="more", more=("top5",), scores=scores))
+    keep(made("b", task="more", more=("top5",), scores=scores, **later), {"top5": 2})
+
+    def said(*options):
+        return run("report", *options, "--results", tmp_path).output
+
+    whole = said("--sort", "digits linear")
+    setting = "| a       | w (digits linear: C=1) |"
+    assert setting in whole and "1 results of older versions" in whole
+    part = said("-m", "a")
+    assert setting in part and "old linear" not in part and "1 results of older versions" in part
+    assert "more linear" in part and "50.0" not in part  # its version of top-5 is not the newest
+    assert "older versions" not in said("-m", "b") and "50.0" in said("-m", "b")
+    of_suite = said("-s", "paper")
+    assert "old linear" in of_suite and "digits" not in of_suite and "| a " not in of_suite
+    assert "No run is finished yet" in said("-m", "a", "-t", "old")
+
+
+def test_a_part_of_the_table_has_current_intervals(run, tmp_path):
+    store = saved(tmp_path, {"a": right(0.9, 0)})
+    (record,) = store.records()
+    older = {**record.scores["top1"], "low": 0.0, "high": 1.0, "interval": "an older method"}
+    store.save(dataclasses.replace(record, scores={"top1": older}), store.arrays(record.run_id))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    hits = int(right(0.9, 0).sum())
+    wilson = binomtest(hits, N).proportion_ci(0.95, method="wilson")
+    assert (
+        f"({100 * wilson.low:.1f} to {100 * wilson.high:.1f})"
+        in run("report", "-m", "a", "--results", tmp_path).output
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 # -- averages over tasks -----------------------------------------------------------------------------
 
 SCORES = {  # of tasks, whose guesses are GUESSES
@@ -352,8 +406,45 @@ def test_a_pareto_plot_in_a_notebook(tmp_path):
     assert {text.get_text() for text in axes.texts} == {"a", "b", "c"}
     front = axes.lines[-1]
     assert list(front.get_xdata()) == [1.0, 2.0]
+    assert axes.get_xlabel() == AXES["flops"].title  # as in the plots of the report
     assert plot_pareto(frame, "digits", x="params_m", ax=axes) is axes
     with pytest.raises(BenchError, match="no results of digit linear"):
         plot_pareto(frame, "digit")
     with pytest.raises(BenchError, match="no cost 'flops'"):
         plot_pareto(frame, "digits", x="flops")
+
+
+def test_a_pareto_plot_has_one_version_of_task_metric_and_protocol():
+    """As in `leaderboard`: scores of an older version do not compare with those of a newer one."""
+    later = {"provenance": {"started": "2026-02-01T00:00:00"}}
+    newer_protocol = {"version": 1, "values": {"version": 2}}
+    for newer in ({"version": 2}, newer_protocol):
+        records = [made("a", 0.9, **newer), made("b", 0.5, **newer), made("c", 0.99, **later)]
+        frame = to_long(records, {f"{each.model}-run": cost(each.model) for each in records})
+        assert sorted(row[0] for row in leaderboard(frame).index) == ["a", "b"]
+        axes = plot_pareto(frame, "digits")
+        assert {text.get_text() for text in axes.texts} == {"a", "b"}
+    frame = to_long(records[:2], {"a-run": cost("a"), "b-run": cost("b")})
+    rescored = frame.assign(metric_version=frame["metric_version"] + (frame["model"] == "b"))
+    assert {text.get_text() for text in plot_pareto(rescored, "digits").texts} == {"b"}
+
+
+def test_of_a_calibration_error_the_lowest_is_the_best():
+    errors = {"a": 0.10, "b": 0.02, "c": 0.05, "d": 0.20}  # a is the cheapest
+    records = []
+    for model, value in errors.items():
+        record = made(model, 0.5, protocol="own-head")
+        error = {"value": value, "low": value - 0.01, "high": value + 0.01, "n": N}
+        records.append(dataclasses.replace(record, scores={**record.scores, "ece": error}))
+    costs = {f"{model}-run": cost(model, 2.0**place) for place, model in enumerate(errors)}
+    frame = to_long(records, costs)
+    table = leaderboard(frame, metric="ece")
+    assert [model for model, *_ in table.index] == ["b", "c", "a", "d"]
+    assert table["rank"].tolist() == pd.Series(errors).rank()[["b", "c", "a", "d"]].tolist() == [1, 2, 3, 4]
+    assert table["normalised"].isna().all()
+    front = plot_pareto(frame, "digits", "own-head", metric="ece").lines[-1]
+    assert front.get_ydata() == pytest.approx([10.0, 2.0])
+    speed = plot_pareto(frame.assign(images_per_s=frame["gmacs"]), "digits", "own-head", "images_per_s",
+                        metric="ece").lines[-1]  # fmt: skip
+    assert speed.get_ydata() == pytest.approx([20.0, 5.0, 2.0])
+    assert board_of(records).disagreements() == []

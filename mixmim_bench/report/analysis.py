@@ -13,15 +13,13 @@ from mixmim_bench.report.fewshot import few_shot_panel
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.panels import Dots, Matrix, Panel, Point
-from mixmim_bench.report.rows import ROW, names_of, newest
+from mixmim_bench.report.plots import AXES
+from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest
 from mixmim_bench.report.runplots import figures_of
+from mixmim_bench.scoring.metrics import above_guess, lower_is_better
 from mixmim_bench.suite.records import RunStore
 
-X = {
-    "gmacs": ("FLOPs of one image (billion multiply-adds)", False),
-    "params_m": ("Parameters (million)", False),
-    "images_per_s": ("Images per second", True),
-}
+X = {axis.column: axis for axis in AXES.values()}
 
 
 def load_results(path: str | Path = "results", limited: bool = False, controls: bool = False) -> pd.DataFrame:
@@ -67,34 +65,36 @@ def leaderboard(
         Columns (task, protocol) with the mean over seeds, and over all columns `mean`, `normalised`, the mean
         of (score - guess) / (1 - guess), and `rank`, the mean rank; these three are missing for incomplete
         rows, and ranks are among the complete ones. A column has the newest versions of task, metric and
-        protocol, a cell the newest setting of its model; other settings are left out.
+        protocol, a cell the newest setting of its model; other settings are left out. Of a calibration error
+        (`ece`) the lowest is the best, and `normalised` is missing.
     """
     rows = frame[frame["ranked"]] if not metric else frame[frame["metric"] == metric]
     rows = rows[rows["task"].isin(tasks)] if tasks else rows
     rows = rows[rows["protocol"].isin(protocols)] if protocols else rows
-    rows = newest(rows, ["task", "protocol"], ["task_version", "metric_version", "protocol_version"])
-    rows = newest(rows, [*ROW, "task", "protocol"], ["started"], of="setting")
-    guess = rows["guess"].fillna(0.0)
-    share = ((rows["value"] - guess) / (1.0 - guess)).where(guess < 1.0)  # else guessing is always right
+    rows = newest(rows, COLUMN, VERSIONS)
+    rows = newest(rows, (*ROW, *COLUMN), ["started"], of="setting")
+    guesses, lower = rows["guess"].fillna(0.0), lower_is_better(metric)
+    share = [
+        None if lower else above_guess(value, guess)
+        for value, guess in zip(rows["value"], guesses, strict=True)
+    ]
     table, shares = (
         rows.assign(shown=values).pivot_table(
-            index=list(ROW), columns=["task", "protocol"], values="shown", aggfunc="mean"
+            index=list(ROW), columns=list(COLUMN), values="shown", aggfunc="mean"
         )
-        for values in (rows["value"], share)
+        for values in (rows["value"], pd.Series(share, rows.index, "float64"))
     )
     shares = shares.reindex(index=table.index, columns=table.columns)
     whole = table.notna().all(axis=1)
     averages = {
         "mean": table[whole].mean(axis=1),
         "normalised": shares[whole].mean(axis=1, skipna=False),
-        "rank": table[whole].rank(ascending=False).mean(axis=1),
+        "rank": table[whole].rank(ascending=lower).mean(axis=1),
     }
     for name, values in averages.items():
         table[(name, "")] = values
     table = table[whole] if complete else table
-    return table.sort_values(
-        [("rank", ""), *table.columns[:1]], ascending=[True, *[False] * 1], na_position="last"
-    )
+    return table.sort_values([("rank", ""), *table.columns[:1]], ascending=[True, lower], na_position="last")
 
 
 def plot_pareto(
@@ -106,6 +106,8 @@ def plot_pareto(
     metric: str = "",
 ) -> Any:
     """Plot scores of a task against a cost, with intervals and the Pareto front.
+
+    The scores are those of the newest versions of task, metric and protocol.
 
     Args:
         frame: from `load_results`.
@@ -125,14 +127,14 @@ def plot_pareto(
         raise BenchError(f"no cost {x!r}; {nearest(x, X)}")
     rows = frame[(frame["task"] == task) & (frame["protocol"] == protocol)]
     rows = rows[rows["ranked"]] if not metric else rows[rows["metric"] == metric]
+    rows = newest(rows, COLUMN, VERSIONS)
     rows = rows[rows[x].notna()]
     if rows.empty:
         known = sorted({f"{t} {p}" for t, p in zip(frame["task"], frame["protocol"], strict=True)})
         raise BenchError(f"no results of {task} {protocol} with {x}; {nearest(f'{task} {protocol}', known)}")
     from mixmim_bench.report.drawing import draw_on
 
-    cost, more_is_better = X[x]
-    rows = newest(rows, list(ROW), ["started"])  # of several seeds and settings the newest
+    rows = newest(rows, ROW, ["started"])  # of several seeds and settings the newest
     names = names_of(rows)
     points = [
         Point(
@@ -150,9 +152,9 @@ def plot_pareto(
         title=[task, protocol],
         points=points,
         groups=sorted({point.group for point in points}),
-        cost=cost,
+        cost=X[x].title,
         metric=rows["metric"].iloc[0],
-        more_is_better=more_is_better,
+        more_is_better=X[x].more_is_better,
     )
     return draw_on(panel, ax)
 

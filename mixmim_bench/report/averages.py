@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mixmim_bench.report.leaderboard import Cell, Leaderboard, Mean, Row
+from mixmim_bench.scoring.metrics import above_guess
 
 EXPLAINED = (
     "the mean score, the mean above chance ((score - guess) / (1 - guess), where a guess knows only the "
@@ -37,11 +38,13 @@ def above_chance(cell: Cell) -> float | None:
     The guess of a metric without one is 0.
     """
     scores = [record.scores[record.metric] for record in cell.records]
-    guesses = [score.get("guess", 0.0) for score in scores]
-    if max(guesses) >= 1.0:
-        return None
-    shares = [(s["value"] - guess) / (1.0 - guess) for s, guess in zip(scores, guesses, strict=True)]
-    return sum(shares) / len(shares)
+    return _mean([above_guess(score["value"], score.get("guess", 0.0)) for score in scores])
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    """Average values; None if one is missing."""
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if len(known) == len(shares) else None
 
 
 def averages(board: Leaderboard, mean: Mean) -> list[Average]:
@@ -50,12 +53,11 @@ def averages(board: Leaderboard, mean: Mean) -> list[Average]:
     ranks = _ranks(board.rows, columns)
     found = []
     for place, row in enumerate(board.rows):
-        cells = [row.cells[column] for column in columns if column in row.cells]
-        value = row.mean(mean.tasks, mean.protocol)
-        shares = [above_chance(cell) for cell in cells] if value is not None else []
-        known = [share for share in shares if share is not None]
-        normalised = sum(known) / len(known) if known and len(known) == len(columns) else None
-        found.append(Average(len(cells), value, normalised, ranks.get(place)))
+        count = sum(column in row.cells for column in columns)
+        cell = row.mean_cell(mean.tasks, mean.protocol)
+        value = cell.value if cell else None
+        normalised = _mean([above_chance(each) for each in cell.tasks]) if cell else None
+        found.append(Average(count, value, normalised, ranks.get(place)))
     return found
 
 

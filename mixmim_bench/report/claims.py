@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from mixmim_bench.atomic import write_whole
 from mixmim_bench.report.leaderboard import Leaderboard
 from mixmim_bench.report.panels import Panel, Point, exact
@@ -20,7 +18,7 @@ from mixmim_bench.report.published import (
     of_task,
 )
 from mixmim_bench.report.redraw import draw_if_changed
-from mixmim_bench.report.text import markdown
+from mixmim_bench.report.text import markdown, markdown_table
 
 NAME = "published"
 FLOPS = "FLOPs of one image (billion multiply-adds, backbone)"
@@ -140,7 +138,7 @@ def _overview() -> str:
         table.append(
             {"Model": markdown(model), "FLOPs (G)": "" if row.gmacs is None else f"{row.gmacs:g}", **cells}
         )
-    return f"## Fine-tuning, top-1\n\n{_markdown(table)}"
+    return f"## Fine-tuning, top-1\n\n{markdown_table(table)}"
 
 
 def _value(row: Published | None, method: str) -> str:
@@ -173,7 +171,7 @@ def _by_head(task: str, metric: str, title: str) -> str:
         rows.append({"Head": "", "Schedule": "", "Model": MIXMIM, "Pretraining": "", "Value": NOT_PUBLISHED})
     rows.sort(key=lambda row: (row["Head"], row["Schedule"], row["Model"]))
     about = "Compare within a head and schedule only. Costs of whole models are not published in one way."
-    return f"## {title}\n\n{about}\n\n{_markdown(rows)}"
+    return f"## {title}\n\n{about}\n\n{markdown_table(rows)}"
 
 
 def _sources() -> str:
@@ -199,8 +197,5 @@ def beside(board: Leaderboard) -> str:
         return ""
     names = ["Model", "Pretraining", "FLOPs (G)", *titles]
     table = [{name: row.get(name, "") for name in names} for row in rows.values()]
-    return f"Published by others: not measured here, in no average or comparison above.\n\n{_markdown(table)}"
-
-
-def _markdown(rows: Sequence[dict[str, str]]) -> str:
-    return pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True)
+    title = "Published by others: not measured here, in no average or comparison above."
+    return f"{title}\n\n{markdown_table(table)}"

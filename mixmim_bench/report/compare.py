@@ -1,6 +1,6 @@
 """Compare two models of the leaderboard wherever both have results."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from mixmim_bench.errors import BenchError, UnknownName
@@ -10,6 +10,7 @@ from mixmim_bench.report.text import one_line
 from mixmim_bench.scoring.compare import Pair, Side, Unit
 from mixmim_bench.scoring.predictions import restore
 from mixmim_bench.scoring.statistics import holm
+from mixmim_bench.specs import RunRecord
 from mixmim_bench.suite.records import RunStore
 
 LEVEL = 0.05
@@ -41,12 +42,15 @@ def compare(
 ) -> list[Comparison]:
     """Compare two models wherever both have results; a name is MODEL, or MODEL/WEIGHTS if it has several.
 
-    `say` is given what could not be compared, and why. Raises BenchError for names without results, for
-    models that share no task and protocol, and where nothing could be compared.
+    Controls and smoke runs (`--limit`) are left out. `say` is given what could not be compared, and why.
+    Raises BenchError for names without results, for models that share no task and protocol, and where nothing
+    could be compared.
     """
-    board = leaderboard(record for record in store.records() if not record.control)
+    records = [record for record in store.records() if not record.control and not record.error]
+    board = leaderboard(record for record in records if not record.limited)
     rows = [row for row in board.rows if not row.settings]
-    a, b = (_find(rows, name) for name in (first, second))
+    smoke = {name for record in records if record.limited for name in _names(record)}
+    a, b = (_find(rows, name, smoke) for name in (first, second))
     shared = [column for column in board.columns if column in a.cells and column in b.cells]
     if not shared:
         raise BenchError(f"{first} and {second} share no task and protocol; run both on one")
@@ -105,11 +109,20 @@ def differences(comparisons: Sequence[Comparison], first: str, second: str) -> D
     )
 
 
-def _find(rows: Sequence[Row], name: str) -> Row:
+def _names(each: Row | RunRecord) -> tuple[str, str]:
+    return each.model, f"{each.model}/{each.weights}"
+
+
+def _find(rows: Sequence[Row], name: str, smoke: Collection[str]) -> Row:
+    """Find a row by its name; smoke: the names that have results of smoke runs."""
     names: dict[str, list[Row]] = {}
     for row in rows:
-        for known in (row.model, f"{row.model}/{row.weights}"):
+        for known in _names(row):
             names.setdefault(known, []).append(row)
+    if name not in names and name in smoke:
+        raise BenchError(
+            f"{name} has results of smoke runs (--limit) only, which are not compared; run it without --limit"
+        )
     if name not in names:
         raise UnknownName("results of", name, names)
     models = names[name]

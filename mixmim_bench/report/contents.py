@@ -47,10 +47,16 @@ class Contents:
         return self.pairs.tested if self.marks else set()
 
 
-def read_contents(store: RunStore, pairs: Pairs | None = None) -> Contents:
-    """Read a results folder, with intervals of today's methods; pairs: tests of an earlier reading."""
+def read_contents(store: RunStore, pairs: Pairs | None = None, save: bool = True) -> Contents:
+    """Read a results folder, with intervals of the current methods.
+
+    Args:
+        store: the folder.
+        pairs: tests of an earlier reading.
+        save: whether records whose intervals changed are saved; else nothing is written.
+    """
     broken: list[str] = []
-    every = [with_current_intervals(store, record) for record in store.records(broken)]
+    every = [with_current_intervals(store, record, save) for record in store.records(broken)]
     records = [record for record in every if not record.limited]
     board = leaderboard(each for each in records if not each.control)
     return Contents(

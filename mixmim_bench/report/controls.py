@@ -3,12 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from mixmim_bench.registry import PIXELS
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, leaderboard
 from mixmim_bench.report.panels import Curve, CurvePanel
-from mixmim_bench.report.text import markdown, one_line
+from mixmim_bench.report.text import markdown, markdown_table, one_line
 from mixmim_bench.scoring.metrics import METRICS, is_a_guess
 from mixmim_bench.specs import NOISE, PERMUTED, RunRecord
 
@@ -39,6 +37,7 @@ class Controlled:
     metric: str
     model: str
     weights: str
+    precision: str
     score: Cell
     chance: float | None
     frequent: float | None
@@ -49,8 +48,9 @@ class Controlled:
 
     @property
     def name(self) -> str:
-        """The model with its weights."""
-        return f"{self.model} ({self.weights})"
+        """The model with its weights, and its precision if that is not float32."""
+        precision = "" if self.precision == "float32" else f", {self.precision}"
+        return f"{self.model} ({self.weights}{precision})"
 
     @property
     def suspicious(self) -> list[str]:
@@ -98,17 +98,19 @@ def _controlled(board: Leaderboard, column: Column, row: Row, cell: Cell, contro
         if probe == protocol and name == f"{task}@{each.record.control}"
     }
     best = METRICS[record.metric].best
+    same = [other for other in board.rows if other.precision == row.precision]
     return Controlled(
         task=task,
         protocol=protocol,
         metric=record.metric,
         model=row.model,
         weights=row.weights,
+        precision=row.precision,
         score=cell,
         chance=min(1.0, best / record.identity["task"]["num_classes"]) if best else None,
         frequent=record.scores[record.metric].get("guess"),
-        pixels=_cell_of(board.rows, column, lambda other: other.model == PIXELS),
-        random=_cell_of(board.rows, column, lambda other: other.model == row.model and other.random_init),
+        pixels=_cell_of(same, column, lambda other: other.model == PIXELS),
+        random=_cell_of(same, column, lambda other: other.model == row.model and other.random_init),
         permuted=of_variant.get(PERMUTED),
         noise=dict(
             sorted(
@@ -130,8 +132,7 @@ def controls_markdown(controls: Sequence[Controlled]) -> str:
     if not controls:
         return ""
     rows = [{key: markdown(text) for key, text in row.items()} for row in shown(controls)]
-    table = pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-    return f"{table}\n\n{' '.join(notes_of(controls))}"
+    return f"{markdown_table(rows)}\n\n{' '.join(notes_of(controls))}"
 
 
 def notes_of(controls: Sequence[Controlled]) -> list[str]:
@@ -178,12 +179,16 @@ def _noise_panel(controls: Sequence[Controlled]) -> CurvePanel:
     first = controls[0]
     record = first.score.record
     models = [each.model for each in controls]
+
+    def shown_whole(each: Controlled) -> bool:
+        return models.count(each.model) > 1 or each.precision != "float32"
+
     curves = []
     for each in controls:
         cells = {0: each.score, **each.noise}
         curves.append(
             Curve(
-                label=one_line(each.name if models.count(each.model) > 1 else each.model),
+                label=one_line(each.name if shown_whole(each) else each.model),
                 x=tuple(map(float, cells)),
                 y=tuple(100 * cell.value for cell in cells.values()),
                 low=tuple(100 * cell.low for cell in cells.values()),

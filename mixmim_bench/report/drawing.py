@@ -12,6 +12,7 @@ from mixmim_bench.report import style
 from mixmim_bench.report.panels import Panel, Point
 from mixmim_bench.report.style import OTHERS, STYLE
 from mixmim_bench.report.text import cut
+from mixmim_bench.scoring.metrics import lower_is_better
 
 DIRECT = 9  # points that are labelled in a panel; of more, those on the front
 KEYS = 24  # in a legend; of more groups, those on a front
@@ -111,11 +112,12 @@ def _draw_intervals(axis: Any, points: Sequence[Point], looks: Mapping[str, Mapp
 def front_of(panel: Panel) -> list[Point]:
     """Return the Pareto-optimal points of a panel, the cheapest first; of ours if there are some."""
     sign = -1.0 if panel.more_is_better else 1.0
+    up = -1.0 if lower_is_better(panel.metric) else 1.0
     front: list[Point] = []
     own = any(not point.pale for point in panel.points) and not any(p.joined for p in panel.points)
     points = [point for point in panel.points if not (own and point.pale)]
-    for point in sorted(points, key=lambda p: (sign * p.x, -p.value)):
-        if not front or point.value > front[-1].value:
+    for point in sorted(points, key=lambda p: (sign * p.x, -up * p.value)):
+        if not front or up * point.value > up * front[-1].value:
             front.append(point)
     return front
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.report.panels import Curve, CurvePanel
-from mixmim_bench.report.rows import ROW, names_of, newest
+from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest
 from mixmim_bench.report.text import one_line
 
 # what is trained on the images: a head of `fewshot`, or `linear` on the variants NAME@5shot of a task
@@ -25,8 +25,8 @@ def few_shot_table(frame: pd.DataFrame) -> pd.DataFrame:
     frame: the long table. Of several versions and settings the newest are taken, as in `leaderboard`.
     """
     ranked = frame[frame["ranked"] & frame["protocol"].isin(["fewshot", "linear"])]
-    ranked = newest(ranked, ["task", "protocol"], ["task_version", "metric_version", "protocol_version"])
-    ranked = newest(ranked, [*ROW, "task", "protocol"], ["started"], of="setting")
+    ranked = newest(ranked, COLUMN, VERSIONS)
+    ranked = newest(ranked, (*ROW, *COLUMN), ["started"], of="setting")
     whole = ~frame["task"].str.contains("@[1-9][0-9]*shot")  # of which all numbers of shots can be drawn
     of_heads = frame[(frame["protocol"] == "fewshot") & whole & frame["run_id"].isin(ranked["run_id"])]
     found = of_heads["metric"].str.extract(f"^{OF_SETTING.pattern}$")

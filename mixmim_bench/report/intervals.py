@@ -24,13 +24,20 @@ def with_current_intervals(store: RunStore, record: RunRecord, save: bool = True
             continue
         try:
             arrays = store.arrays(record.run_id)
-            current = score_items(name, restore(record.identity["task"]["kind"], name, arrays).draws)
+            updated = score_items(name, restore(record.identity["task"]["kind"], name, arrays).draws)
         except BenchError:
             continue
-        scores[name] = {**score, **current, "value": score["value"]}
+        scores[name] = {**score, **updated, "value": score["value"]}
     if scores == record.scores:
         return record
-    record = dataclasses.replace(record, scores=scores)
+    current = dataclasses.replace(record, scores=scores)
     if save:
-        store.rewrite(record)
-    return record
+        _save(store, record, current)
+    return current
+
+
+def _save(store: RunStore, before: RunRecord, current: RunRecord) -> None:
+    """Save a record, unless a process is doing its run, or has finished it since the record was read."""
+    with store.claim(before.run_id) as claimed:
+        if claimed and store.result(before.run_id) == before:
+            store.rewrite(current)

@@ -1,13 +1,15 @@
 """Turn records into a leaderboard: one row per model and weights, one column per task and protocol."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from mixmim_bench.specs import ECE, Cost, RunRecord, digest
+from mixmim_bench.scoring.metrics import lower_is_better
+from mixmim_bench.specs import Cost, RunRecord, digest
 
 Column = tuple[str, str]  # task, protocol
 
@@ -19,7 +21,8 @@ class Cell:
     value: float
     low: float
     high: float
-    records: tuple[RunRecord, ...]  # newest first
+    records: tuple[RunRecord, ...]  # newest first; for a mean over tasks, those of the first task
+    tasks: tuple["Cell", ...] = ()  # the scores that a mean over tasks averages
 
     @property
     def seeds(self) -> int:
@@ -55,12 +58,6 @@ class Row:
         precision = "" if self.precision == "float32" else self.precision
         return ", ".join(filter(None, [precision, self.settings]))
 
-    def mean(self, tasks: Sequence[str], protocol: str) -> float | None:
-        """Average the scores of some tasks; None if one is missing."""
-        cells = [self.cells.get((task, protocol)) for task in tasks]
-        values = [cell.value for cell in cells if cell is not None]
-        return sum(values) / len(values) if values and len(values) == len(cells) else None
-
     def mean_cell(self, tasks: Sequence[str], protocol: str) -> Cell | None:
         """Return the average over some tasks, with the interval of independent scores, None if one misses."""
         cells = [self.cells.get((task, protocol)) for task in tasks]
@@ -70,7 +67,7 @@ class Row:
         value = sum(cell.value for cell in there) / len(there)
         below = sum((cell.value - cell.low) ** 2 for cell in there) ** 0.5 / len(there)
         above = sum((cell.high - cell.value) ** 2 for cell in there) ** 0.5 / len(there)
-        return Cell(value, value - below, value + above, there[0].records)
+        return Cell(value, value - below, value + above, there[0].records, tuple(there))
 
     def cost(self, costs: Mapping[str, Cost]) -> Cost | None:
         """Return the cost of the model at its own image size, on the machine of the results."""
@@ -101,11 +98,17 @@ class Mean:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Rows, columns, and the number of omitted results of older versions."""
+    """Rows and columns, the omitted results of older versions, and the newest versions of the metrics."""
 
     rows: Sequence[Row]
     columns: Sequence[Column]
-    left_out: int
+    omitted: Sequence[RunRecord]
+    metric_versions: Mapping[tuple[Column, str], int]
+
+    @property
+    def left_out(self) -> int:
+        """The number of omitted results."""
+        return len(self.omitted)
 
     @cached_property
     def means(self) -> list[Mean]:
@@ -115,11 +118,10 @@ class Leaderboard:
         than two, it is over all tasks, and blank for rows that miss one.
         """
         plain = [row for row in self.rows if not row.settings]
-        suites = self._suites()
         groups: dict[tuple[str, str, str], dict[str, set[int]]] = {}  # to the rows that have each task
         for place, row in enumerate(plain):
             for (task, protocol), cell in row.cells.items():
-                for suite in suites.get(task, ("",)) if "@" not in task else ():
+                for suite in self.suites.get(task, ("",)) if "@" not in task else ():
                     group = groups.setdefault((suite, protocol, cell.record.metric), {})
                     group.setdefault(task, set()).add(place)
         averages = []
@@ -140,8 +142,9 @@ class Leaderboard:
                 found.setdefault(row.model, set()).add(row.weights)
         return found
 
-    def _suites(self) -> dict[str, tuple[str, ...]]:
-        """Return the suites of each task; older records do not have them."""
+    @cached_property
+    def suites(self) -> dict[str, tuple[str, ...]]:
+        """The suites of each task; older records do not have them."""
         cells = [(task, cell) for row in self.rows for (task, _), cell in row.cells.items()]
         known = [(task, record) for task, cell in cells for record in cell.records if record.suites]
         known.sort(key=lambda each: each[1].provenance.get("started", ""))
@@ -156,7 +159,7 @@ class Leaderboard:
         cell = row.cells.get(column)
         if cell is None or any(metric not in record.scores for record in cell.records):
             return None
-        newest = self.metric_version(column, metric)
+        newest = self.metric_versions[column, metric]
         if any(record.metric_version(metric) < newest for record in cell.records):
             return None
         return cell_of(cell.records, metric)
@@ -168,11 +171,6 @@ class Leaderboard:
             {f"{cost.device}, {cost.threads} threads, {cost.precision}, {cost.engine}" for cost in measured}
         )
 
-    def metric_version(self, column: Column, metric: str) -> int:
-        """Return the newest version of a metric that a column has."""
-        records = [r for row in self.rows if column in row.cells for r in row.cells[column].records]
-        return max(record.metric_version(metric) for record in records)
-
     def disagreements(self) -> list[tuple[Column, str]]:
         """List the further metrics that order the models of a column otherwise than its ranked one."""
         found = []
@@ -181,7 +179,7 @@ class Leaderboard:
             cells = [cell for cell in cells if all(metric in record.scores for record in cell.records)]
             ranked = sorted(cells, key=lambda cell: -cell.value)
             values = [cell_of(cell.records, metric).value for cell in ranked]
-            if metric != ECE and values != sorted(values, reverse=True):
+            if not lower_is_better(metric) and values != sorted(values, reverse=True):
                 found.append((column, metric))
         return found
 
@@ -205,7 +203,8 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
     A column holds the newest version of its task and protocol with the settings of its newest result: images
     and task are the same for all models, the protocol for those with weights of one kind (random or
     trained), the rest per model. Results with other settings get their own labelled rows. Runs that differ
-    only in the seed share a cell.
+    only in the seed share a cell; of those that differ only in the version of a further metric, the newest
+    are shown.
     """
     finished = [record for record in records if not record.error]
     newest_arch: dict[str, int] = {}
@@ -236,11 +235,40 @@ def leaderboard(records: Iterable[RunRecord]) -> Leaderboard:
         settings = _difference(record, usual)
         blank = Row(record.model, record.weights, record.random_init, precision, settings)
         row = rows.setdefault((record.model, record.weights, precision, settings), blank)
-        assert column not in row.cells, f"two results for one cell: {column} {row}"
-        row.cells[column] = cell_of(group)
+        # there may be newer results that differ in the version of a further metric only
+        row.cells.setdefault(column, cell_of(group))
     by_name = [rows[key] for key in sorted(rows, key=lambda key: (*key[:2], key[2] != "float32", *key[2:]))]
     columns = sorted(newest)
-    return Leaderboard(_best_first(by_name, columns), columns, len(finished) - len(kept))
+    shown = {id(record) for row in by_name for cell in row.cells.values() for record in cell.records}
+    omitted = [record for record in finished if id(record) not in shown]
+    return Leaderboard(_best_first(by_name, columns), columns, omitted, _metric_versions(by_name))
+
+
+def _metric_versions(rows: Sequence[Row]) -> dict[tuple[Column, str], int]:
+    """Return the newest version of each metric that a column has."""
+    newest: dict[tuple[Column, str], int] = {}
+    for row in rows:
+        for column, cell in row.cells.items():
+            for record in cell.records:
+                for metric in record.shown:
+                    version = record.metric_version(metric)
+                    newest[column, metric] = max(version, newest.get((column, metric), version))
+    return newest
+
+
+def part_of(
+    board: Leaderboard, is_row: Callable[[Row], bool], is_column: Callable[[Column], bool]
+) -> Leaderboard:
+    """Return some rows and columns of a leaderboard, ordered by these columns alone."""
+    rows = []
+    for row in filter(is_row, board.rows):
+        cells = {column: cell for column, cell in row.cells.items() if is_column(column)}
+        if cells:
+            rows.append(dataclasses.replace(row, cells=cells))
+    columns = [column for column in board.columns if any(column in row.cells for row in rows)]
+    models = {row.model for row in rows}
+    omitted = [each for each in board.omitted if each.model in models and is_column(column_of(each))]
+    return Leaderboard(_best_first(rows, columns), columns, omitted, board.metric_versions)
 
 
 def _best_first(rows: Sequence[Row], columns: Sequence[Column]) -> list[Row]:

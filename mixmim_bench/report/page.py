@@ -26,6 +26,7 @@ from mixmim_bench.report.plots import AXES, label_of, places, published_places
 from mixmim_bench.report.published import Published, of_board
 from mixmim_bench.report.runplots import read_logs
 from mixmim_bench.report.text import one_line
+from mixmim_bench.scoring.metrics import lower_is_better
 from mixmim_bench.scoring.statistics import holm
 from mixmim_bench.specs import Cost, RunRecord
 from mixmim_bench.suite.records import RunStore
@@ -134,6 +135,7 @@ def data_of(contents: Contents, published: bool = False) -> dict[str, Any]:
 
 
 def _columns(board: Leaderboard) -> list[dict[str, Any]]:
+    """Describe the columns of scores; lower: whether the lowest score is the best."""
     ranked = {
         column: {
             "name": " ".join(column),
@@ -142,11 +144,18 @@ def _columns(board: Leaderboard) -> list[dict[str, Any]]:
             "metric": board.first(column).metric,
             "suites": list(board.first(column).suites),
             "kind": "ranked",
+            "lower": lower_is_better(board.first(column).metric),
         }
         for column in board.columns
     }
     further = [
-        {**ranked[column], "name": " ".join((*column, metric)), "metric": metric, "kind": "further"}
+        {
+            **ranked[column],
+            "name": " ".join((*column, metric)),
+            "metric": metric,
+            "kind": "further",
+            "lower": lower_is_better(metric),
+        }
         for column, metric in board.other_metrics
     ]
     return [*ranked.values(), *further]
@@ -162,11 +171,12 @@ def _means(board: Leaderboard) -> list[dict[str, Any]]:
             "metric": mean.metric,
             "suites": [mean.suite] if mean.suite else [],
             "kind": "mean",
+            "lower": lower_is_better(mean.metric),
         }
         for mean in board.means
     ]
     further = [
-        {**column, "name": f"{column['name']} {title}", "kind": kind}
+        {**column, "name": f"{column['name']} {title}", "kind": kind, "lower": kind == "rank"}
         for column in means
         for kind, title in (("above chance", "above chance"), ("rank", "rank"))
     ]

@@ -14,6 +14,7 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.data.dataset import TaskData
 from mixmim_bench.data.images import Part, UnreadableImage
 from mixmim_bench.errors import BenchError
+from mixmim_bench.report.text import markdown, one_line
 from mixmim_bench.specs import RunRecord
 from mixmim_bench.suite.records import RunStore
 
@@ -67,7 +68,7 @@ def picture(
             rows.append(draw(row, drawn.part.images.load(row), drawn))
     if not rows:
         raise BenchError(f"{record.task}: none of its test images can be read")
-    title = f"{record.model} ({record.weights}) · {record.task_title} · {record.protocol_title}"
+    title = one_line(f"{record.model} ({record.weights}) · {record.task_title} · {record.protocol_title}")
     return _sheet(rows, title)
 
 
@@ -245,7 +246,7 @@ def links(store: RunStore, records: Sequence[RunRecord]) -> str:
     """Return Markdown that links the pictures of runs, '' if there are none."""
     drawn = store.pictures()
     listed = [
-        f"[{record.model} ({record.weights}) · {record.task} · {record.protocol}]"
+        f"[{markdown(f'{record.model} ({record.weights}) · {record.task} · {record.protocol}')}]"
         f"(pictures/{record.run_id}.png)"
         for record in records
         if record.run_id in drawn

@@ -27,7 +27,7 @@ class Axis:
 
     title: str
     short: str  # of the report page, for phones
-    of_cost: Callable[[Cost], float]
+    column: str  # of a Cost, and of results.csv
     more_is_better: bool = False
 
 
@@ -35,19 +35,28 @@ AXES: Mapping[str, Axis] = {
     "flops": Axis(
         "FLOPs of one image at the size of the run (billion multiply-adds)",
         "FLOPs (G)",
-        lambda cost: cost.gmacs,
+        "gmacs",
     ),
-    "params": Axis("Parameters (million)", "Parameters (M)", lambda cost: cost.params_m),
+    "params": Axis("Parameters (million)", "Parameters (M)", "params_m"),
     "speed": Axis(
-        "Images per second at the size of the run", "Images/s", lambda cost: cost.images_per_s, True
+        "Images per second at the size of the run", "Images/s", "images_per_s", more_is_better=True
     ),
 }
 
 
 def places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
-    """Return what a score costs at the size of its run by axis, without what was not measured."""
+    """Return what a score costs at the size of its run by axis, without what was not measured.
+
+    A mean over tasks costs what each of them does; where they differ, as for images of different sizes, it
+    has no place.
+    """
+    found, *others = [_places(each, costs) for each in cell.tasks or (cell,)]
+    return {axis: x for axis, x in found.items() if all(other.get(axis) == x for other in others)}
+
+
+def _places(cell: Cell, costs: Mapping[str, Cost]) -> dict[str, float]:
     cost = costs.get(cell.record.costs.get("run", ""))
-    values = {name: axis.of_cost(cost) for name, axis in AXES.items()} if cost else {}
+    values = {name: getattr(cost, axis.column) for name, axis in AXES.items()} if cost else {}
     return {name: value for name, value in values.items() if math.isfinite(value) and value > 0}
 
 

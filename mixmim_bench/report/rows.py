@@ -1,16 +1,20 @@
 """Rows of the long table: the newest ones of each group, and names for them."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from mixmim_bench.report.text import one_line
 
 ROW = ("model", "weights", "precision")
+COLUMN = ("task", "protocol")
+VERSIONS = ("task_version", "metric_version", "protocol_version")
 
 
-def newest(rows: pd.DataFrame, by: list[str], keys: list[str], of: str = "") -> pd.DataFrame:
+def newest(rows: pd.DataFrame, by: Sequence[str], keys: Sequence[str], of: str = "") -> pd.DataFrame:
     """Keep, in each group, the rows with the highest keys, or those that share the value `of` with them."""
-    kept = []
-    for _, group in rows.groupby(by, sort=False):
+    keys, kept = list(keys), []
+    for _, group in rows.groupby(list(by), sort=False):
         best = group.sort_values(keys, kind="stable").iloc[-1]
         same = group[of] == best[of] if of else (group[keys] == best[keys]).all(axis=1)
         kept.append(group[same])

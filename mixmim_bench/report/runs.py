@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from mixmim_bench.report.text import one_line, printable
 from mixmim_bench.specs import RunRecord, Score
 from mixmim_bench.suite.records import RunStore
 
@@ -20,20 +21,19 @@ def matching(
     wanted = [
         record
         for record in records
-        if _is_one(record.model, models)
-        and _is_one(record.task, tasks)
-        and _is_one(record.protocol, protocols)
+        if is_one(record.model, models) and is_one(record.task, tasks) and is_one(record.protocol, protocols)
     ]
     return sorted(wanted, key=lambda record: record.provenance.get("started", ""))
 
 
-def _is_one(name: str, patterns: Sequence[str]) -> bool:
+def is_one(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a name is one of some names or globs; of none, every name is."""
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def row_of(record: RunRecord) -> dict[str, Any]:
-    """Return a run as a row of a table."""
-    return {
+    """Return a run as a row of a table, for the terminal."""
+    row = {
         "run": record.run_id[:SHORT],
         "model": record.model,
         "weights": record.weights,
@@ -43,6 +43,7 @@ def row_of(record: RunRecord) -> dict[str, Any]:
         "score": f"FAILED: {record.error}" if record.error else _score(record.metric, record),
         "started": record.provenance.get("started", "")[:16].replace("T", " "),
     }
+    return {name: one_line(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _score(metric: str, record: RunRecord) -> str:
@@ -79,7 +80,8 @@ def describe(store: RunStore, record: RunRecord) -> str:
     ):
         lines += _table(title, values)
     lines += [f"note        {note}" for note in record.notes]
-    return "\n".join([*lines, *(f"file        {path}" for path in store.files_of(record.run_id))])
+    lines += [f"file        {path}" for path in store.files_of(record.run_id)]
+    return "\n".join(map(printable, lines))
 
 
 def _of_what(score: Score) -> str:

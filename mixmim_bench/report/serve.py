@@ -63,7 +63,7 @@ class Server(ThreadingHTTPServer):
             return self._page[1]
 
     def _made(self) -> str:
-        return to_html(read_contents(self.store, self._pairs), self.published)
+        return to_html(read_contents(self.store, self._pairs, save=False), self.published)
 
 
 class Handler(BaseHTTPRequestHandler):

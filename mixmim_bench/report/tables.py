@@ -9,7 +9,7 @@ from mixmim_bench.errors import counted
 from mixmim_bench.report.averages import EXPLAINED, averages
 from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, column_of
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Marks
-from mixmim_bench.report.text import markdown, one_line
+from mixmim_bench.report.text import markdown, markdown_table, one_line
 from mixmim_bench.scoring.metrics import is_a_guess
 from mixmim_bench.specs import Cost
 
@@ -86,11 +86,11 @@ def to_markdown(
             others.append(
                 {**_named(row), **{_title(key): _show(cell, key[2]) for key, cell in cells.items()}}
             )
-    table = _markdown(rows)
-    more = f"\n\nFurther metrics of the same runs:\n\n{_markdown(others)}" if others else ""
+    table = markdown_table(rows)
+    more = f"\n\nFurther metrics of the same runs:\n\n{markdown_table(others)}" if others else ""
     means = _averages(board)
     notes = _notes(board, costs, marks, table + more)
-    return f"{table}\n\n{notes}{means and f'{_AVERAGES}{_markdown(means)}'}{more}"
+    return f"{table}\n\n{notes}{means and f'{_AVERAGES}{markdown_table(means)}'}{more}"
 
 
 _AVERAGES = f"\n\nAverages over tasks: {EXPLAINED}:\n\n"
@@ -118,10 +118,6 @@ def _averages(board: Leaderboard) -> list[dict[str, str]]:
                 }
             )
     return shown
-
-
-def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def _named(row: Row) -> dict[str, str]:
@@ -196,7 +192,7 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column,
     if any(row.random_init for row in board.rows):
         notes.append("**random init**: the weights were never trained; only the head or fine-tuning was.")
     marked = sorted(
-        {f"{markdown(cost.model)} ({', '.join(cost.uncounted)})" for cost in measured if cost.uncounted}
+        {markdown(f"{cost.model} ({', '.join(cost.uncounted)})") for cost in measured if cost.uncounted}
     )
     if marked:
         notes.append(f"† some multiplying operations were not counted: {', '.join(marked)}.")

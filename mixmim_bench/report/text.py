@@ -1,6 +1,7 @@
-"""Escape names in Markdown and CSV: titles and checkpoint names may hold any character."""
+"""Tables in Markdown and CSV, with names escaped: titles and checkpoint names may hold any character."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,9 +10,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SPECIAL = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
 
 
+def printable(text: str) -> str:
+    """Replace line ends and control characters by spaces; indentation stays."""
+    return _CONTROL.sub(" ", text)
+
+
 def one_line(text: str) -> str:
-    """Replace line ends and control characters by spaces."""
-    return _CONTROL.sub(" ", text).strip()
+    """Replace line ends and control characters by spaces, without any at the ends."""
+    return printable(text).strip()
 
 
 def cut(name: str, width: int = 34) -> str:
@@ -26,6 +32,11 @@ def markdown(text: str) -> str:
     """Escape a text so that Markdown, in a cell of a table too, shows it as it is."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\g<0>", text)
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Write rows of Markdown as a table; blank where a row lacks a column of another."""
+    return str(pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True))
 
 
 def safe_csv(frame: pd.DataFrame) -> str:

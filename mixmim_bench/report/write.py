@@ -18,12 +18,12 @@ from mixmim_bench.report.contents import Contents, read_contents
 from mixmim_bench.report.controls import controls_markdown
 from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.latex import to_latex
-from mixmim_bench.report.leaderboard import Row, leaderboard
-from mixmim_bench.report.marks import Pairs, marks_of
+from mixmim_bench.report.leaderboard import Column, Row, part_of
+from mixmim_bench.report.marks import marks_of
 from mixmim_bench.report.page import to_html
 from mixmim_bench.report.pictures import draw_finished, links
 from mixmim_bench.report.plots import write_few_shot, write_noise, write_plots
-from mixmim_bench.report.runs import matching
+from mixmim_bench.report.runs import is_one
 from mixmim_bench.report.tables import to_frame, to_markdown
 from mixmim_bench.report.text import safe_csv
 from mixmim_bench.specs import Cost
@@ -139,22 +139,29 @@ class Filter:
 def filtered(store: RunStore, wanted: Filter) -> str:
     """Return a part of the leaderboard as Markdown; writes nothing. Raises BenchError for an unknown column.
 
-    Rows without a measured cost are left out if a cost is limited.
+    Versions and usual settings are those of the whole leaderboard. Rows without a measured cost are left out
+    if a cost is limited.
     """
-    records = matching(store.records(), wanted.models, wanted.tasks, wanted.protocols)
-    records = [each for each in records if not each.limited and not each.control]
-    if wanted.suites:
-        records = [each for each in records if set(wanted.suites) & set(each.suites)]
-    board, costs = leaderboard(records), store.read_costs()
-    rows = [row for row in board.rows if _affordable(row, costs, wanted)]
+    contents = read_contents(store, save=False)
+    whole, costs = contents.board, contents.costs
+
+    def is_row(row: Row) -> bool:
+        return is_one(row.model, wanted.models) and _affordable(row, costs, wanted)
+
+    def is_column(column: Column) -> bool:
+        task, protocol = column
+        of_suite = not wanted.suites or bool(set(wanted.suites) & set(whole.suites.get(task, ())))
+        return of_suite and is_one(task, wanted.tasks) and is_one(protocol, wanted.protocols)
+
+    board = part_of(whole, is_row, is_column)
     if wanted.sort:
-        columns = {" ".join(column): column for column in board.columns}
+        columns = {" ".join(column): column for column in filter(is_column, whole.columns)}
         if wanted.sort not in columns:
             raise BenchError(f"no column {wanted.sort!r}; {nearest(wanted.sort, columns)}")
         column = columns[wanted.sort]
-        rows.sort(key=lambda row: -row.cells[column].value if column in row.cells else 1.0)
-    board = dataclasses.replace(board, rows=rows)
-    return to_markdown(board, costs, marks_of(board, Pairs(store))) if rows else NOTHING
+        rows = sorted(board.rows, key=lambda row: -row.cells[column].value if column in row.cells else 1.0)
+        board = dataclasses.replace(board, rows=rows)
+    return to_markdown(board, costs, marks_of(board, contents.pairs)) if board.rows else NOTHING
 
 
 def _affordable(row: Row, costs: Mapping[str, Cost], wanted: Filter) -> bool:

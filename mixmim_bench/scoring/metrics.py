@@ -25,7 +25,7 @@ from mixmim_bench.scoring.intervals import (
     spread_of_ratio,
     spread_over_classes,
 )
-from mixmim_bench.specs import Score
+from mixmim_bench.specs import ECE, Score
 
 Items = Sequence[np.ndarray]  # each (n, …)
 
@@ -108,6 +108,16 @@ def guess(name: str, y: np.ndarray, learnt_from: np.ndarray, num_classes: int) -
     else:
         frequencies = (learnt_from == 1).sum(0) / np.maximum((learnt_from >= 0).sum(0), 1)
     return value(name, y, np.broadcast_to(frequencies, (len(y), num_classes)))
+
+
+def lower_is_better(name: str) -> bool:
+    """Return whether a lower score of that name is the better one: errors, in contrast to the metrics."""
+    return name == ECE
+
+
+def above_guess(value: float, guess: float) -> float | None:
+    """Return (value - guess) / (1 - guess), 0 for a guess and 1 at best; None if a guess is always right."""
+    return (value - guess) / (1.0 - guess) if guess < 1.0 else None
 
 
 def is_a_guess(score: Score) -> bool:

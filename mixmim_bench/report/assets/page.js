@@ -62,8 +62,8 @@
 
   const isFurther = (column) => !["ranked", "mean"].includes(column.kind);
 
-  function shownScore(cell, type, kind) {
-    if (!cell) return type === "display" ? (kind === "mean" ? "incomplete" : "-") : type === "filter" ? "" : kind === "rank" ? Infinity : -Infinity;
+  function shownScore(cell, type, { kind, lower }) {
+    if (!cell) return type === "display" ? (kind === "mean" ? "incomplete" : "-") : type === "filter" ? "" : lower ? Infinity : -Infinity;
     if (type === "sort" || type === "type") return cell.value;
     let text = kind === "rank" ? fixed(cell.value, 2) : percent(cell.value);
     if (type !== "display" || cell.low === undefined) return text;
@@ -101,8 +101,8 @@
       } },
       ...COSTS.map(costColumn),
       ...data.columns.map((column, place) => ({ title: escaped(column.name), data: null, className: "number",
-        visible: !isFurther(column), orderSequence: column.kind === "rank" ? ["asc", "desc"] : ["desc", "asc"], type: "num",
-        render: (row, type) => shownScore(row.cells[place], type, column.kind) })),
+        visible: !isFurther(column), orderSequence: column.lower ? ["asc", "desc"] : ["desc", "asc"], type: "num",
+        render: (row, type) => shownScore(row.cells[place], type, column) })),
     ],
   });
 
@@ -206,10 +206,12 @@
   fill(at("plot-axis"), Object.entries(data.axes).map(([name, axis]) => [name, axis.title]));
   for (const id of ["plot-column", "plot-axis"]) at(id).addEventListener("change", () => draw());
 
-  function front(points, more) {
-    const sorted = [...points].sort((a, b) => (more ? b.x - a.x : a.x - b.x) || b.y - a.y);
+  /** more: of x is better; lower: scores are. */
+  function front(points, more, lower) {
+    const better = (a, b) => (lower ? b.y - a.y : a.y - b.y);
+    const sorted = [...points].sort((a, b) => (more ? b.x - a.x : a.x - b.x) || better(b, a));
     const kept = [];
-    for (const point of sorted) if (!kept.length || point.y > kept[kept.length - 1].y) kept.push(point);
+    for (const point of sorted) if (!kept.length || better(point, kept[kept.length - 1]) > 0) kept.push(point);
     return kept;
   }
 
@@ -245,7 +247,7 @@
     if (!restyled && draw.shown?.length === shown.length && shown.every((each, n) => each === draw.shown[n])) return;
     draw.shown = shown;
     const more = data.axes[axis].more;
-    const best = front(points, more);
+    const best = front(points, more, column.lower);
     const room = at("plot").clientWidth / 90; // labels that fit beside each other
     const named = new Set(points.length <= room ? points : best.length <= room ? best
       : best.length ? [best[0], best[best.length - 1]] : []);
