@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +18,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import mixmim_bench.models  # noqa: F401 (registers the models)
+from mixmim_bench.atomic import write_whole
 from mixmim_bench.cli import main
 from mixmim_bench.cost import measure
 from mixmim_bench.counting import Count, count_on_meta
 from mixmim_bench.data.layouts import embedded
 from mixmim_bench.machine import Machine
 from mixmim_bench.registry import find_model
+from mixmim_bench.report.redraw import Job
 from mixmim_bench.specs import TORCH, Cost, ModelSpec
 from mixmim_bench.suite.records import RunStore
 
@@ -29,6 +33,9 @@ TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num
 LONGEST = (  # the files whose tests take longest together; those that wait beside those that compute
     *("cluster", "dense", "fleet", "engines", "processes", "training", "together", "suite", "python"),
     *("own_things", "golden", "page", "show", "controls"),
+)
+DRAWING = tuple(
+    f"test_{name}.py" for name in ("colours", "drawing", "numbers", "plots", "published", "report")
 )
 
 
@@ -115,6 +122,29 @@ def _costs_once(costs: Costs) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mixmim_bench.suite.doing.measure", costs.measure)
         patch.setattr("mixmim_bench.counting.count_on_meta", costs.count_on_meta)
+        yield
+
+
+_DRAWN: dict[tuple[str, str], bytes] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figures_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let commands in this process draw a figure once a session, except in tests of drawing."""
+    real = Job.draw
+
+    def draw(job: Job) -> None:
+        values = hashlib.sha256(pickle.dumps((job.drawn, job.caption))).hexdigest()
+        if not all((values, path.suffix) in _DRAWN for path in job.paths):
+            real(job)
+            _DRAWN.update(((values, path.suffix), path.read_bytes()) for path in job.paths)
+        else:
+            for path in job.paths:
+                write_whole(path, _DRAWN[values, path.suffix])
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.name not in DRAWING:
+            patch.setattr(Job, "draw", draw)
         yield
 
 

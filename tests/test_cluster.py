@@ -50,6 +50,7 @@ def cluster(tmp_path_factory):
         patch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path_factory.mktemp("cache of nodes")))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # else other tests come first
         head = {"num_cpus": 0, "include_dashboard": False}
         cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):

@@ -10,6 +10,7 @@ import click
 from mixmim_bench.cli.complete import Names, completing, model_names, protocol_names, suite_names, task_names
 from mixmim_bench.errors import BenchError
 from mixmim_bench.hyperparameters import parse_settings
+from mixmim_bench.report.text import printable
 from mixmim_bench.specs import AUTO, ENGINES, PRECISIONS
 
 
@@ -350,6 +351,6 @@ def show_report(written: Any, err: bool = False, table: bool = True) -> None:
     """Print what was written of a leaderboard, with or without the table itself."""
     if table:
         click.echo(f"{written.markdown}\n", err=err)
-    for path in written.broken:
+    for path in map(printable, written.broken):
         click.echo(f"Skipped, not a valid record: {path}", err=True)
     click.echo(f"Written: {', '.join(map(str, written.paths))}", err=err)

@@ -9,6 +9,7 @@ import click
 
 from mixmim_bench.cli.complete import completing, run_ids
 from mixmim_bench.cli.options import FILTERS, JSON, RESULTS, examples, existing, print_table, show_report
+from mixmim_bench.report.text import printable
 
 if TYPE_CHECKING:
     from mixmim_bench.specs import RunRecord
@@ -42,7 +43,7 @@ def list_results(results: Path, failed: bool, as_json: bool, **wanted: tuple[str
         click.echo(json.dumps([json.loads(record.to_json()) for record in records], indent=1))
     else:
         print_table([row_of(record) for record in records])
-    for path in broken:
+    for path in map(printable, broken):
         click.echo(f"Not a valid record: {path}", err=True)
 
 
