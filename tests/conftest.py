@@ -26,6 +26,7 @@ from mixmim_bench.data.layouts import embedded
 from mixmim_bench.machine import Machine
 from mixmim_bench.registry import find_model
 from mixmim_bench.report.redraw import Job
+from mixmim_bench.report.style import STYLE
 from mixmim_bench.specs import TORCH, Cost, ModelSpec
 from mixmim_bench.suite.records import RunStore
 
@@ -145,6 +146,7 @@ def _figures_once(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.path.name not in DRAWING:
             patch.setattr(Job, "draw", draw)
+            patch.setitem(STYLE, "pdf.fonttype", 3)  # embedding TrueType fonts takes half of the time
         yield
 
 

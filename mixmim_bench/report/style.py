@@ -3,14 +3,14 @@
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_pdf import FigureCanvasPdf, PdfPages
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -53,12 +53,13 @@ def save(figure: Figure, paths: Sequence[Path]) -> None:
     """Save a figure in the formats given by the suffixes, each file atomically and without a date.
 
     `Figure.savefig` would draw everything twice per format. Only labels need that: the lines from them to
-    their points begin at the boxes of the last drawing.
+    their points begin at the boxes of the last drawing. Fonts are embedded when a PDF is closed, so the first
+    drawing is left open.
     """
     for path in paths:
         print_to = _PRINTERS[path.suffix]
         with hidden(all_but_labels(figure)):
-            print_to(figure, io.BytesIO())
+            print_to(figure, PdfPages(io.BytesIO()) if path.suffix == ".pdf" else io.BytesIO())
         drawn = io.BytesIO()
         print_to(figure, drawn)
         write_whole(path, drawn.getvalue())
@@ -74,12 +75,16 @@ def _print_svg(figure: Figure, file: io.BytesIO) -> None:
     FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
 
 
-def _print_pdf(figure: Figure, file: io.BytesIO) -> None:
+def _print_pdf(figure: Figure, file: io.BytesIO | PdfPages) -> None:
     figure.set_dpi(DPI)
     FigureCanvasPdf(figure).print_pdf(file, metadata={"CreationDate": None})
 
 
-_PRINTERS = {".png": _print_png, ".svg": _print_svg, ".pdf": _print_pdf}
+_PRINTERS: Mapping[str, Callable[[Figure, Any], None]] = {
+    ".png": _print_png,
+    ".svg": _print_svg,
+    ".pdf": _print_pdf,
+}
 
 
 def all_but_labels(figure: Figure) -> list[Any]:

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
+if TYPE_CHECKING:
+    import pandas as pd
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _SPECIAL = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -36,10 +36,12 @@ def markdown(text: str) -> str:
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """Write rows of Markdown as a table; blank where a row lacks a column of another."""
+    import pandas as pd
+
     return str(pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True))
 
 
-def safe_csv(frame: pd.DataFrame) -> str:
+def safe_csv(frame: "pd.DataFrame") -> str:
     """Write a table as CSV in which no text is a formula for a spreadsheet: those get an apostrophe."""
     return str(frame.map(_no_formula).rename(columns=_no_formula).to_csv(index=False))
 
