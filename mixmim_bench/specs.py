@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -222,6 +223,15 @@ class TaskSpec:
             for layout in self.layouts
         )
         return dataclasses.replace(self, split=split, layouts=layouts)
+
+
+def name_and_variants(text: str) -> tuple[str, str]:
+    """Split `TASK@VARIANT@...` at the first @, or behind a task file, whose path may contain one too."""
+    file = re.match(r"(.+?\.toml)(?:@(.*))?$", text)
+    if file is not None:
+        return file[1], file[2] or ""
+    name, _, variants = text.partition("@")
+    return name, variants
 
 
 def _without(value: Any, keys: Collection[str]) -> Any:

@@ -26,8 +26,7 @@ from click.core import ParameterSource
 from mixmim_bench.cli.options import Duration
 from mixmim_bench.errors import BenchError
 from mixmim_bench.modelfile import is_model_file
-from mixmim_bench.specs import AUTO
-from mixmim_bench.suite.selection import name_and_variants
+from mixmim_bench.specs import AUTO, name_and_variants
 from mixmim_bench.tomlfile import Table, read_toml
 
 SCHEMA = 1

@@ -25,7 +25,7 @@ from typing import Any
 
 import mixmim_bench
 from mixmim_bench.errors import BenchError, UnknownName, nearest
-from mixmim_bench.specs import LIMITED, NOISE, PERMUTED, TaskSpec
+from mixmim_bench.specs import LIMITED, NOISE, PERMUTED, TaskSpec, name_and_variants
 from mixmim_bench.suite.taskfile import read_task
 
 EXAMPLES = ("5shot", "train800val200", "subset", "FILE.txt", "limit100", PERMUTED, f"{NOISE}50")
@@ -109,15 +109,6 @@ def select_tasks(wanted: Iterable[str | TaskSpec], suites: Iterable[str], limit:
         limited = [in_variant(task, f"{LIMITED}{limit}") for task in picked.values()]
         picked = {task.name: task for task in limited}
     return list(picked.values())
-
-
-def name_and_variants(text: str) -> tuple[str, str]:
-    """Split `TASK@VARIANT@...` at the first @, or behind a task file, whose path may contain one too."""
-    file = re.match(r"(.+?\.toml)(?:@(.*))?$", text)
-    if file is not None:
-        return file[1], file[2] or ""
-    name, _, variants = text.partition("@")
-    return name, variants
 
 
 def _matching(pattern: str, known: dict[str, TaskSpec]) -> list[TaskSpec]:
