@@ -24,10 +24,11 @@ def few_shot_table(frame: pd.DataFrame) -> pd.DataFrame:
 
     frame: the long table. Of several versions and settings the newest are taken, as in `leaderboard`.
     """
-    ranked = frame[frame["ranked"] & frame["protocol"].isin(["fewshot", "linear"])]
+    whole = ~frame["task"].str.contains("@[1-9][0-9]*shot")  # of which all numbers of shots can be drawn
+    few = (frame["protocol"] == "fewshot") | (frame["protocol"] == "linear") & ~whole
+    ranked = frame[frame["ranked"] & few]
     ranked = newest(ranked, COLUMN, VERSIONS)
     ranked = newest(ranked, (*ROW, *COLUMN), ["started"], of="setting")
-    whole = ~frame["task"].str.contains("@[1-9][0-9]*shot")  # of which all numbers of shots can be drawn
     of_heads = frame[(frame["protocol"] == "fewshot") & whole & frame["run_id"].isin(ranked["run_id"])]
     found = of_heads["metric"].str.extract(f"^{OF_SETTING.pattern}$")
     first = of_heads.assign(of_task=of_heads["task"], of_metric=found["metric"], head=found["head"])
