@@ -210,6 +210,17 @@ def test_a_run_whose_process_dies_is_tried_twice(cluster, moody, tmp_path):  # n
 
 
 @pytest.mark.slow
+def test_an_extraction_that_runs_share_has_the_time_limit_too(cluster, moody, tmp_path):  # noqa: F811
+    """Then each run extracts for itself, and fails at its own limit."""
+    (tmp_path / "mood").write_text("sleeps")
+    options = ("-m", "pixels", "-p", "knn", "-p", "linear", "-t", moody, "--trust-task-code")
+    output = Driver(cluster, tmp_path / "results", *options, "--timeout-per-run", "10s").end(1)
+    assert "extracting the features of pixels" in output and "took longer than 10 s" in output
+    records = list(results_of(tmp_path / "results").values())
+    assert len(records) == 2 and all("took longer than 10 s" in record.error for record in records), output
+
+
+@pytest.mark.slow
 def test_a_node_whose_disk_is_full_is_avoided(cluster, tmp_path):
     with small_disk(tmp_path / "disk", 12):
         full = cluster.add_node(num_cpus=1, env_vars={"MIXMIM_BENCH_CACHE": str(tmp_path / "disk")})

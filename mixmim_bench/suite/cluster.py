@@ -99,6 +99,7 @@ class RayPool:
     def do(self, queued: Sequence[Queued]) -> None:
         """Do all runs; whatever ends this ends their tasks too. Raises BenchError."""
         self._queue.fill(queued)
+        self._queue.record_impossible()
         if not self._queue.left:
             return
         with connected(self.cluster.address), self._driver():

@@ -56,6 +56,7 @@ class Pool:
     def do(self, queued: Sequence[Queued]) -> None:
         """Do all runs; whatever ends this ends the processes too. Raises BenchError."""
         self._queue.fill(queued)
+        self._queue.record_impossible()
         with noting_sigterm() as terminated:
             try:
                 count = min(len(self.fleet.devices), len(self._queue.left))

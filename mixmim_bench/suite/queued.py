@@ -1,4 +1,4 @@
-"""The runs that a pool of processes or nodes is still to do, and how each of them ends."""
+"""The runs that are still to be done, here or by a pool of processes or nodes, and how each of them ends."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -46,11 +46,6 @@ class Queued:
     attempts: int = 0
     moves: int = 0
 
-    def headline(self, total: int) -> str:
-        """Name the run, with its place in the plan."""
-        run = self.job.run
-        return f"[{self.place}/{total}] {run.label}{' (random init)' if run.weights.random else ''}"
-
 
 class Queue:
     """The runs of a plan that no process or node has yet.
@@ -70,15 +65,19 @@ class Queue:
         self._total = 0
 
     def fill(self, queued: Sequence[Queued]) -> None:
-        """Take the runs of a plan, and record those that cannot be done. Raises BenchError."""
+        """Take the runs of a plan."""
         self.left, self._total = list(queued), len(queued)
-        for each in [each for each in queued if each.job.error is not None]:
+
+    def record_impossible(self) -> None:
+        """Record the runs that cannot be done, which no process or node needs to see. Raises BenchError."""
+        for each in [each for each in self.left if each.job.error is not None]:
             self.left.remove(each)
             self.finish_here(each)
 
     def headline(self, each: Queued) -> str:
         """Name a run, with its place in the plan."""
-        return each.headline(self._total)
+        run = each.job.run
+        return f"[{each.place}/{self._total}] {run.label}{' (random init)' if run.weights.random else ''}"
 
     def finish_here(self, each: Queued) -> None:
         """End a run that needs no computing: it cannot be done, or somebody has done it meanwhile."""

@@ -15,7 +15,7 @@ from mixmim_bench.suite.estimate import Estimate, estimate
 from mixmim_bench.suite.fleet import Cluster, Fleet
 from mixmim_bench.suite.outcome import OnRecord, Outcome, ignore
 from mixmim_bench.suite.pool import Pool
-from mixmim_bench.suite.queued import Queued
+from mixmim_bench.suite.queued import Queue, Queued
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import Resolved
 from mixmim_bench.suite.shards import loads_of
@@ -131,15 +131,12 @@ class Suite:
         if self.fleet is not None:
             Pool(self.fleet, doer, loads_of(self.resolved), view, ended).do(left)
             return
-        while left:
-            each = left.pop(0)
-            lane.say(each.headline(len(pending)))
-            done = doer.do(each.job, each.wait)
-            if done is None:
-                left.append(dataclasses.replace(each, wait=True))
-                continue
-            lane.finish_run(each.estimate.work)
-            ended(done)
+        queue = Queue(doer, view, ended)
+        queue.fill(left)
+        while queue.left:
+            each = queue.left.pop(0)
+            lane.say(queue.headline(each))
+            queue.finish(each, doer.do(each.job, each.wait), lane)
 
     def _job(self, estimate: Estimate) -> Job:
         run = estimate.planned.run
