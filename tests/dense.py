@@ -1,9 +1,11 @@
 """Small dense datasets on disk, in the layouts of the real ones."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from conftest import scanned_digits
 from PIL import Image
 
 TASKS = Path(__file__).parents[1] / "tasks"
@@ -86,4 +88,86 @@ def small_scenes(folder, name, test=16):
         text = text.replace(f'= "{part}"', f'= "{part}{cut}"')
     path = folder / f"small-{name}.toml"
     path.write_text(text)
+    return path
+
+
+EASY = """
+schema = 1
+version = 1
+kind = "{kind}"
+title = "Large digits"
+num_classes = {classes}
+metrics = ["{metric}"]
+forbid = ["hflip"]
+
+[data]
+root = "."
+{data}
+
+[image]
+size = 64
+
+[split]
+train = "train[:90%]"
+val = "train[90%:]"
+test = "val"
+"""
+MAPS = """layouts = ["pairs:MaskFolders"]
+
+[data.options]
+images = "{part}/images"
+maps = "{part}/masks"
+classes = ["background", "zero", "one", "two"]
+"""
+BOXES = """layouts = ["coco:COCO"]
+
+[data.options]
+annotations = { train = "train.json", val = "val.json" }
+images = { train = "train", val = "val" }
+"""
+
+
+def large_digits(part: str, side: int) -> Iterator[tuple[str, int, Image.Image]]:
+    """Yield name, label and image of real digits 0, 1 and 2, at random places of 64 x 64 pixels."""
+    data, rng = scanned_digits(), np.random.default_rng(len(part))
+    rows = slice(0, 60) if part == "train" else slice(60, 80)
+    for label in range(3):
+        for row in np.flatnonzero(data.target == label)[rows]:
+            digit = Image.fromarray((data.images[row] * 15.9).astype(np.uint8))
+            image = Image.new("L", (64, 64))
+            x, y = (int(each) for each in rng.integers(0, 64 - side + 1, 2))
+            image.paste(digit.resize((side, side), Image.Resampling.BILINEAR), (x, y))
+            yield f"{row}.png", label, image
+
+
+def write_easy_maps(folder):
+    """Write a segmentation task that a small network learns in a hundred steps."""
+    for part in ("train", "val"):
+        for name in ("images", "masks"):
+            (folder / part / name).mkdir(parents=True)
+        for name, label, image in large_digits(part, side=56):
+            image.save(folder / part / "images" / name)
+            drawn = np.asarray(image) > 64
+            Image.fromarray(drawn * np.uint8(label + 1)).save(folder / part / "masks" / name)
+    path = folder / "easy-seg.toml"
+    path.write_text(EASY.format(kind="segmentation", classes=4, metric="miou", data=MAPS))
+    return path
+
+
+def write_easy_boxes(folder):
+    """Write a detection task that a small network learns in a hundred steps."""
+    for part in ("train", "val"):
+        (folder / part).mkdir(parents=True)
+        content = {"images": [], "annotations": [], "categories": []}
+        content["categories"] = [{"id": label, "name": str(label)} for label in range(3)]
+        for number, (name, label, image) in enumerate(large_digits(part, side=40), start=1):
+            image.save(folder / part / name)
+            left, top, right, bottom = image.getbbox()
+            box = [left, top, right - left, bottom - top]
+            content["images"].append({"id": number, "file_name": name, "height": 64, "width": 64})
+            entry = {"id": number, "image_id": number, "category_id": label, "bbox": box}
+            content["annotations"].append({**entry, "area": box[2] * box[3], "iscrowd": 0})
+        (folder / f"{part}.json").write_text(json.dumps(content))
+    path = folder / "easy-det.toml"
+    path.write_text(EASY.format(kind="detection", classes=3, metric="ap_box_50", data=BOXES))
     return path
