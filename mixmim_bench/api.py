@@ -73,6 +73,7 @@ def run_suite(
     workers: int | None = None,
     batch_size: int | None = None,
     save_weights: bool = False,
+    report: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Evaluate models on tasks, like `mixmim-bench run`, and return the scores of these runs.
@@ -105,6 +106,7 @@ def run_suite(
         workers: processes that decode images.
         batch_size: images per forward pass.
         save_weights: save fine-tuned networks.
+        report: write leaderboards, plots, the page and pictures of predictions.
         progress: print progress.
 
     Returns:
@@ -141,7 +143,8 @@ def run_suite(
     console = Console(highlight=False, quiet=not progress)
     session = Session(selection, store, machine, console, engine, save_weights=save_weights)
     outcome = session.run()
-    report_session(session, console.print)
+    if report:
+        report_session(session, console.print)
     if outcome.interrupted:
         raise KeyboardInterrupt
     for failed in outcome.failed:

@@ -23,7 +23,7 @@ from mixmim_bench.cli import main
 from mixmim_bench.cost import measure
 from mixmim_bench.counting import Count, count_on_meta
 from mixmim_bench.data.layouts import embedded
-from mixmim_bench.machine import Machine
+from mixmim_bench.machine import Machine, measure_matmul_peak
 from mixmim_bench.registry import find_model
 from mixmim_bench.report.redraw import Job
 from mixmim_bench.report.style import STYLE
@@ -123,6 +123,7 @@ def _costs_once(costs: Costs) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mixmim_bench.suite.doing.measure", costs.measure)
         patch.setattr("mixmim_bench.counting.count_on_meta", costs.count_on_meta)
+        patch.setattr("mixmim_bench.machine.measure_matmul_peak", functools.cache(measure_matmul_peak))
         yield
 
 

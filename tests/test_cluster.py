@@ -39,6 +39,7 @@ PLAN = (
     "knn",
     "--threads",
     "1",
+    "--no-report",
 )
 PATIENCE_S = 240
 
@@ -143,7 +144,19 @@ def test_a_cluster_gives_the_results_of_one_machine_though_a_node_dies(
     moody,  # noqa: F811
     tmp_path,
 ):
-    plan = ("-m", "test_vit=random", "-t", moody, "-t", "digits@limit200", "-p", "knn", "--threads", "1")
+    plan = (
+        "-m",
+        "test_vit=random",
+        "-t",
+        moody,
+        "-t",
+        "digits@limit200",
+        "-p",
+        "knn",
+        "--threads",
+        "1",
+        "--no-report",
+    )
     results = tmp_path / "cluster"
     for each in (results, tmp_path / "alone"):
         costs.lend(each)

@@ -23,7 +23,7 @@ from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.session import Session
 from mixmim_bench.suite.wanted import Selection
 
-ARGS = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn")
+ARGS = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn", "--no-report")
 
 # An image folder whose image of one row does something else while there is a file `MOOD`.
 LAYOUT = """\

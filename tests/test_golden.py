@@ -168,6 +168,7 @@ def observe(root: Path) -> dict[str, dict]:
                 "1",
                 "--seed",
                 "3",
+                "--no-report",
                 "--results",
                 root / "results",
             ),

@@ -117,7 +117,7 @@ def test_the_suite_gives_the_same_scores_in_two_processes(costs, tmp_path, optio
         "-p", "linear-sgd", "--threads", "1", "--batch-size", "16",
         *(f"--set=finetune.{text}" for text in ("epochs=1", "drop_path=0.0", "mixup=0.0", "cutmix=0.0")),
         "--set=finetune.base_lr=1e-2", "--set=linear-sgd.epochs=2", "--set=linear-sgd.warmup_epochs=1",
-        "--set=linear-sgd.norm=none",
+        "--set=linear-sgd.norm=none", "--no-report",
     ]  # fmt: skip
     scores = {}
     for count in (1, 2):

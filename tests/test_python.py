@@ -64,7 +64,13 @@ def task():
 
 
 def run(models, tasks, tmp_path, **kwargs):
-    values = {"protocols": "knn", "results": tmp_path / "results", "progress": False, **kwargs}
+    values = {
+        "protocols": "knn",
+        "results": tmp_path / "results",
+        "report": False,
+        "progress": False,
+        **kwargs,
+    }
     return run_suite(models, tasks, **values)
 
 

@@ -383,7 +383,7 @@ def slow_many(tmp_path, monkeypatch):
 
 def started(start, folder, results="results", **how):
     args = ("run", "-m", "test_vit", "-p", "knn", "--task", folder / "many.toml", "--weights", "random")
-    args = (*args, "--batch-size", 16, "--results", folder / results)
+    args = (*args, "--batch-size", 16, "--no-report", "--results", folder / results)
     return start(*args, log=folder / f"{results}.log", **how)
 
 

@@ -131,6 +131,19 @@ def test_a_second_start_does_nothing_again(finished, run):
     assert (results / "leaderboard.csv").read_bytes() == table
 
 
+def test_a_run_without_a_report_leaves_that_to_report(finished, run, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(finished.results, results, ignore=shutil.ignore_patterns("leaderboard.*", "report.html"))
+    (tmp_path / "suite.toml").write_text("schema = 1\n[machine]\nreport = false\n")
+    for arguments in (["--no-report"], [tmp_path / "suite.toml"]):
+        said = run(*QUICK, *arguments, "--results", results).output
+        assert f"mixmim-bench report --results {results} writes the leaderboard" in said
+        assert not list(results.glob("leaderboard.*")) and not (results / "report.html").exists()
+    run("report", "--results", results)
+    for name in ("leaderboard.csv", "leaderboard.md", "report.html"):
+        assert (results / name).read_bytes() == (finished.results / name).read_bytes()
+
+
 @pytest.mark.parametrize("command", ["run", "report"])
 def test_a_finished_suite_imports_nothing_that_computes(finished, run, command):
     results = finished.results

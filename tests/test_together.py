@@ -113,7 +113,18 @@ def command(many, costs, name):
     costs.lend(many / name / "results")
     (many / "loads").unlink(missing_ok=True)
     return [
-        *(ROOT / "run_suite.py", "-m", "test_vit", "--weights", "random", "-p", "knn", "--threads", "1"),
+        *(
+            ROOT / "run_suite.py",
+            "-m",
+            "test_vit",
+            "--weights",
+            "random",
+            "-p",
+            "knn",
+            "--threads",
+            "1",
+            "--no-report",
+        ),
         *("-t", many / "many.toml", "--trust-task-code", "--results", many / name / "results"),
     ]
 

@@ -131,6 +131,14 @@ from mixmim_bench.errors import BenchError, counted
 @RAY
 @SHARD
 @TIMEOUT
+@click.option(
+    "--report/--no-report",
+    "reporting",
+    default=True,
+    show_default=True,
+    help="Write the leaderboard, plots, page and pictures of predictions at the end; `mixmim-bench report` "
+    "writes all but the pictures later.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the planned runs and the estimated time.")
 @click.option(
     "--print-suite", is_flag=True, help="Print the options as a suite file, for SUITE_FILE, and do nothing."
@@ -157,6 +165,7 @@ def run(
     gpus_per_run: float | None,
     shard: Any,
     timeout_s: float | None,
+    reporting: bool,
     dry_run: bool,
     print_suite: bool,
     as_json: bool,
@@ -244,7 +253,10 @@ def run(
         click.echo(f"{total} of {counted(total, 'run')} finished already.")
     outcome = session.run(_print_line if as_json else ignore)
     click.echo(err=as_json)
-    show_report(report_session(session, partial(click.echo, err=as_json)), err=as_json)
+    if reporting:
+        show_report(report_session(session, partial(click.echo, err=as_json)), err=as_json)
+    else:
+        click.echo(f"mixmim-bench report --results {results} writes the leaderboard.", err=as_json)
     _exit_unless_complete(outcome, results)
 
 

@@ -55,6 +55,7 @@ MACHINE = {
     "track": "trackers",
     "timeout_per_run": "timeout_s",
     "save_weights": "save_weights",
+    "report": "reporting",
 }
 SET = "changes"
 _SETTINGS = f"{__name__}.settings"  # of the file, in the context
