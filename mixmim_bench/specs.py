@@ -70,6 +70,10 @@ class Weights:
         """Whether the weights are untrained."""
         return self.kind == "random"
 
+    def identity(self) -> dict[str, str]:
+        """Return what run ids and keys of features are computed from."""
+        return {"kind": self.kind, "sha256": self.sha256}
+
 
 RANDOM = Weights(kind="random", name=RANDOM_INIT)
 NO_WEIGHTS = Weights(kind="none", name="no weights")
@@ -284,7 +288,7 @@ class Run:
             "arch": self.model.arch,
             **versions,
             "kwargs": dict(self.model.kwargs),
-            "weights": {"kind": self.weights.kind, "sha256": self.weights.sha256},
+            "weights": self.weights.identity(),
             "preprocessing": self.preprocessing.identity(),
             "task": {
                 "name": task.name,

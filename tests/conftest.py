@@ -22,7 +22,7 @@ from mixmim_bench.atomic import write_whole
 from mixmim_bench.cli import main
 from mixmim_bench.cost import measure
 from mixmim_bench.counting import Count, count_on_meta
-from mixmim_bench.data.layouts import embedded
+from mixmim_bench.data.layouts import embedded, scenes
 from mixmim_bench.machine import Machine, measure_matmul_peak
 from mixmim_bench.registry import find_model
 from mixmim_bench.report.redraw import Job
@@ -69,6 +69,22 @@ def _embedded_images_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, load in embedded.LOADERS.items():
             patch.setitem(embedded.LOADERS, name, functools.cache(load))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scenes_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compose the scenes once a session; each test that reads them has its own copy in its cache folder."""
+    composed = tmp_path_factory.mktemp("scenes") / "composed"
+
+    def write(folder: Path) -> None:
+        if not composed.exists():
+            real(composed)
+        shutil.copytree(composed, folder, dirs_exist_ok=True)
+
+    real = scenes.write_scenes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "write_scenes", write)
         yield
 
 

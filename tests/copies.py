@@ -95,7 +95,8 @@ def imagenet_unpacked(root: Path) -> None:
             write(root / part / (synset if part == "train" else "") / f"{stem}.JPEG", data)
     tar(root / "devkit.tar", devkit())
     with tarfile.open(root / "devkit.tar") as archive:
-        archive.extractall(root, filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # which Python 3.11.2 lacks
+        archive.extractall(root, **safely)
 
 
 def imagenet_kaggle(root: Path) -> None:

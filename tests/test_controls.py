@@ -24,10 +24,11 @@ from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.specs import NO_WEIGHTS, Preprocessing
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.resolve import resolve
-from mixmim_bench.suite.selection import in_variant, load_tasks
+from mixmim_bench.suite.selection import in_variant, load_tasks, select_tasks
 from mixmim_bench.suite.wanted import Selection
 
 PIXELS = find_model("pixels")
+FEW = "digits@train400val100"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def controlled(tmp_path_factory):
         patch.setenv("MIXMIM_BENCH_OFFLINE", "1")
         run_suite(
             "pixels",
-            "digits",
+            FEW,
             ["linear", "knn"],
             controls=True,
             results=folder / "results",
@@ -66,8 +67,9 @@ def test_scores_fall_with_the_signal_to_those_of_the_most_frequent_classes(contr
 
 
 def test_pixels_score_what_scikit_learn_finds_in_them(controlled):
-    (record,) = [r for r in controlled.records() if r.task == "digits" and r.protocol == "linear"]
-    data = open_task(load_tasks()["digits"])
+    (record,) = [r for r in controlled.records() if r.task == FEW and r.protocol == "linear"]
+    (few,) = select_tasks([FEW], ())
+    data = open_task(few)
     transform, network = eval_transform(preprocessing(PIXELS)), build(PIXELS, NO_WEIGHTS, (32, 32), 0)
 
     def rows(*roles):
@@ -85,9 +87,10 @@ def test_pixels_score_what_scikit_learn_finds_in_them(controlled):
 
 def test_permuted_labels_use_the_features_of_the_images_with_their_own(controlled):
     runs = {(r.task, r.protocol): r for r in controlled.records()}
-    assert runs["digits@permuted", "linear"].timings["extract_s"] == 0
-    assert runs["digits@noise50", "linear"].timings["extract_s"] > 0
-    own, task = open_task(load_tasks()["digits"]), in_variant(load_tasks()["digits"], "permuted")
+    assert runs[f"{FEW}@permuted", "linear"].timings["extract_s"] == 0
+    assert runs[f"{FEW}@noise50", "linear"].timings["extract_s"] > 0
+    plain, task = select_tasks([FEW, f"{FEW}@permuted"], ())
+    own = open_task(plain)
     other = open_task(task)
     for role in ("train", "val"):
         mine, theirs = own.splits[role], other.splits[role]
@@ -103,14 +106,14 @@ def test_controls_stand_in_a_table_of_their_own(controlled):
     table = (folder / "leaderboard.md").read_text()
     above, _, below = table.partition("| Task ")
     assert "noise" not in above and "permuted" not in above
-    assert "digits linear" in below and "Noise 100 %" in below
+    assert f"{FEW} linear" in below and "Noise 100 %" in below
     wide = (folder / "leaderboard.csv").read_text().splitlines()[0]
     assert "permuted" not in wide and "noise" not in wide
-    assert "digits@permuted" in (folder / "results.csv").read_text()
+    assert f"{FEW}@permuted" in (folder / "results.csv").read_text()
     in_page = data_in((folder / "report.html").read_text())["controls"]
     assert in_page["titles"][-1] == "Noise 100 %" and [row[0] for row in in_page["rows"]] == [
-        "digits knn",
-        "digits linear",
+        f"{FEW} knn",
+        f"{FEW} linear",
     ]
 
 
@@ -133,7 +136,7 @@ def test_finished_controls_are_not_run_again(controlled, monkeypatch):
     monkeypatch.setenv("MIXMIM_BENCH_CACHE", str(controlled.folder.parent / "cache"))
     before = {path.name: path.stat().st_mtime_ns for path in controlled.runs.iterdir()}
     frame = run_suite(
-        *("pixels", "digits", ["linear", "knn"]),
+        *("pixels", FEW, ["linear", "knn"]),
         controls=True,
         results=controlled.folder,
         settings={"linear.low": -5, "linear.high": -2, "linear.steps": 4},

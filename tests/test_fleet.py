@@ -78,8 +78,9 @@ class Own(ImageFolder):
 
 
 @pytest.fixture
-def moody(my_task, tmp_path):
+def moody(my_task, tmp_path, costs):
     """A task with code beside it, whose last test image may be of a mood, and `plain.toml` without."""
+    costs.lend(tmp_path / "r")
     (tmp_path / "moods.py").write_text(LAYOUT)
     plain = my_task.read_text().replace("size = 32", "size = 48")  # with features of its own
     (tmp_path / "plain.toml").write_text(plain)

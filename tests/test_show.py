@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from click.testing import CliRunner
 from dense import small_scenes
 from PIL import Image
@@ -69,6 +71,18 @@ def test_show_draws_again(results, task, tmp_path):
     assert str(out) in result.output
     with Image.open(out) as image:
         assert np.asarray(image).std() > 10
+
+
+def test_weights_of_a_model_choose_among_its_runs(results, tmp_path):
+    arguments = ["show", "digits", "-p", "linear", "--results", str(results), "--images", "2", "-m"]
+    result = CliRunner().invoke(main, [*arguments, "test_resnet=random", "--out", str(tmp_path / "seen.png")])
+    assert result.exit_code == 0 and "test_resnet (random init)" in result.output, result.output
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
+    result = CliRunner().invoke(main, [*arguments, f"test_resnet={tmp_path / 'other.pth'}"])
+    assert result.exit_code == 2, result.output
+    assert f"mixmim-bench run -m test_resnet={tmp_path / 'other.pth'} -t digits" in result.output
+    result = CliRunner().invoke(main, [*arguments, f"test_resnet={tmp_path / 'none.pth'}"])
+    assert result.exit_code == 2 and "no such file" in result.output
 
 
 def test_without_a_run_show_says_how_to_make_one(results):

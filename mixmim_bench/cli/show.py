@@ -19,6 +19,15 @@ def _as_run(task: "TaskSpec", record: "RunRecord") -> "TaskSpec":
     return dataclasses.replace(task.for_roles(record.identity["task"]["split"]), subset=subset)
 
 
+def _name_and_weights(text: str) -> "tuple[str, dict[str, str] | None]":
+    """Return the name of a model, and its weights as in identities; None where it was named without."""
+    from mixmim_bench.modelfile import model_and_weights
+    from mixmim_bench.weights.find import resolve_weights
+
+    model, weights = model_and_weights(text, otherwise="")
+    return model.name, resolve_weights(model, weights).identity() if weights else None
+
+
 @click.command(
     epilog=examples(
         "mixmim-bench show digits -m mixmim-b",
@@ -51,7 +60,6 @@ def show(
     """
     from mixmim_bench.data.dataset import open_task
     from mixmim_bench.data.roots import DataRoots
-    from mixmim_bench.modelfile import model_and_weights
     from mixmim_bench.report.pictures import picture, save_picture
     from mixmim_bench.suite.records import RunStore
     from mixmim_bench.suite.selection import select_tasks
@@ -61,20 +69,22 @@ def show(
     if len(selected) != 1:
         raise BenchError(f"{task!r} names {len(selected)} tasks; show draws the runs of one")
     spec = selected[0]
-    names = {model_and_weights(name)[0].name for name in models}
+    wanted = [_name_and_weights(name) for name in models]
     store = RunStore(results)
     records = [
         record
         for record in store.finished().values()
         if record.task == spec.name
-        and record.model in names
+        and any(
+            record.model == name and weights in (None, record.identity["weights"]) for name, weights in wanted
+        )
         and (not protocols or record.protocol in protocols)
     ]
     if not records:
         of_protocols = "".join(f" -p {name}" for name in protocols)
         of_models = "".join(f" -m {name}" for name in models)
         raise BenchError(
-            f"no finished run of {' or '.join(sorted(names))} on {spec.name} in {results}; make one: "
+            f"no finished run of {' or '.join(models)} on {spec.name} in {results}; make one: "
             f"mixmim-bench run{of_models} -t {task}{of_protocols}"
         )
     if out is not None and len(records) > 1:

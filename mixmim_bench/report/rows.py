@@ -13,12 +13,9 @@ VERSIONS = ("task_version", "metric_version", "protocol_version")
 
 def newest(rows: pd.DataFrame, by: Sequence[str], keys: Sequence[str], of: str = "") -> pd.DataFrame:
     """Keep, in each group, the rows with the highest keys, or those that share the value `of` with them."""
-    keys, kept = list(keys), []
-    for _, group in rows.groupby(list(by), sort=False):
-        best = group.sort_values(keys, kind="stable").iloc[-1]
-        same = group[of] == best[of] if of else (group[keys] == best[keys]).all(axis=1)
-        kept.append(group[same])
-    return pd.concat(kept) if kept else rows
+    shared = [*by, *([of] if of else keys)]
+    best = rows.sort_values(list(keys), kind="stable").drop_duplicates(list(by), keep="last")
+    return rows.merge(best[shared], on=shared)
 
 
 def names_of(rows: pd.DataFrame) -> dict[tuple[str, str, str], str]:
