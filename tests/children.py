@@ -126,6 +126,24 @@ def _work(function, args, environment, log, stop):
     function(*args)
 
 
+def computed(function: Callable[..., Any], *args: object) -> Any:
+    """Return what a function returns in a forked process; raises EOFError if it does not end well."""
+    receiver, sender = _SERVED.Pipe(duplex=False)
+    process = _SERVED.Process(target=_compute, args=(function, args, dict(os.environ), sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def _compute(function, args, environment, sender):
+    os.environ.clear()
+    os.environ.update(environment)
+    sender.send(function(*args))
+
+
 def forked(*args: object, log: Path, stop: Stop | None = None) -> Forked:
     """Run a command in a forked process."""
     return Forked(_command, *args, log=log, stop=stop)
