@@ -34,8 +34,8 @@ from mixmim_bench.suite.records import RunStore
 
 TINY = {"embed_dim": 16, "depths": (1, 1, 2, 1), "num_heads": (1, 2, 4, 8), "num_classes": 7}
 LONGEST = (  # the files whose tests take longest together; those that wait beside those that compute
-    *("openmmlab", "timm", "cluster", "dense", "fleet", "engines", "processes", "training", "together", "suite", "python"),
-    *("own_things", "golden", "page", "show", "controls"),
+    *("openmmlab", "timm", "cluster", "dense", "fleet", "engines", "processes", "training", "together"),
+    *("suite", "python", "own_things", "golden", "page", "show", "controls"),
 )
 DRAWING = tuple(
     f"test_{name}.py" for name in ("colours", "drawing", "numbers", "plots", "published", "report")
