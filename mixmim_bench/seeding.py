@@ -16,7 +16,7 @@ def seed_everything(*key: int) -> None:
     state = np.random.SeedSequence(key).generate_state(2)
     random.seed(int(state[0]))
     np.random.seed(int(state[0]))  # noqa: NPY002 (timm draws from the legacy generator)
-    if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+    if torch.cuda.is_initialized() or torch.xpu.is_initialized() or torch.backends.mps.is_available():
         torch.manual_seed(int(state[1]))
     else:  # which has the same effect, without a formatted stack for each kind of device that is not in use
         torch.default_generator.manual_seed(int(state[1]))
