@@ -1,6 +1,7 @@
 """Images as users have them: every mode that PIL opens, and files that are none."""
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from mixmim_bench.errors import UnreadableImages
 from mixmim_bench.features.engines.torch import TorchReader
 from mixmim_bench.features.extract import extract
 from mixmim_bench.machine import Machine
+from mixmim_bench.seeding import seed_everything
 from mixmim_bench.specs import Preprocessing
 
 GREY = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
@@ -137,6 +139,18 @@ def test_joined_parts_are_read_behind_one_another():
 
 
 PAPER = {"crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "hflip": 0.5, "reprob": 0.25}
+
+
+def test_seeding_is_that_of_torch(monkeypatch):
+    """With and without a GPU in use, which changes how torch is seeded."""
+    drawn = []
+    for in_use in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_initialized", lambda used=in_use: used)
+            patch.setattr(torch.cuda, "_lazy_call", lambda *_, **__: None)  # of a GPU that is not there
+            seed_everything(3, 1, 4)
+        drawn.append((torch.rand(3).tolist(), np.random.rand(), random.random()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
 
 
 def test_augmentation_depends_on_seed_epoch_and_row_alone():
