@@ -225,6 +225,15 @@ def renewed(record, key, **changes):
     return {**record, "identity": identity, "run_id": digest(identity)}
 
 
+def started(record, time):
+    return {**record, "provenance": {**record["provenance"], "started": time}}
+
+
+def seeded(record, seed):
+    identity = {**record["identity"], "seed": seed}
+    return {**record, "identity": identity, "run_id": digest(identity)}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -242,6 +251,15 @@ def renewed(record, key, **changes):
         (lambda r: renewed(r, "protocol", version=999), "protocol linear has version 999"),
         (lambda r: renewed(r, "preprocessing", size=5), "identity.preprocessing.size is 5"),
         (lambda r: {**r, "error": "failed"}, "it is a failed run"),
+        (
+            lambda r: started(r, "9999-01-01T00:00:00"),
+            "started at 9999-01-01T00:00:00, which is in the future",
+        ),
+        (lambda r: started(r, "zz"), "started at 'zz', which is no time"),
+        (lambda r: {**r, "provenance": {"mine": float("nan")}}, "a number that is not finite"),
+        (lambda r: {**r, "provenance": {"mine": "\ud800"}}, "text that is not Unicode"),
+        (lambda r: renewed(r, "task", num_classes=0), "identity.task.num_classes"),
+        (lambda r: seeded(r, 7), "it has a seed"),
     ],
 )
 def test_records_that_contradict_themselves_are_refused(tmp_path, mine, yours, change, said):
@@ -256,6 +274,35 @@ def test_records_that_contradict_themselves_are_refused(tmp_path, mine, yours, c
     (reason,) = merge(yours, zipped(tmp_path / "hostile.zip", members.items())).refused.values()
     assert said in reason
     assert len(yours.records()) == 1
+
+
+def test_a_network_that_is_there_keeps_its_names(tmp_path, mine):
+    """Else a merged result could rename those that are there, with which it shares a cell or a row."""
+    (known,) = [record for record in mine.records() if record.model == "a"]
+    other = saved(tmp_path / "other", {"a": right(0.8, 3)}, task="other", costs=False)
+    (record,) = other.records()
+    assert record.identity["weights"] == known.identity["weights"]
+    renamed = dataclasses.replace(record, model="better", weights="mine")
+    other.save(renamed, other.arrays(record.run_id))
+    assert merge(mine, other.folder).added == [record.run_id]
+    merged = mine.result(record.run_id)
+    assert (merged.model, merged.weights) == (known.model, known.weights)
+
+
+def test_damaged_bundles_and_other_folders_are_errors(run, tmp_path, mine, yours):
+    write_bundle(mine, mine.records(), tmp_path / "b.zip")
+    whole = (tmp_path / "b.zip").read_bytes()
+    for place in range(60, len(whole), len(whole) // 40):
+        flipped = bytearray(whole)
+        flipped[place] ^= 0xFF
+        (tmp_path / "flipped.zip").write_bytes(flipped)
+        try:
+            merge(yours, tmp_path / "flipped.zip")
+        except BenchError as error:
+            assert "flipped.zip" in str(error)
+    for wrong in (mine.runs, tmp_path):
+        said = run("results", "merge", wrong, "--results", yours.folder, code=2).output
+        assert "is neither a bundle (zip) nor a results folder" in said
 
 
 def test_no_cell_is_a_formula():

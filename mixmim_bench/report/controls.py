@@ -98,6 +98,7 @@ def _controlled(board: Leaderboard, column: Column, row: Row, cell: Cell, contro
         if probe == protocol and name == f"{task}@{each.record.control}"
     }
     best = METRICS[record.metric].best
+    classes = record.identity["task"].get("num_classes")
     same = [other for other in board.rows if other.precision == row.precision]
     return Controlled(
         task=task,
@@ -107,7 +108,7 @@ def _controlled(board: Leaderboard, column: Column, row: Row, cell: Cell, contro
         weights=row.weights,
         precision=row.precision,
         score=cell,
-        chance=min(1.0, best / record.identity["task"]["num_classes"]) if best else None,
+        chance=min(1.0, best / classes) if best and classes else None,
         frequent=record.scores[record.metric].get("guess"),
         pixels=_cell_of(same, column, lambda other: other.model == PIXELS),
         random=_cell_of(same, column, lambda other: other.model == row.model and other.random_init),

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from mixmim_bench.registry import MODELS
 from mixmim_bench.scoring.calibration import score_calibration
 from mixmim_bench.scoring.metrics import METRICS, Items, score_items, value_of_items
 from mixmim_bench.scoring.predictions import PREDICTIONS, restore
-from mixmim_bench.specs import ECE, RECORD_SCHEMA, RunRecord, Score
+from mixmim_bench.specs import ECE, RECORD_SCHEMA, RunRecord, Score, digest
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.schema import NotARecord, read_cost, read_record
 from mixmim_bench.suite.selection import load_tasks
@@ -91,17 +92,18 @@ def merge(store: RunStore, source: Path, say: Callable[[str], None] = lambda _: 
 
     A result that differs from one that is there is refused: nothing is replaced. So are records that are
     invalid, or whose scores are not those of their predictions; those without predictions do not count as
-    finished and are refused too.
+    finished and are refused too. A network that is there already keeps its names.
 
     Raises:
         BenchError: the source is no bundle, or holds names or sizes that no bundle has.
     """
     store.prepare()
     merged = Merged()
+    names = {_network_of(record): (record.model, record.weights) for record in store.records()}
     with _unpacked(source, store.folder) as folder:
         for path in sorted((folder / "runs").glob("*.json")):
             try:
-                outcome = _merge_one(store, folder, path)
+                outcome = _merge_one(store, folder, path, names)
                 getattr(merged, outcome).append(path.stem)
             except BenchError as error:
                 merged.refused[path.stem] = str(error)
@@ -122,13 +124,36 @@ def _costs_of(store: RunStore, run_id: str) -> list[str]:
     return list(record.costs.values()) if record is not None else []
 
 
-def _merge_one(store: RunStore, folder: Path, path: Path) -> str:
+def _network_of(record: RunRecord) -> str:
+    return digest([record.identity[key] for key in ("arch", "kwargs", "weights")])
+
+
+def _check_times(record: RunRecord) -> None:
+    """Check that a run has begun in the past, since the newest decides what is usual; raises BenchError."""
+    text = record.provenance.get("started", "")
+    try:
+        started = datetime.fromisoformat(text) if text else datetime.min
+    except ValueError:
+        raise BenchError(f"it was started at {text!r}, which is no time") from None
+    if started.replace(tzinfo=started.tzinfo or UTC) > datetime.now(UTC) + timedelta(days=1):
+        raise BenchError(f"it was started at {text}, which is in the future")
+
+
+def _merge_one(
+    store: RunStore,
+    folder: Path,
+    path: Path,
+    names: Mapping[str, tuple[str, str]],
+) -> str:
     record = read_record(path)
     if record.error:
         raise BenchError("it is a failed run")
     arrays = _read_arrays(folder / "runs" / f"{record.run_id}.npz")
     check_versions(record)
+    _check_times(record)
     record = scored_again(record, arrays)
+    model, weights = names.get(_network_of(record), (record.model, record.weights))
+    record = dataclasses.replace(record, model=model, weights=weights)
     with store.claim(record.run_id) as claimed:
         if not claimed:
             raise BenchError("a process is doing this run; merge again when it has ended")
@@ -156,17 +181,18 @@ def check_versions(record: RunRecord) -> None:
     kind, protocol = identity["task"].get("kind", ""), identity["protocol"]
     if kind not in PREDICTIONS:
         raise BenchError(f"the kind of task {kind!r} is unknown")
-    known = [
-        (f"protocol {protocol['name']}", protocol["version"], find_protocol(protocol["name"], kind).version)
-    ]
+    ours = find_protocol(protocol["name"], kind)
+    known = [(f"protocol {protocol['name']}", protocol["version"], ours.version)]
+    if identity["seed"] is not None and not ours.stochastic and not record.random_init:
+        raise BenchError(f"it has a seed, and nothing in {protocol['name']} is random with trained weights")
     task = load_tasks().get(record.task.partition("@")[0])
     if task is not None:
         known.append((f"task {task.name}", identity["task"]["version"], task.version))
     archs = {model.arch: model.version for model in MODELS}
     known.append((f"architecture {identity['arch']}", record.arch_version, archs.get(identity["arch"], 1)))
-    for what, theirs, ours in known:
-        if theirs > ours:
-            raise BenchError(f"{what} has version {theirs}, and this installation has {ours}; update it")
+    for what, version, here in known:
+        if version > here:
+            raise BenchError(f"{what} has version {version}, and this installation has {here}; update it")
     for name in identity["task"]["metrics"]:
         if name not in METRICS or kind not in METRICS[name].kinds:
             raise BenchError(f"the metric {name!r} is unknown for {kind} tasks")
@@ -222,7 +248,7 @@ def _score(name: str, draws: Sequence[Items]) -> Score:
 @contextmanager
 def _unpacked(source: Path, beside: Path) -> Iterator[Path]:
     """Give a folder with the allowed members of a bundle; raises BenchError."""
-    if not source.is_dir() and not zipfile.is_zipfile(source):
+    if not ((source / "runs").is_dir() if source.is_dir() else zipfile.is_zipfile(source)):
         raise BenchError(f"{source} is neither a bundle (zip) nor a results folder")
     with tempfile.TemporaryDirectory(prefix=".merging-", dir=beside) as name:
         folder = Path(name)
@@ -230,8 +256,12 @@ def _unpacked(source: Path, beside: Path) -> Iterator[Path]:
             (folder / part).mkdir()
         try:
             _copy_folder(source, folder) if source.is_dir() else _unpack(source, folder)
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise BenchError(f"{source} cannot be read as a bundle: {error}") from error
+        except BenchError:
+            raise
+        except Exception as error:  # damaged files fail in many ways
+            raise BenchError(
+                f"{source} cannot be read as a bundle: {error or type(error).__name__}"
+            ) from error
         yield folder
 
 

@@ -71,6 +71,7 @@ class _Task(_Open):
     kind: Text
     version: Version
     metrics: Annotated[list[Text], Field(min_length=1)]
+    num_classes: Annotated[int, Field(ge=1)] | None = None
     metric_versions: dict[str, Version] = {}
 
 
@@ -187,6 +188,12 @@ def _read(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
 def _validated(values: Any, schema: type[BaseModel]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise NotARecord("it is not a JSON object")
+    try:  # fields that the schema does not know too, since they are written and shown
+        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise NotARecord(f"it holds text that is not Unicode: {error.reason}") from error
+    except ValueError as error:
+        raise NotARecord(f"it holds a number that is not finite: {error}") from error
     try:
         schema.model_validate(values)
     except ValidationError as error:
