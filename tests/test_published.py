@@ -157,7 +157,7 @@ def test_the_command_runs_the_classifier_of_published_weights(run, tmp_path, mon
     )
     torch.save(network.state_dict(), weights_folder() / "ft.pth")
     said = run("check-published", *at, code=1).stdout
-    assert "above its interval" in said
+    assert "measured above published" in said
     (record,) = RunStore(tmp_path / "r").records()
     publish(round(100 * record.scores["top1"]["value"], 1))
     (found,) = json.loads(run("check-published", "-m", "ft", *at, "--json").stdout)

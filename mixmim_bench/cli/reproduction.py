@@ -63,13 +63,14 @@ def check_published(
     """Evaluate the classifiers of published weights, and compare with their published scores.
 
     Runs protocol own-head, which needs val of ImageNet-1K only. A published score is `within` the 95 %
-    interval of the measured one, or the measured one is `below` or `above` it, which makes the exit status 1.
+    interval of the measured one, or the measured one is `below` or `above` the published one, which makes the
+    exit status 1.
     """
     from rich.console import Console
 
     from mixmim_bench import registry
     from mixmim_bench.machine import open_machine
-    from mixmim_bench.report.reproduction import WITHIN, reproductions
+    from mixmim_bench.report.reproduction import VERDICTS, WITHIN, reproductions
     from mixmim_bench.report.write import report_session
     from mixmim_bench.specs import AUTO
     from mixmim_bench.suite.records import RunStore
@@ -120,7 +121,7 @@ def check_published(
                     "published": f"{each.published:g}",
                     "measured": f"{each.measured:.2f} ({each.low:.2f} to {each.high:.2f})",
                     "difference": f"{each.measured - each.published:+.2f}",
-                    "verdict": f"{each.verdict} its interval",
+                    "verdict": VERDICTS[each.verdict],
                 }
                 for each in found
             ]

@@ -7,6 +7,11 @@ from mixmim_bench.report.published import of_weights
 from mixmim_bench.specs import ModelSpec, RunRecord, Weights
 
 WITHIN, BELOW, ABOVE = "within", "below", "above"
+VERDICTS = {
+    WITHIN: "published within the interval",
+    BELOW: "measured below published",
+    ABOVE: "measured above published",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +19,8 @@ class Reproduction:
     """A published score, in percent, beside that of a run with its 95 % interval.
 
     Attributes:
-        verdict: whether the published score lies within the interval of the measured one, or the measured
-            score is below or above it.
+        verdict: whether the published score lies within the interval of the measured one; if not, whether the
+            measured score is below or above the published one.
     """
 
     model: str
