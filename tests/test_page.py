@@ -108,6 +108,12 @@ def test_notes_below_the_table_are_those_of_the_markdown(tmp_path):
     notes = data_of(read_contents(store))["notes"]
     assert "Not decided, since predictions are missing: digits linear." in notes
     assert any(note.startswith("Speed and memory: cpu, 2 threads") for note in notes)
+    record = made("b", 0.5, counts={"skipped_test": 3}, task="other")
+    record.scores["top1"]["guess"] = 0.6
+    store.save(record, {"ids": np.array(["0"])})
+    notes = data_of(read_contents(store))["notes"]
+    assert "Unreadable test images were skipped: 3 of other linear." in notes
+    assert "Not significantly better than a guess: b on other linear." in notes
 
 
 def test_a_page_without_results(tmp_path):
@@ -175,6 +181,9 @@ def test_the_server_answers_to_its_own_address_only(served, host):
 def test_the_server_takes_no_other_options(run, served):
     for options in (["--serve", "--published-only"], ["--serve", "-m", "a"], ["--port", "80"]):
         run("report", *options, "--results", served.store.folder, code=2)
+    for option in ("--with-published", "--published-only"):
+        said = run("report", option, "-t", "digits", "--results", served.store.folder, code=2).output
+        assert f"{option} is for the whole report" in said
 
 
 def test_the_server_serves_nothing_else(served):

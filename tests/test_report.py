@@ -16,6 +16,7 @@ from mixmim_bench.report import drawing, plots, style
 from mixmim_bench.report.contents import read_contents
 from mixmim_bench.report.frame import COLUMNS, to_long
 from mixmim_bench.report.intervals import with_current_intervals
+from mixmim_bench.report.latex import to_latex
 from mixmim_bench.report.leaderboard import leaderboard
 from mixmim_bench.report.page import data_of
 from mixmim_bench.report.pictures import links, save_picture
@@ -259,7 +260,8 @@ def test_a_mean_is_over_the_tasks_that_all_rows_have_and_says_which():
     found = means_of(*records)["mean paper linear top1"]
     assert found["a"] == 0.8 and found["b"] == 0.7 and pd.isna(found["c"])
     markdown = to_markdown(leaderboard(records), {})
-    assert "mean paper linear top1: over one, two; not all rows have three." in markdown
+    note = "mean paper linear top1: over one, two; not all rows have three."
+    assert note in markdown and f"% {note}" in to_latex(leaderboard(records), {}, {})
     # with fewer than two in common it is over all, and blank where one is missing
     found = means_of(*records, in_suite("d", "three"))["mean paper linear top1"]
     assert found["a"] == 0.6 and pd.isna(found["b"]) and pd.isna(found["d"])
@@ -474,13 +476,21 @@ def test_nothing_is_printed_over_something_else(count):
     models = {f"model {i}": (0.3 * 1.17**i, 0.4 + 0.01 * ((i * 7) % 40)) for i in range(count)}
     tasks = ["iNaturalist 2018 (24,426 images)", "Places365 (365 scenes)", "ImageNet-1K", "Food-101"]
     records = [
-        made(model, value, task=task, protocol=protocol, protocol_title=f"{protocol} of features")
+        made(
+            model,
+            value,
+            task=task,
+            protocol=protocol,
+            protocol_title=f"{protocol} of features",
+            metric=metric,
+        )
         for model, (_, value) in models.items()
-        for task in tasks
+        for task, metric in zip(tasks, ("top1", "top1", "top1", "mean_per_class"), strict=True)
         for protocol in ("linear", "finetune")
     ]
     costs = {f"{model}-run": cost(model, gmacs) for model, (gmacs, _) in models.items()}
-    figure = drawing.draw(plots.panels(leaderboard(records), costs))
+    panels = plots.panels(leaderboard(records), costs)
+    figure = drawing.draw(panels)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.canvas.draw()
     texts = [figure._supxlabel, figure._supylabel]
@@ -488,7 +498,9 @@ def test_nothing_is_printed_over_something_else(count):
     assert bool(figure.legends) == (count == 40)
     drawn = [axis for axis in figure.axes if axis.get_visible()]
     for axis in drawn:
-        texts += [axis.title, *axis.get_xticklabels(), *axis.get_yticklabels()]
+        texts += [axis.title, axis.yaxis.label, *axis.get_xticklabels(), *axis.get_yticklabels()]
+    assert [axis.get_ylabel() for axis in drawn] == [panel.metric for panel in panels]
+    assert not any(axis.get_ylabel() for axis in drawing.draw(panels[:1]).axes)  # it is that of the figure
     boxes = [text.get_window_extent(renderer).shrunk(0.99, 0.99) for text in texts if text.get_text()]
     assert len(boxes) > 50
     for i, box in enumerate(boxes):

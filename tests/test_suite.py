@@ -395,7 +395,7 @@ def test_older_versions_are_left_out_and_counted(copied, run):
     (copied / "runs" / f"{record['run_id']}.json").write_text(json.dumps(record))
     run("report", "--results", copied)
     markdown = (copied / "leaderboard.md").read_text()
-    assert "1 results of older versions of task, metric, protocol or architecture are omitted" in markdown
+    assert "1 result of older versions of task, metric, protocol or architecture is omitted" in markdown
 
 
 def test_a_model_that_cannot_take_the_size_fails_its_own_runs_only(run, tmp_path):

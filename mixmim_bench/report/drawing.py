@@ -33,6 +33,9 @@ def draw(panels: Sequence[Panel], caption: str = "") -> Figure:
         _draw_panel(axis, panel, looks)
     metrics = sorted({panel.metric for panel in panels})
     y_title = f"{metrics[0]} (%)" if len(metrics) == 1 else "Score (%)"
+    if len(metrics) > 1:
+        for axis, panel in zip(axes, panels, strict=True):
+            axis.set_ylabel(panel.metric, fontsize=7)
     style.set_caption(figure, panels[0].cost, y_title, caption)
     style.add_legend(figure, _legend(panels, looks), min(len(panels), style.PANELS_IN_A_ROW))
     with style.hidden(

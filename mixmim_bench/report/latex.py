@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from mixmim_bench.report.averages import Average, averages
 from mixmim_bench.report.leaderboard import Column, Leaderboard
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Marks
-from mixmim_bench.report.text import one_line
+from mixmim_bench.report.text import amount, one_line
 from mixmim_bench.specs import Cost
 
 _SPECIAL = {
@@ -14,6 +14,7 @@ _SPECIAL = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"},
 }
+DAGGER, SKIPPED, GUESS = "$^\\dagger$", "$^\\ddagger$", "$^\\S$"
 AVERAGED = ("mean", "norm.", "rank")
 _ANY_SPECIAL = re.compile("|".join(map(re.escape, _SPECIAL)))
 
@@ -40,9 +41,12 @@ def to_latex(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Colum
     groups += [(f"mean {mean.over}", len(AVERAGED)) for mean, _ in of_means]
     heads = " & ".join(f"\\multicolumn{{{width}}}{{c}}{{{latex(name)}}}" for name, width in groups)
     names = " & ".join([latex(protocol) for _, protocol in columns] + [*AVERAGED] * len(of_means))
+    left_out = [f"% {one_line(mean.note)}" for mean in board.means if mean.left_out]
     lines = [
         "% \\usepackage{booktabs}; bold: better than all, underlined: than all but that; *: not shown lower",
         "% norm.: mean of (score - guess) / (1 - guess); rank: mean rank among the complete rows",
+        "% dagger: not all operations counted; ddagger: unreadable test images skipped; S: may be a guess",
+        *left_out,
         f"\\begin{{tabular}}{{llrr{'r' * sum(width for _, width in groups)}}}",
         "\\toprule",
         f" & & & & {heads} \\\\",
@@ -53,7 +57,8 @@ def to_latex(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Colum
         if row.settings:
             continue
         cost = row.cost(costs)
-        numbers = [f"{cost.params_m:.1f}", f"{cost.gmacs:.1f}"] if cost else ["--", "--"]
+        numbers = [amount(cost.params_m), amount(cost.gmacs)] if cost else ["--", "--"]
+        numbers[1] += DAGGER if cost and cost.uncounted else ""
         weights = f"{row.weights}, {row.variant}" if row.variant else row.weights
         cells = [_cell(board, place, column, marks) for column in columns]
         cells += [text for _, of_rows in of_means for text in _averaged(of_rows[place])]
@@ -74,4 +79,5 @@ def _cell(board: Leaderboard, place: int, column: Column, marks: Mapping[Column,
         return "--"
     text = f"{100 * cell.value:.1f}"
     mark = marks[column].of_row.get(place, "") if column in marks else ""
-    return {BEST: f"\\textbf{{{text}}}", SECOND: f"\\underline{{{text}}}", TIED: f"{text}*"}.get(mark, text)
+    marked = {BEST: f"\\textbf{{{text}}}", SECOND: f"\\underline{{{text}}}", TIED: f"{text}*"}.get(mark, text)
+    return marked + (SKIPPED if cell.skipped else "") + (GUESS if cell.is_a_guess() else "")

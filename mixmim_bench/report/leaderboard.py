@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mixmim_bench.scoring.metrics import lower_is_better
+from mixmim_bench.scoring.metrics import is_a_guess, lower_is_better
 from mixmim_bench.specs import Cost, RunRecord, digest
 
 Column = tuple[str, str]  # task, protocol
@@ -33,6 +33,15 @@ class Cell:
     def record(self) -> RunRecord:
         """The newest of the records."""
         return self.records[0]
+
+    @property
+    def skipped(self) -> int:
+        """The number of unreadable test images that were skipped."""
+        return self.record.counts.get("skipped_test", 0)
+
+    def is_a_guess(self, metric: str = "") -> bool:
+        """Return whether a score is not significantly better than predicting the class frequencies."""
+        return all(is_a_guess(record.scores[metric or record.metric]) for record in self.records)
 
     @cached_property
     def key(self) -> str:
@@ -94,6 +103,11 @@ class Mean:
     def name(self) -> str:
         """The name of its column."""
         return f"mean {self.over}"
+
+    @property
+    def note(self) -> str:
+        """Which tasks it is over, and which are left out."""
+        return f"{self.name}: over {', '.join(self.tasks)}; not all rows have {', '.join(self.left_out)}."
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,11 @@ class Leaderboard:
             return None
         return cell_of(cell.records, metric)
 
+    def skipped(self) -> list[str]:
+        """List the columns with skipped test images, and how many."""
+        cells = [cell for row in self.rows for cell in row.cells.values() if cell.skipped]
+        return sorted({f"{cell.skipped} of {' '.join(column_of(cell.record))}" for cell in cells})
+
     def machines(self, costs: Mapping[str, Cost]) -> list[str]:
         """List where the speed and memory of the rows were measured."""
         measured = [cost for cost in (row.cost(costs) for row in self.rows) if cost]
@@ -175,11 +194,10 @@ class Leaderboard:
         """List the further metrics that order the models of a column otherwise than its ranked one."""
         found = []
         for column, metric in self.other_metrics:
-            cells = [row.cells[column] for row in self.rows if column in row.cells and not row.settings]
-            cells = [cell for cell in cells if all(metric in record.scores for record in cell.records)]
-            ranked = sorted(cells, key=lambda cell: -cell.value)
-            values = [cell_of(cell.records, metric).value for cell in ranked]
-            if not lower_is_better(metric) and values != sorted(values, reverse=True):
+            others = [(row, self.other(row, column, metric)) for row in self.rows if not row.settings]
+            pairs = [(-row.cells[column].value, -other.value) for row, other in others if other is not None]
+            values = [other for _, other in sorted(pairs)]  # ties in any order
+            if not lower_is_better(metric) and values != sorted(values):
                 found.append((column, metric))
         return found
 

@@ -36,6 +36,7 @@ PAIRED = 12  # rows of which every two are compared; of more, the best of each c
 PICTURES = 12_000_000  # bytes of pictures in the page; further ones are linked
 CURVE = 200  # points of a training curve
 COST = ("params_m", "gmacs", "images_per_s", "peak_memory_mb")
+LISTED = 10  # scores in a note
 MODEL = ("arch", "kwargs", "weights", "precision", "seed")
 POLICY = (
     "default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob: 'self'; "
@@ -230,9 +231,24 @@ def _notes(contents: Contents) -> list[str]:
         "Models are in another order by: ": ", ".join(
             " ".join((*column, metric)) for column, metric in board.disagreements()
         ),
+        "Unreadable test images were skipped: ": ", ".join(board.skipped()),
+        "Not significantly better than a guess: ": _guesses(board),
     }
     notes = [one_line(f"{title}{text}.") for title, text in lists.items() if text]
+    notes += [one_line(mean.note) for mean in board.means if mean.left_out]
     return [*notes, *([f"Averages over tasks are {EXPLAINED}."] if board.means else [])]
+
+
+def _guesses(board: Leaderboard) -> str:
+    """List the scores that always predicting the most frequent classes may reach too."""
+    found = [
+        f"{label_of(row, board)} on {' '.join(column)}"
+        for row in board.rows
+        for column, cell in row.cells.items()
+        if cell.is_a_guess()
+    ]
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return f"{', '.join(found[:LISTED])}{more}"
 
 
 def _row(contents: Contents, place: int, found: Sequence[Average]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mixmim_bench.report.background import Background
 
-VERSION = 4  # raised when the same values are drawn in another way
+VERSION = 5  # raised when the same values are drawn in another way
 FORMATS = ("png", "svg", "pdf")
 
 

@@ -7,10 +7,9 @@ import pandas as pd
 
 from mixmim_bench.errors import counted
 from mixmim_bench.report.averages import EXPLAINED, averages
-from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row, column_of
+from mixmim_bench.report.leaderboard import Cell, Column, Leaderboard, Row
 from mixmim_bench.report.marks import BEST, SECOND, TIED, Marks
-from mixmim_bench.report.text import markdown, markdown_table, one_line
-from mixmim_bench.scoring.metrics import is_a_guess
+from mixmim_bench.report.text import amount, markdown, markdown_table, one_line
 from mixmim_bench.specs import Cost
 
 COST = {
@@ -73,7 +72,7 @@ def to_markdown(
         cost = row.cost(costs)
         shown = {
             **_named(row),
-            **{title: _number(getattr(cost, name, None)) for name, title in COST.items()},
+            **{title: amount(getattr(cost, name, None)) for name, title in COST.items()},
         }
         if cost and cost.uncounted:
             shown[COST["gmacs"]] += " †"
@@ -131,34 +130,17 @@ def _title(names: Sequence[str]) -> str:
     return markdown(" ".join(names))
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-
-
 def _show(cell: Cell | None, metric: str = "") -> str:
     if cell is None:
         return MISSING
     metric = metric or cell.record.metric
-    mark = (" ‡" if _skipped(cell) else "") + (" §" if _guessing(cell, metric) else "")
+    mark = (" ‡" if cell.skipped else "") + (" §" if cell.is_a_guess(metric) else "")
     if cell.seeds > 1:
         return f"{100 * cell.value:.1f} ± {100 * (cell.high - cell.value):.1f} ({cell.seeds} seeds){mark}"
     score = cell.record.scores[metric]
     if score.get("draws", 1) > 1:
         return f"{100 * cell.value:.1f} ± {100 * score['std']:.1f} ({score['draws']} draws){mark}"
     return f"{100 * cell.value:.1f} ({100 * cell.low:.1f} to {100 * cell.high:.1f}){mark}"
-
-
-def _skipped(cell: Cell) -> int:
-    """Return the number of skipped unreadable test images."""
-    return cell.record.counts.get("skipped_test", 0)
-
-
-def _guessing(cell: Cell, metric: str) -> bool:
-    """Return whether a score is not significantly better than predicting the class frequencies."""
-    scores = [record.scores[metric] for record in cell.records]
-    return all(is_a_guess(score) for score in scores)
 
 
 def _marked(text: str, mark: str) -> str:
@@ -196,25 +178,19 @@ def _notes(board: Leaderboard, costs: Mapping[str, Cost], marks: Mapping[Column,
     )
     if marked:
         notes.append(f"† some multiplying operations were not counted: {', '.join(marked)}.")
-    skipped = [cell for row in board.rows for cell in row.cells.values() if _skipped(cell)]
-    if skipped:
-        about = {f"{_skipped(cell)} of {_title(column_of(cell.record))}" for cell in skipped}
-        notes.append(f"‡ unreadable test images were skipped: {', '.join(sorted(about))}.")
+    if skipped := board.skipped():
+        notes.append(f"‡ unreadable test images were skipped: {markdown(', '.join(skipped))}.")
     if " §" in table:
         notes.append(
             "§ not significantly better than always predicting the most frequent classes, or no object."
         )
-    notes += [
-        markdown(f"{mean.name}: over {', '.join(mean.tasks)}; not all rows have {', '.join(mean.left_out)}.")
-        for mean in board.means
-        if mean.left_out
-    ]
+    notes += [markdown(mean.note) for mean in board.means if mean.left_out]
     differing = [markdown(" ".join((*column, metric))) for column, metric in board.disagreements()]
     if differing:
         notes.append(f"Models are in another order by: {', '.join(differing)}.")
     if board.left_out:
         notes.append(
-            f"{board.left_out} results of older versions of task, metric, protocol or architecture are "
-            "omitted."
+            f"{counted(board.left_out, 'result')} of older versions of task, metric, protocol or "
+            f"architecture {'is' if board.left_out == 1 else 'are'} omitted."
         )
     return " ".join(map(one_line, notes))

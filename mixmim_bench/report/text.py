@@ -29,6 +29,13 @@ def cut(name: str, width: int = 34) -> str:
     return f"{name[: width - 1 - tail]}…{name[-tail:]}"
 
 
+def amount(value: float | None) -> str:
+    """Format a cost: with two digits below 1, blank if it was not measured."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
 def markdown(text: str) -> str:
     """Escape a text so that Markdown, in a cell of a table too, shows it as it is."""
     text = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
