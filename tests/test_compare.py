@@ -165,6 +165,16 @@ def test_names_that_do_not_do_are_told(store):
     assert found.difference == 1.0
 
 
+def test_runs_with_other_settings_are_not_compared(store):
+    for model, changes in (
+        ("a", {}),
+        ("b", {"provenance": {"started": "2027-01-01T00:00:00"}, "values": {"steps": 9}}),
+    ):
+        kept(store, np.ones(10), model=model, **changes)
+    with pytest.raises(BenchError, match=r"^a has results with other settings than usual only \(.*steps"):
+        compare(store, "a", "b")
+
+
 def test_smoke_runs_are_not_compared(store, run):
     rng = np.random.default_rng(0)
     for model, share in (("a", 0.9), ("b", 0.8)):

@@ -329,10 +329,14 @@ def FILTERS(command: Any) -> Any:
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Print rows as a table, or `nothing` if there are none."""
+    """Print rows as a table, or `nothing` if there are none; names may be those of records of others."""
     from tabulate import tabulate
 
-    click.echo(tabulate(rows, headers="keys", disable_numparse=True) if rows else "nothing")
+    shown = [
+        {printable(key): printable(value) if isinstance(value, str) else value for key, value in row.items()}
+        for row in rows
+    ]
+    click.echo(tabulate(shown, headers="keys", disable_numparse=True) if shown else "nothing")
 
 
 def examples(*commands: str) -> str:

@@ -162,7 +162,7 @@ def merge(bundles: tuple[Path, ...], results: Path) -> None:
 
     store, refused = RunStore(results), False
     for path in bundles:
-        merged = merge_into(store, path, lambda text: click.echo(text, err=True))
+        merged = merge_into(store, path, lambda text: click.echo(printable(text), err=True))
         click.echo(f"{path}: {summary(merged)}")
         refused |= bool(merged.refused)
     show_report(write_report(store), table=False)
@@ -217,7 +217,8 @@ def _remove(store: "RunStore", records: "list[RunRecord]", dry_run: bool) -> Non
         what = (
             "would remove" if dry_run else "removed" if removed is not None else "kept, since it is running:"
         )
-        click.echo(f"{what} {record.run_id} ({record.model} · {record.task} · {record.protocol})")
+        label = printable(f"{record.model} · {record.task} · {record.protocol}")
+        click.echo(f"{what} {record.run_id} ({label})")
     click.echo(f"{counted(len(records) - kept, 'run')} {'would be ' if dry_run else ''}removed")
     if records and not dry_run:
         from mixmim_bench.report.write import write_report

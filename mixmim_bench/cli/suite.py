@@ -472,6 +472,9 @@ def report(
         raise click.UsageError("--serve shows the whole report; leave out the options that choose or sort")
     if port and not serve:
         raise click.UsageError("--port belongs to --serve")
+    if choosing and (published or published_only):
+        given = "--with-published" if published else "--published-only"
+        raise click.UsageError(f"{given} is for the whole report; leave out the options that choose or sort")
     if published_only:
         from mixmim_bench.report.claims import write_published
 

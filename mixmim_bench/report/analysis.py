@@ -107,7 +107,8 @@ def plot_pareto(
 ) -> Any:
     """Plot scores of a task against a cost, with intervals and the Pareto front.
 
-    The scores are those of the newest versions of task, metric and protocol.
+    The scores are those of the newest versions of task, metric and protocol, and of the newest setting of
+    each model; over several seeds, the mean ± one standard deviation.
 
     Args:
         frame: from `load_results`.
@@ -134,7 +135,7 @@ def plot_pareto(
         raise BenchError(f"no results of {task} {protocol} with {x}; {nearest(f'{task} {protocol}', known)}")
     from mixmim_bench.report.drawing import draw_on
 
-    rows = newest(rows, ROW, ["started"])  # of several seeds and settings the newest
+    rows = _over_seeds(newest(rows, ROW, ["started"], of="setting"))
     names = names_of(rows)
     points = [
         Point(
@@ -157,6 +158,18 @@ def plot_pareto(
         more_is_better=X[x].more_is_better,
     )
     return draw_on(panel, ax)
+
+
+def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Replace the seeds of a model by their mean ± one standard deviation."""
+    of_model = rows.groupby(list(ROW))["value"]
+    mean, spread, several = (
+        of_model.transform("mean"),
+        of_model.transform("std"),
+        of_model.transform("size") > 1,
+    )
+    low, high = rows["low"].mask(several, mean - spread), rows["high"].mask(several, mean + spread)
+    return rows.assign(value=mean, low=low, high=high).drop_duplicates(list(ROW))
 
 
 def plot_fewshot(frame: pd.DataFrame, task: str, head: str = "", ax: Any = None) -> Any:

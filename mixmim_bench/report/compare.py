@@ -1,6 +1,6 @@
 """Compare two models of the leaderboard wherever both have results."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mixmim_bench.errors import BenchError, UnknownName
@@ -49,8 +49,19 @@ def compare(
     records = [record for record in store.records() if not record.control and not record.error]
     board = leaderboard(record for record in records if not record.limited)
     rows = [row for row in board.rows if not row.settings]
-    smoke = {name for record in records if record.limited for name in _names(record)}
-    a, b = (_find(rows, name, smoke) for name in (first, second))
+    reasons = {
+        name: "of smoke runs (--limit) only, which are not compared; run it without --limit"
+        for record in records
+        if record.limited
+        for name in _names(record)
+    }
+    reasons |= {
+        name: f"with other settings than usual only ({row.settings}); run both models with the same ones"
+        for row in board.rows
+        if row.settings
+        for name in _names(row)
+    }
+    a, b = (_find(rows, name, reasons) for name in (first, second))
     shared = [column for column in board.columns if column in a.cells and column in b.cells]
     if not shared:
         raise BenchError(f"{first} and {second} share no task and protocol; run both on one")
@@ -113,16 +124,14 @@ def _names(each: Row | RunRecord) -> tuple[str, str]:
     return each.model, f"{each.model}/{each.weights}"
 
 
-def _find(rows: Sequence[Row], name: str, smoke: Collection[str]) -> Row:
-    """Find a row by its name; smoke: the names that have results of smoke runs."""
+def _find(rows: Sequence[Row], name: str, reasons: Mapping[str, str]) -> Row:
+    """Find a row by its name; reasons: why names have no results that are compared."""
     names: dict[str, list[Row]] = {}
     for row in rows:
         for known in _names(row):
             names.setdefault(known, []).append(row)
-    if name not in names and name in smoke:
-        raise BenchError(
-            f"{name} has results of smoke runs (--limit) only, which are not compared; run it without --limit"
-        )
+    if name not in names and name in reasons:
+        raise BenchError(f"{name} has results {reasons[name]}")
     if name not in names:
         raise UnknownName("results of", name, names)
     models = names[name]
