@@ -41,6 +41,8 @@ DRAWING = tuple(
     f"test_{name}.py" for name in ("colours", "drawing", "numbers", "plots", "published", "report")
 )
 
+REPORTS = tuple(f"test_{name}.py" for name in ("bundles", "page", "report", "show", "suite", "tables"))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the workers of pytest-xdist, and what they start, one thread each: they share the cores."""
@@ -204,11 +206,15 @@ def tiny() -> Callable[..., torch.nn.Module]:
 
 
 @pytest.fixture
-def run() -> Callable[..., Result]:
-    """Run a command of mixmim-bench in this process."""
+def run(request: pytest.FixtureRequest) -> Callable[..., Result]:
+    """Run a command of mixmim-bench in this process; `run` reports in files of REPORTS, or with --report."""
+    silent = request.path.name not in REPORTS
 
     def invoke(*args: object, code: int = 0, input: bytes | None = None) -> Result:
-        result = CliRunner().invoke(main, [str(arg) for arg in args], input=input)
+        words = [str(arg) for arg in args]
+        if silent and words[0] == "run" and not {"--report", "--print-suite"} & set(words):
+            words.append("--no-report")
+        result = CliRunner().invoke(main, words, input=input)
         assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
         return result
 

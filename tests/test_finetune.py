@@ -273,7 +273,7 @@ def test_averaged_weights_are_the_result():
 
 def test_saved_weights_are_a_checkpoint(run, tmp_path):
     args = ["-m", "test_vit", "--weights", "random", "-t", "digits", "--results", tmp_path]
-    run("run", *args, "-p", "finetune", "--set", "finetune.epochs=1", "--save-weights", "--no-report")
+    run("run", *args, "-p", "finetune", "--set", "finetune.epochs=1", "--save-weights")
     (path,) = (tmp_path / "weights").glob("*.pth")
     (file,) = (tmp_path / "runs").glob("*.json")
     record = json.loads(file.read_text())

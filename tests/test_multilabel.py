@@ -167,7 +167,6 @@ def test_voc_is_judged_by_every_protocol(run, tmp_path):
     run(
         "run", *args, *(text for name in protocols for text in ("-p", name)),
         *(text for key, value in settings.items() for text in ("--set", f"{key}={value}")),
-        "--no-report",
     )  # fmt: skip
     for file in (tmp_path / "results" / "runs").glob("*.json"):
         record = json.loads(file.read_text())

@@ -84,7 +84,7 @@ def test_val_alone_is_enough_in_every_layout(val_only, layout):
 def test_it_predicts_what_timm_predicts(run, tmp_path, weights, val_only):
     task, results = without_counts("imagenet1k", tmp_path), tmp_path / "results"
     args = ["-m", f"test_vit={weights / '1000.pth'}", "-t", task, "-p", "own-head", "--results", results]
-    run("run", *args, "--data-root", f"my-imagenet1k={val_only / 'folders'}")
+    run("run", *args, "--report", "--data-root", f"my-imagenet1k={val_only / 'folders'}")
     (record,) = RunStore(results).records()
     arrays = RunStore(results).arrays(record.run_id)
     spec = dataclasses.replace(load_tasks()["imagenet1k"], counts={}).for_roles(["test"])

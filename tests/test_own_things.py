@@ -140,7 +140,7 @@ def test_checkpoints_and_sizes_are_rows_of_one_table(run, tmp_path, my_task):
     models = [f"test_vit={tmp_path / '1.pth'}", f"test_vit={tmp_path / '2.pth'}", "test_vit=random"]
     models.append(f"test_vit@160={tmp_path / '1.pth'}")
     args = [part for model in models for part in ("-m", model)]
-    run("run", *args, "-t", my_task, "-p", "knn", "--results", tmp_path / "r")
+    run("run", *args, "-t", my_task, "-p", "knn", "--report", "--results", tmp_path / "r")
     records = RunStore(tmp_path / "r").records()
     assert len({record.run_id for record in records}) == 4
     rows = {(each.model, each.weights.split(" (")[0]) for each in records}
@@ -314,7 +314,7 @@ def test_classes_of_a_list_in_a_layout_that_is_whole(tmp_path):
 
 def test_a_smoke_run_is_kept_apart_and_removed(run, tmp_path, my_task):
     results = tmp_path / "r"
-    args = ["run", "-m", "test_vit=random", "-t", my_task, "-p", "knn", "--results", results]
+    args = ["run", "-m", "test_vit=random", "-t", my_task, "-p", "knn", "--report", "--results", results]
     run(*args)
     before = (results / "leaderboard.csv").read_text(), (results / "results.csv").read_text()
     output = run(*args, "--limit", 5).output

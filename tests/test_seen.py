@@ -11,7 +11,7 @@ from PIL import Image
 from mixmim_bench.cache import cache_folder
 from mixmim_bench.suite.records import RunStore
 
-ARGS = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn", "--no-report")
+ARGS = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn")
 
 
 @pytest.fixture

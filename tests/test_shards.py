@@ -118,9 +118,9 @@ def test_merged_shards_are_the_whole_bit_for_bit(run, my_task, tmp_path):
     for i, folder in enumerate(folders, 1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MIXMIM_BENCH_CACHE", str(tmp_path / f"cache{i}"))
-            run(*args, "--shard", f"{i}/3", "--no-report", "--results", folder)
+            run(*args, "--shard", f"{i}/3", "--results", folder)
     run("results", "merge", *folders, "--results", tmp_path / "merged")
-    run(*args, "--no-report", "--results", tmp_path / "whole")
+    run(*args, "--results", tmp_path / "whole")
     assert scores(tmp_path / "merged") == scores(tmp_path / "whole")
     assert len(scores(tmp_path / "whole")) == 6
     assert "6 of 6 runs finished already" in run(*args, "--results", tmp_path / "merged").output

@@ -16,7 +16,7 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.features import store as feature_store
 from mixmim_bench.suite.records import RunStore
 
-ARGS = ("run", "--no-report", "-m", "test_vit", "--weights", "random", "-p", "knn", "-p", "linear")
+ARGS = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn", "-p", "linear")
 
 
 @pytest.fixture
