@@ -443,6 +443,14 @@ def test_a_pareto_plot_has_one_version_of_task_metric_and_protocol():
     assert {text.get_text() for text in plot_pareto(rescored, "digits").texts} == {"b"}
 
 
+def test_in_a_notebook_too_a_column_has_the_same_images():
+    later = {"data": "new", "provenance": {"started": "2026-02-01T00:00:00"}}
+    records = [made("a", 0.9, **later), made("b", 0.5, **later), made("c", 0.99, data="old")]
+    frame = to_long(records, {f"{each.model}-run": cost(each.model) for each in records})
+    assert sorted(row[0] for row in leaderboard(frame).index) == ["a", "b"]
+    assert {text.get_text() for text in plot_pareto(frame, "digits").texts} == {"a", "b"}
+
+
 def test_of_a_calibration_error_the_lowest_is_the_best():
     errors = {"a": 0.10, "b": 0.02, "c": 0.05, "d": 0.20}  # a is the cheapest
     records = []

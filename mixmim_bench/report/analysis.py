@@ -65,13 +65,13 @@ def leaderboard(
         Columns (task, protocol) with the mean over seeds, and over all columns `mean`, `normalised`, the mean
         of (score - guess) / (1 - guess), and `rank`, the mean rank; these three are missing for incomplete
         rows, and ranks are among the complete ones. A column has the newest versions of task, metric and
-        protocol, a cell the newest setting of its model; other settings are left out. Of a calibration error
-        (`ece`) the lowest is the best, and `normalised` is missing.
+        protocol and the images of its newest result, a cell the newest setting of its model; other settings
+        are left out. Of a calibration error (`ece`) the lowest is the best, and `normalised` is missing.
     """
     rows = frame[frame["ranked"]] if not metric else frame[frame["metric"] == metric]
     rows = rows[rows["task"].isin(tasks)] if tasks else rows
     rows = rows[rows["protocol"].isin(protocols)] if protocols else rows
-    rows = newest(rows, COLUMN, VERSIONS)
+    rows = _comparable(rows)
     rows = newest(rows, (*ROW, *COLUMN), ["started"], of="setting")
     guesses, lower = rows["guess"].fillna(0.0), lower_is_better(metric)
     share = [
@@ -107,8 +107,8 @@ def plot_pareto(
 ) -> Any:
     """Plot scores of a task against a cost, with intervals and the Pareto front.
 
-    The scores are those of the newest versions of task, metric and protocol, and of the newest setting of
-    each model; over several seeds, the mean ± one standard deviation.
+    The scores are those of the newest versions of task, metric and protocol, on the images of the newest
+    result, and of the newest setting of each model; over several seeds, the mean ± one standard deviation.
 
     Args:
         frame: from `load_results`.
@@ -128,7 +128,7 @@ def plot_pareto(
         raise BenchError(f"no cost {x!r}; {nearest(x, X)}")
     rows = frame[(frame["task"] == task) & (frame["protocol"] == protocol)]
     rows = rows[rows["ranked"]] if not metric else rows[rows["metric"] == metric]
-    rows = newest(rows, COLUMN, VERSIONS)
+    rows = _comparable(rows)
     rows = rows[rows[x].notna()]
     if rows.empty:
         known = sorted({f"{t} {p}" for t, p in zip(frame["task"], frame["protocol"], strict=True)})
@@ -158,6 +158,11 @@ def plot_pareto(
         more_is_better=X[x].more_is_better,
     )
     return draw_on(panel, ax)
+
+
+def _comparable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Keep, in each column, the newest versions and the images of the newest result."""
+    return newest(newest(rows, COLUMN, VERSIONS), COLUMN, ["started"], of="data")
 
 
 def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
