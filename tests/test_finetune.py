@@ -279,7 +279,7 @@ def test_saved_weights_are_a_checkpoint(run, tmp_path):
     record = json.loads(file.read_text())
     assert path.stem == record["run_id"]
     args[3] = path
-    said = run("run", *args, "-p", "knn").output
+    said = run("run", *args, "-p", "knn", "--report").output
     assert path.name.removesuffix(".pth") in said
     state = torch.load(path)
     assert state["run"] == record["identity"]

@@ -188,16 +188,17 @@ def _read(path: Path, schema: type[BaseModel]) -> dict[str, Any]:
 def _validated(values: Any, schema: type[BaseModel]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise NotARecord("it is not a JSON object")
-    try:  # fields that the schema does not know too, since they are written and shown
-        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise NotARecord(f"it holds text that is not Unicode: {error.reason}") from error
-    except ValueError as error:
-        raise NotARecord(f"it holds a number that is not finite: {error}") from error
     try:
         schema.model_validate(values)
     except ValidationError as error:
         raise NotARecord(_first(error)) from error
+    for key, value in values.items():  # with fields that the schema does not know, since they are written too
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise NotARecord(f"{key}: it holds text that is not Unicode") from error
+        except ValueError as error:
+            raise NotARecord(f"{key}: it holds a number that is not finite") from error
     return values
 
 
