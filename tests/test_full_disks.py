@@ -12,7 +12,7 @@ from children import Forked
 from mixmim_bench.features.store import FeatureStore
 from mixmim_bench.suite.records import RunStore
 
-ARGS = ("run", "-m", "test_vit", "--weights", "random", "-p", "knn", "-p", "linear")
+ARGS = ("run", "--report", "-m", "test_vit", "--weights", "random", "-p", "knn", "-p", "linear")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from mixmim_bench.errors import BenchError
 from mixmim_bench.progress import View
 from mixmim_bench.provenance import package_digest, provenance
 from mixmim_bench.suite import node
+from mixmim_bench.suite.board import Board
 from mixmim_bench.suite.channel import Message, Shown
 from mixmim_bench.suite.doing import Doer, Done
 from mixmim_bench.suite.fleet import LOCAL, Cluster
@@ -141,7 +142,7 @@ class RayPool:
             "features_bytes": sum(each.estimate.features_bytes for each in self._queue.left),
         }
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node.this_node(), soft=False)
-        self._board = ray.remote(node.Board).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         try:
             yield
         finally:

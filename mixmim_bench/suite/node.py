@@ -21,6 +21,7 @@ from mixmim_bench.data.roots import DataRoots
 from mixmim_bench.errors import BenchError, show_warnings
 from mixmim_bench.provenance import package_digest, provenance
 from mixmim_bench.specs import OPENVINO, Run
+from mixmim_bench.suite.board import ToBoard
 from mixmim_bench.suite.channel import Message
 from mixmim_bench.suite.doing import Job
 from mixmim_bench.suite.execute import open_run
@@ -29,38 +30,6 @@ from mixmim_bench.weights.download import file_sha256
 
 FULL = 2**26  # free bytes, with fewer of which a failure is that of the node
 INCOMING = ".incoming"  # in the results folder: results that the driver has not taken over yet
-
-
-class Board:
-    """A Ray actor that holds messages of nodes until the driver takes them."""
-
-    def __init__(self) -> None:
-        self._messages: list[tuple[str, Message]] = []
-
-    def tell(self, sender: str, message: Message) -> None:
-        """Append a message."""
-        self._messages.append((sender, message))
-
-    def take(self) -> list[tuple[str, Message]]:
-        """Return all messages, and forget them."""
-        messages, self._messages = self._messages, []
-        return messages
-
-
-@dataclass
-class ToBoard:
-    """Sends messages of a run to the board, and does not wait."""
-
-    board: Any
-    sender: str
-
-    def send(self, **message: Any) -> None:
-        """Send a message."""
-        self.board.tell.remote(self.sender, message)
-
-    def flush(self) -> None:
-        """Wait until all messages have arrived."""
-        ray.get(self.board.tell.remote(self.sender, {}))
 
 
 @dataclass(frozen=True, kw_only=True)
