@@ -1,8 +1,8 @@
 """Commands of mixmim-bench in processes of their own, two at once or stopped at points that have names.
 
-`forked` starts at once, from a server that has imported torch and computed nothing; `commanded` imports all
-again, as what a user types does. `start` and `launch` start the processes of a job, as torchrun does, from
-that server too unless they are to be `real`.
+`forked` starts at once, from a server that has imported torch and computed nothing; `computed` returns what
+a function gives there. `commanded` imports all again, as what a user types does. `start` and `launch` start
+the processes of a job, as torchrun does, from that server too unless they are to be `real`.
 """
 
 import fnmatch

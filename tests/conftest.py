@@ -156,7 +156,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> Costs:
 
 @pytest.fixture(scope="session", autouse=True)
 def _costs_once(costs: Costs) -> Iterator[None]:
-    """Let commands in this process count and measure a model at a size once a session."""
+    """Let commands in this process count and measure a model at a size, and the machine, once a session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mixmim_bench.suite.doing.measure", costs.measure)
         patch.setattr("mixmim_bench.counting.count_on_meta", costs.count_on_meta)

@@ -276,17 +276,20 @@ def test_records_that_contradict_themselves_are_refused(tmp_path, mine, yours, c
     assert len(yours.records()) == 1
 
 
-def test_a_network_that_is_there_keeps_its_names(tmp_path, mine):
-    """Else a merged result could rename those that are there, with which it shares a cell or a row."""
-    (known,) = [record for record in mine.records() if record.model == "a"]
-    other = saved(tmp_path / "other", {"a": right(0.8, 3)}, task="other", costs=False)
-    (record,) = other.records()
-    assert record.identity["weights"] == known.identity["weights"]
-    renamed = dataclasses.replace(record, model="better", weights="mine")
-    other.save(renamed, other.arrays(record.run_id))
-    assert merge(mine, other.folder).added == [record.run_id]
-    merged = mine.result(record.run_id)
-    assert (merged.model, merged.weights) == (known.model, known.weights)
+def test_another_seed_gets_the_names_that_its_cell_has(tmp_path, mine):
+    """Else a newer seed could rename what is there; at another size, a model has a name of its own."""
+    kept = mine.arrays(mine.records()[0].run_id)
+    mine.save(made("a", right(0.9, 0).mean(), protocol="finetune", seed=0), kept)
+    seed = made("a", right(0.9, 0).mean(), protocol="finetune", seed=1)
+    other = RunStore(tmp_path / "other")
+    other.prepare()
+    other.save(dataclasses.replace(seed, model="better", weights="mine"), kept)
+    identity = {**seed.identity, "preprocessing": {"size": [64, 64]}}
+    larger = dataclasses.replace(seed, identity=identity, run_id=digest(identity), model="a@64")
+    other.save(larger, kept)
+    assert sorted(merge(mine, other.folder).added) == sorted([seed.run_id, larger.run_id])
+    assert (mine.result(seed.run_id).model, mine.result(seed.run_id).weights) == ("a", "w")
+    assert mine.result(larger.run_id).model == "a@64"
 
 
 def test_damaged_bundles_and_other_folders_are_errors(run, tmp_path, mine, yours):

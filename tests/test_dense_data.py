@@ -25,7 +25,7 @@ from mixmim_bench.data.layout import LayoutError
 from mixmim_bench.data.layouts.ade20k import Challenge
 from mixmim_bench.data.layouts.coco import COCO
 from mixmim_bench.data.layouts.pairs import MaskCSV, MaskFolders
-from mixmim_bench.data.layouts.scenes import PARTS, Detected, Segmented, png, scenes
+from mixmim_bench.data.layouts.scenes import PARTS, Detected, Segmented, png, scenes, write_scenes
 from mixmim_bench.data.loading import ImageDataset
 from mixmim_bench.data.objects import Ragged
 from mixmim_bench.data.roots import DataRoots
@@ -628,7 +628,8 @@ def test_the_fingerprints_of_the_scenes_stay():
         assert fingerprint(scene_split(layout(Path(), list(PARTS)))) == FINGERPRINTS[kind]
 
 
-def test_scenes_are_whole_and_written_once(tmp_path):
+def test_scenes_are_whole_and_written_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixmim_bench.data.layouts.scenes.write_scenes", write_scenes)  # each time, really
     Segmented(Path(), ["testing"]).part("testing")
     folder = tmp_path / "cache" / "scenes" / "v1"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}

@@ -22,10 +22,11 @@ def _as_run(task: "TaskSpec", record: "RunRecord") -> "TaskSpec":
 def _name_and_weights(text: str) -> "tuple[str, dict[str, str] | None]":
     """Return the name of a model, and its weights as in identities; None where it was named without."""
     from mixmim_bench.modelfile import model_and_weights
+    from mixmim_bench.specs import AUTO
     from mixmim_bench.weights.find import resolve_weights
 
-    model, weights = model_and_weights(text, otherwise="")
-    return model.name, resolve_weights(model, weights).identity() if weights else None
+    model, weights = model_and_weights(text)
+    return model.name, None if weights == AUTO else resolve_weights(model, weights).identity()
 
 
 @click.command(

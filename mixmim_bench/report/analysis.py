@@ -14,7 +14,7 @@ from mixmim_bench.report.frame import to_long
 from mixmim_bench.report.intervals import with_current_intervals
 from mixmim_bench.report.panels import Dots, Matrix, Panel, Point
 from mixmim_bench.report.plots import AXES
-from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest
+from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest, over_seeds
 from mixmim_bench.report.runplots import figures_of
 from mixmim_bench.scoring.metrics import above_guess, lower_is_better
 from mixmim_bench.suite.records import RunStore
@@ -135,7 +135,7 @@ def plot_pareto(
         raise BenchError(f"no results of {task} {protocol} with {x}; {nearest(f'{task} {protocol}', known)}")
     from mixmim_bench.report.drawing import draw_on
 
-    rows = _over_seeds(newest(rows, ROW, ["started"], of="setting"))
+    rows = over_seeds(newest(rows, ROW, ["started"], of="setting"), ROW)
     names = names_of(rows)
     points = [
         Point(
@@ -163,18 +163,6 @@ def plot_pareto(
 def _comparable(rows: pd.DataFrame) -> pd.DataFrame:
     """Keep, in each column, the newest versions and the images of the newest result."""
     return newest(newest(rows, COLUMN, VERSIONS), COLUMN, ["started"], of="data")
-
-
-def _over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """Replace the seeds of a model by their mean ± one standard deviation."""
-    of_model = rows.groupby(list(ROW))["value"]
-    mean, spread, several = (
-        of_model.transform("mean"),
-        of_model.transform("std"),
-        of_model.transform("size") > 1,
-    )
-    low, high = rows["low"].mask(several, mean - spread), rows["high"].mask(several, mean + spread)
-    return rows.assign(value=mean, low=low, high=high).drop_duplicates(list(ROW))
 
 
 def plot_fewshot(frame: pd.DataFrame, task: str, head: str = "", ax: Any = None) -> Any:

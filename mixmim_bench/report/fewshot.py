@@ -8,7 +8,7 @@ import pandas as pd
 
 from mixmim_bench.errors import BenchError, nearest
 from mixmim_bench.report.panels import Curve, CurvePanel
-from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest
+from mixmim_bench.report.rows import COLUMN, ROW, VERSIONS, names_of, newest, over_seeds
 from mixmim_bench.report.text import one_line
 
 # what is trained on the images: a head of `fewshot`, or `linear` on the variants NAME@5shot of a task
@@ -92,17 +92,13 @@ def _curves(rows: pd.DataFrame) -> dict[str, Curve]:
     """Return the curves of a task; over several seeds, the mean ± one standard deviation."""
     curves = {}
     for label, of_model in rows.groupby("label"):
-        of_shots = of_model.groupby("shots")
-        mean, spread = of_shots["value"].mean(), of_shots["value"].std()
-        several = of_shots.size() > 1
-        low = (mean - spread).where(several, of_shots["low"].first())
-        high = (mean + spread).where(several, of_shots["high"].first())
+        shown = over_seeds(of_model, ["shots"]).sort_values("shots")
         curves[str(label)] = Curve(
             label=str(label),
-            x=tuple(map(float, mean.index)),
-            y=_in_percent(mean),
-            low=_in_percent(low),
-            high=_in_percent(high),
+            x=tuple(map(float, shown["shots"])),
+            y=_in_percent(shown["value"]),
+            low=_in_percent(shown["low"]),
+            high=_in_percent(shown["high"]),
             hollow=bool(of_model["random_init"].all()),
         )
     return curves

@@ -1,4 +1,4 @@
-"""Rows of the long table: the newest ones of each group, and names for them."""
+"""Rows of the long table: the newest ones of each group, one for all seeds, and names for them."""
 
 from collections.abc import Sequence
 
@@ -16,6 +16,15 @@ def newest(rows: pd.DataFrame, by: Sequence[str], keys: Sequence[str], of: str =
     shared = [*by, *([of] if of else keys)]
     best = rows.sort_values(list(keys), kind="stable").drop_duplicates(list(by), keep="last")
     return rows.merge(best[shared], on=shared)
+
+
+def over_seeds(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Replace the seeds of each group by one row: of several, the mean ± one standard deviation."""
+    values = rows.groupby(list(by))["value"]
+    mean, spread = values.transform("mean"), values.transform("std")
+    several = values.transform("size") > 1
+    low, high = rows["low"].mask(several, mean - spread), rows["high"].mask(several, mean + spread)
+    return rows.assign(value=mean, low=low, high=high).drop_duplicates(list(by))
 
 
 def names_of(rows: pd.DataFrame) -> dict[tuple[str, str, str], str]:

@@ -28,7 +28,7 @@ from mixmim_bench.registry import MODELS
 from mixmim_bench.scoring.calibration import score_calibration
 from mixmim_bench.scoring.metrics import METRICS, Items, score_items, value_of_items
 from mixmim_bench.scoring.predictions import PREDICTIONS, restore
-from mixmim_bench.specs import ECE, RECORD_SCHEMA, RunRecord, Score, digest
+from mixmim_bench.specs import ECE, RECORD_SCHEMA, RunRecord, Score
 from mixmim_bench.suite.records import RunStore
 from mixmim_bench.suite.schema import NotARecord, read_cost, read_record
 from mixmim_bench.suite.selection import load_tasks
@@ -92,14 +92,15 @@ def merge(store: RunStore, source: Path, say: Callable[[str], None] = lambda _: 
 
     A result that differs from one that is there is refused: nothing is replaced. So are records that are
     invalid, or whose scores are not those of their predictions; those without predictions do not count as
-    finished and are refused too. A network that is there already keeps its names.
+    finished and are refused too. A result that differs only in the seed from one that is there, and thus
+    shares its cell, gets the names of its model and weights.
 
     Raises:
         BenchError: the source is no bundle, or holds names or sizes that no bundle has.
     """
     store.prepare()
     merged = Merged()
-    names = {_network_of(record): (record.model, record.weights) for record in store.records()}
+    names = {record.setting: (record.model, record.weights) for record in store.records()}
     with _unpacked(source, store.folder) as folder:
         for path in sorted((folder / "runs").glob("*.json")):
             try:
@@ -124,35 +125,32 @@ def _costs_of(store: RunStore, run_id: str) -> list[str]:
     return list(record.costs.values()) if record is not None else []
 
 
-def _network_of(record: RunRecord) -> str:
-    return digest([record.identity[key] for key in ("arch", "kwargs", "weights")])
-
-
-def _check_times(record: RunRecord) -> None:
-    """Check that a run has begun in the past, since the newest decides what is usual; raises BenchError."""
+def _check_place(record: RunRecord) -> None:
+    """Check what decides whose cell a result shares, and which settings are usual; raises BenchError."""
+    name, kind = record.protocol, record.identity["task"]["kind"]
+    seeded = find_protocol(name, kind).stochastic or record.random_init
+    if record.identity["seed"] is not None and not seeded:
+        raise BenchError(f"it has a seed, and nothing in {name} is random with trained weights")
     text = record.provenance.get("started", "")
+    if not text:  # the oldest
+        return
     try:
-        started = datetime.fromisoformat(text) if text else datetime.min
+        started = datetime.fromisoformat(text)
     except ValueError:
         raise BenchError(f"it was started at {text!r}, which is no time") from None
     if started.replace(tzinfo=started.tzinfo or UTC) > datetime.now(UTC) + timedelta(days=1):
         raise BenchError(f"it was started at {text}, which is in the future")
 
 
-def _merge_one(
-    store: RunStore,
-    folder: Path,
-    path: Path,
-    names: Mapping[str, tuple[str, str]],
-) -> str:
+def _merge_one(store: RunStore, folder: Path, path: Path, names: Mapping[str, tuple[str, str]]) -> str:
     record = read_record(path)
     if record.error:
         raise BenchError("it is a failed run")
     arrays = _read_arrays(folder / "runs" / f"{record.run_id}.npz")
     check_versions(record)
-    _check_times(record)
+    _check_place(record)
     record = scored_again(record, arrays)
-    model, weights = names.get(_network_of(record), (record.model, record.weights))
+    model, weights = names.get(record.setting, (record.model, record.weights))
     record = dataclasses.replace(record, model=model, weights=weights)
     with store.claim(record.run_id) as claimed:
         if not claimed:
@@ -181,18 +179,17 @@ def check_versions(record: RunRecord) -> None:
     kind, protocol = identity["task"].get("kind", ""), identity["protocol"]
     if kind not in PREDICTIONS:
         raise BenchError(f"the kind of task {kind!r} is unknown")
-    ours = find_protocol(protocol["name"], kind)
-    known = [(f"protocol {protocol['name']}", protocol["version"], ours.version)]
-    if identity["seed"] is not None and not ours.stochastic and not record.random_init:
-        raise BenchError(f"it has a seed, and nothing in {protocol['name']} is random with trained weights")
+    known = [
+        (f"protocol {protocol['name']}", protocol["version"], find_protocol(protocol["name"], kind).version)
+    ]
     task = load_tasks().get(record.task.partition("@")[0])
     if task is not None:
         known.append((f"task {task.name}", identity["task"]["version"], task.version))
     archs = {model.arch: model.version for model in MODELS}
     known.append((f"architecture {identity['arch']}", record.arch_version, archs.get(identity["arch"], 1)))
-    for what, version, here in known:
-        if version > here:
-            raise BenchError(f"{what} has version {version}, and this installation has {here}; update it")
+    for what, theirs, ours in known:
+        if theirs > ours:
+            raise BenchError(f"{what} has version {theirs}, and this installation has {ours}; update it")
     for name in identity["task"]["metrics"]:
         if name not in METRICS or kind not in METRICS[name].kinds:
             raise BenchError(f"the metric {name!r} is unknown for {kind} tasks")
